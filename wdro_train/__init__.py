@@ -1,0 +1,3 @@
+"""Train and judge image classifiers against Wasserstein distributional adversaries."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,208 @@
+"""What every attack shares: the protocol, its result, the checks at the door, and the input gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import LossFunction
+from wdro_train.threat import WassersteinBall
+
+BatchNormMode = Literal["eval", "train"]
+_FP16_LOSS_SCALE = 2.0**12
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """A perturbed batch and what it cost.
+
+    Attributes:
+        x_adv: Perturbed images in [0, 1], float32, shape [B, C, H, W].
+        distances: ||x'_i - x_i||_s, float64, shape [B].
+        upsilon: (E ||grad J||_*^q)^(1/q) at the attack's first iterate, over the attack's scope; float64 scalar.
+        dual_norms: ||grad J||_* at the first iterate, float64, shape [B].
+        losses: J at the first iterate, shape [B].
+        logits: Logits at the first iterate (the clean images unless the start is random), shape [B, m].
+        zero_gradients: Number of images whose first gradient vanished, int64 scalar.
+        nonfinite_gradients: Number of (image, step) pairs whose gradient was not finite, int64 scalar.
+        adv_logits: Logits at x_adv, where the attack had computed them.
+        best_mean_loss: Largest mean loss over the iterates, where the attack had computed all of them.
+    """
+
+    x_adv: Tensor
+    distances: Tensor
+    upsilon: Tensor
+    dual_norms: Tensor
+    losses: Tensor
+    logits: Tensor
+    zero_gradients: Tensor
+    nonfinite_gradients: Tensor
+    adv_logits: Tensor | None = None
+    best_mean_loss: Tensor | None = None
+
+
+class Attack(Protocol):
+    """A map from a batch to its worst case inside a Wasserstein ball."""
+
+    ball: WassersteinBall
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+            x: Images in [0, 1], shape [B, C, H, W].
+            y: Labels, shape [B].
+            weight: Shape [B]; 0 for padding, which then counts in no mean.
+            reducer: Joins the ranks that share the global batch; None for one process.
+            generator: Source of random starts, seeded alike on all ranks; None for the default one.
+        """
+        ...
+
+
+class LabelRange(NamedTuple):
+    """Smallest and largest label of a batch."""
+
+    low: int
+    high: int
+
+
+def check_batch(x: Tensor, y: Tensor) -> LabelRange:
+    """Refuse anything but floating-point images in [0, 1] with one label each. One transfer to the host.
+
+    Returns:
+        The label range, for `check_labels` once the number of classes is known.
+
+    Raises:
+        UserError: Wrong type, shape or range.
+    """
+    if not x.is_floating_point():
+        raise UserError(f"images are {x.dtype}; scale them to floating point in [0, 1]")
+    if y.is_floating_point() or y.shape != x.shape[:1]:
+        raise UserError(f"labels have shape {tuple(y.shape)} and type {y.dtype}; give one integer per image")
+    if x.shape[0] == 0:
+        raise UserError("the batch is empty; give at least one image")
+    ends = torch.stack([x.amin(), x.amax(), y.amin().to(x.dtype), y.amax().to(x.dtype)]).tolist()
+    if not (ends[0] >= 0 and ends[1] <= 1):
+        raise UserError(
+            f"images range over [{ends[0]:g}, {ends[1]:g}]; scale them to [0, 1] and keep the normalisation "
+            "inside the model (wdro_train.models.Normalize)"
+        )
+    return LabelRange(int(ends[2]), int(ends[3]))
+
+
+def check_labels(labels: LabelRange, num_classes: int) -> None:
+    """Refuse labels the network has no output for.
+
+    Raises:
+        UserError: A label outside 0..num_classes-1.
+    """
+    if labels.low < 0 or labels.high >= num_classes:
+        raise UserError(
+            f"labels range over [{labels.low}, {labels.high}] but the network has {num_classes} outputs; "
+            f"use labels 0..{num_classes - 1} or a network with more classes"
+        )
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator[None]:
+    """The model in the mode an attack runs in; afterwards all flags and buffers are as before, per submodule.
+
+    Leaves inference mode and turns gradients on. `eval` freezes BatchNorm and dropout; `train` keeps every
+    submodule's own flag, and undoes what the forward passes did to its buffers. The autocast weight cache is
+    off inside, since casts cached under inference mode cannot be differentiated.
+    """
+    flags = {module: module.training for module in model.modules()}
+    cached = torch.is_autocast_cache_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        buffers = [(b, b.clone()) for b in model.buffers()] if batch_norm == "train" else []
+        try:
+            torch.set_autocast_cache_enabled(False)
+            if batch_norm == "eval":
+                model.eval()
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+            for module, training in flags.items():
+                module.training = training
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+class InputGradient(NamedTuple):
+    """J and grad_x J of a batch; gradients that were not finite are 0 and counted."""
+
+    logits: Tensor
+    losses: Tensor
+    gradient: Tensor
+    nonfinite: Tensor
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: LossFunction, batch_size: int | None = None
+) -> InputGradient:
+    """One forward and one backward with respect to the images only; parameter gradients are not touched.
+
+    Args:
+        model: Maps images to logits; call inside `attack_mode`.
+        x: Images, shape [B, ...], float32.
+        y: Labels, shape [B].
+        loss: Per-image loss.
+        batch_size: Images per forward pass; None for all at once.
+
+    Returns:
+        Logits [B, m], losses [B], gradient [B, ...] float32, and the number of non-finite gradients.
+    """
+    if batch_size is not None and len(x) > batch_size:
+        chunks = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        parts = [input_gradient(model, a, b, loss) for a, b in chunks]
+        logits, losses, gradients, nonfinite = zip(*parts, strict=True)
+        return InputGradient(
+            torch.cat(logits), torch.cat(losses), torch.cat(gradients), torch.stack(nonfinite).sum()
+        )
+    x = x.detach().requires_grad_()
+    logits = forward(model, x)
+    losses = loss(logits, y)
+    scale = _loss_scale(x.device)
+    (gradient,) = torch.autograd.grad(losses.sum() * scale, x)
+    finite = gradient.flatten(1).isfinite().all(1) & losses.detach().isfinite()
+    usable = finite.view(-1, *[1] * (x.dim() - 1))
+    gradient = torch.where(usable, gradient / scale, torch.zeros_like(gradient))
+    return InputGradient(logits.detach(), losses.detach(), gradient, (~finite).sum())
+
+
+def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tensor:
+    """Logits of float32 images, cast to the parameters' type on the way in (true half precision).
+
+    Args:
+        model: Maps images to logits.
+        x: Images, shape [B, ...].
+        batch_size: Images per forward pass; None for all at once.
+    """
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    chunks = [x] if batch_size is None else x.split(batch_size)
+    outputs = [model(chunk.to(parameter.dtype)) for chunk in chunks]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _loss_scale(device: torch.device) -> float:
+    """A power of two that keeps float16 gradients from underflowing; the attack itself is scale-free."""
+    half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+    return _FP16_LOSS_SCALE if half else 1.0

@@ -1,0 +1,96 @@
+"""W-FGSM: the first-order worst-case distribution Q_delta in one step (FGSM is the case p = inf)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks.base import (
+    AttackResult,
+    BatchNormMode,
+    attack_mode,
+    check_batch,
+    check_labels,
+    input_gradient,
+)
+from wdro_train.box import ascend, free_gradient
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.losses import LossFunction, resolve_loss
+from wdro_train.sensitivity import BatchScope, Scope
+from wdro_train.threat import WassersteinBall, per_image
+
+
+class WFGSM:
+    """The push-forward x -> x + delta h(g) (||g||_* / Upsilon)^(q-1) (Bai, He, Jiang, Obloj 2023).
+
+    One forward and one backward pass.
+
+    Args:
+        p: Wasserstein order in (1, inf].
+        norm: Ground norm in [1, inf].
+        delta: Radius.
+        loss: `ce`, `dlr`, `redlr` or a per-image loss.
+        box: True builds Q_delta from the free gradient and spends in full inside [0, 1]^n; False is the poster's
+            formula, clamped to [0, 1] afterwards (the 2023 code).
+        scope: Over what Upsilon is taken; by default the global batch.
+        batch_norm: Mode the model runs in during the attack, `eval` or `train`.
+        batch_size: Images per forward pass; None for all at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float,
+        norm: float,
+        delta: float,
+        loss: str | LossFunction = "ce",
+        box: bool = True,
+        scope: Scope | None = None,
+        batch_norm: BatchNormMode = "eval",
+        batch_size: int | None = None,
+    ) -> None:
+        self.ball = WassersteinBall(p, norm, delta).require_first_order("W-FGSM")
+        self.loss = resolve_loss(loss)
+        self.box = box
+        self.scope: Scope = scope if scope is not None else BatchScope()
+        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Push the batch forward to its part of Q_delta; see `Attack`."""
+        labels = check_batch(x, y)
+        ball, reducer = self.ball, reducer or LocalReducer()
+        with attack_mode(model, self.batch_norm):
+            x, y = x.clone().float(), y.clone()
+            logits, losses, gradient, nonfinite = input_gradient(model, x, y, self.loss, self.batch_size)
+            check_labels(labels, logits.shape[1])
+        with torch.no_grad():
+            slope = free_gradient(gradient, x) if self.box else gradient
+            dual_norms = ball.dual_norms(slope)
+            total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, ball.q)), ball.q)
+            upsilon = moments.power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
+            radii = ball.delta * ball.shares(dual_norms, upsilon)
+            if self.box:
+                x_adv = ascend(ball, x, slope, radii)
+            else:
+                x_adv = (x + per_image(radii, x) * ball.direction(slope)).clamp(0, 1)
+            return AttackResult(
+                x_adv=x_adv,
+                distances=ball.distances(x_adv - x),
+                upsilon=upsilon,
+                dual_norms=dual_norms,
+                losses=losses,
+                logits=logits,
+                zero_gradients=(dual_norms == 0).sum(),
+                nonfinite_gradients=nonfinite,
+            )

@@ -1,0 +1,228 @@
+"""W-PGD: projected gradient ascent on the whole batch as one distribution (PGD is the case p = inf)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks.base import (
+    AttackResult,
+    BatchNormMode,
+    InputGradient,
+    attack_mode,
+    check_batch,
+    check_labels,
+    forward,
+    input_gradient,
+)
+from wdro_train.attacks.keep import Keep, Keeper, make_keeper
+from wdro_train.box import ascend, free_gradient
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import LossFunction, resolve_loss
+from wdro_train.sensitivity import BatchScope, Scope
+from wdro_train.threat import WassersteinBall, per_image
+
+
+class WPGD:
+    """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
+
+    One forward and one backward pass a step, and one more forward unless the last iterate is kept; two small
+    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code (theory, section 4):
+
+    - the projection comes after the clamping, so that no budget is lost to the box;
+    - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
+      pulled back, so that what was won is not undone;
+    - every p in (1, inf] and every ground norm, scale-free.
+
+    Args:
+        p: Wasserstein order in (1, inf].
+        norm: Ground norm in [1, inf].
+        delta: Radius.
+        loss: `ce`, `dlr`, `redlr` or a per-image loss.
+        steps: Number of gradient steps.
+        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps.
+        random_start: Start from uniform noise of size delta instead of the clean images.
+        keep: What is returned: the `last` iterate, the `best` one (lowest accuracy over the batch), or the
+            `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the
+            flips that it pays for are returned, cheapest first. `cheapest` is the strongest against accuracy,
+            `last` is the one to train on.
+        box: Use the free gradient and project after clamping; False is the poster's order.
+        scope: Over what Upsilon and the spent budget are taken; by default the global batch.
+        batch_norm: Mode the model runs in during the attack, `eval` or `train`.
+        batch_size: Images per forward pass; None for all at once.
+        progress: Called after each step with the number of steps done.
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float,
+        norm: float,
+        delta: float,
+        loss: str | LossFunction = "ce",
+        steps: int = 50,
+        step_size: float = 1.875,
+        random_start: bool = False,
+        keep: Keep = "last",
+        box: bool = True,
+        scope: Scope | None = None,
+        batch_norm: BatchNormMode = "eval",
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        if steps < 1:
+            raise UserError(f"attack.steps={steps} makes no step; choose at least 1")
+        if not step_size > 0:
+            raise UserError(f"attack.step_size={step_size} does not ascend; choose a positive one")
+        self.ball = WassersteinBall(p, norm, delta).require_first_order("W-PGD")
+        self.loss = resolve_loss(loss)
+        self.steps = int(steps)
+        self.step_size = float(step_size)
+        self.random_start = random_start
+        self.keep: Keep = keep
+        self.box = box
+        self.scope: Scope = scope if scope is not None else BatchScope()
+        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_size = batch_size
+        self.progress = progress
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch; see `Attack`."""
+        labels = check_batch(x, y)
+        reducer = reducer or LocalReducer()
+        first: InputGradient | None = None
+        with attack_mode(model, self.batch_norm):
+            x, y = x.clone().float(), y.clone()
+            keeper = make_keeper(self.keep, self.ball, x, y, weight, reducer)
+            x_adv = x
+            if self.random_start:
+                x_adv = random_start(self.ball, x, reducer, generator)
+                if keeper is not None:
+                    self._offer(keeper, model, x, y)
+            nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
+            for step in range(self.steps):
+                found = input_gradient(model, x_adv, y, self.loss, self.batch_size)
+                nonfinite += found.nonfinite
+                if keeper is not None:
+                    keeper.offer(x_adv, found.logits, found.losses)
+                    x_adv, finished = keeper.hold(x_adv)
+                    found.gradient.masked_fill_(finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
+                slope = free_gradient(found.gradient, x_adv) if self.box else found.gradient
+                dual_norms = self.ball.dual_norms(slope)
+                upsilon = self._upsilon(dual_norms, weight, reducer, step)
+                if first is None:
+                    check_labels(labels, found.logits.shape[1])
+                    first, first_norms, first_upsilon = found, dual_norms, upsilon
+                x_adv = self._step(x, x_adv, slope, dual_norms, upsilon, weight, reducer, step)
+                if self.progress is not None:
+                    self.progress(step + 1)
+            assert first is not None
+            if keeper is not None:
+                self._offer(keeper, model, x_adv, y)
+                x_adv = keeper.choose()
+            return AttackResult(
+                x_adv=x_adv.detach(),
+                distances=self.ball.distances(x_adv - x),
+                upsilon=first_upsilon,
+                dual_norms=first_norms,
+                losses=first.losses,
+                logits=first.logits,
+                zero_gradients=(first_norms == 0).sum(),
+                nonfinite_gradients=nonfinite,
+                adv_logits=None if keeper is None else keeper.logits,
+                best_mean_loss=None if keeper is None else keeper.mean_loss,
+            )
+
+    @torch.no_grad()
+    def _offer(self, keeper: Keeper, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Offer a point of which no gradient is needed."""
+        logits = forward(model, x, self.batch_size)
+        keeper.offer(x, logits, self.loss(logits, y))
+
+    def _upsilon(self, dual_norms: Tensor, weight: Tensor | None, reducer: Reducer, step: int) -> Tensor:
+        """Upsilon at the current iterate, over the attack's scope."""
+        q = self.ball.q
+        total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, q)), q)
+        return moments.power_mean(self.scope(f"upsilon/{step}", total, q), q)
+
+    @torch.no_grad()
+    def _step(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        slope: Tensor,
+        dual_norms: Tensor,
+        upsilon: Tensor,
+        weight: Tensor | None,
+        reducer: Reducer,
+        step: int,
+    ) -> Tensor:
+        """One ascent step from x_adv and the projection back onto the ball around x."""
+        ball = self.ball
+        radii = self.step_size * ball.delta / self.steps * ball.shares(dual_norms, upsilon)
+        if self.box:
+            u = ascend(ball, x_adv, slope, radii) - x
+        else:
+            u = x_adv + per_image(radii, x) * ball.direction(slope) - x
+        distances = ball.distances(u)
+        if math.isinf(ball.p):
+            allowed = distances.clamp(max=ball.delta)
+        else:
+            held = dual_norms == 0
+            w = torch.ones_like(distances) if weight is None else weight.to(distances)
+            parts = torch.stack(
+                [moments.moment(distances, w * ~held, ball.p), moments.moment(distances, w * held, ball.p)]
+            )
+            gathered = reducer.gather(parts)
+            joined = torch.stack([moments.merge(gathered[:, k], ball.p) for k in (0, 1)])
+            rho = ball.shrinkage(*self.scope(f"distance/{step}", joined, ball.p))
+            allowed = torch.where(held, distances, rho * distances)
+        return (x + ball.shrink(u, distances, allowed)).clamp(0, 1)
+
+
+def random_start(
+    ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None
+) -> Tensor:
+    """Uniform noise of size delta: every image inside its own ball of radius delta, so inside every W_p ball.
+
+    s = inf: uniform in the cube. Otherwise a Gaussian direction of s-norm delta U^(1/n). The noise of the whole
+    global batch is drawn on every rank and rows rank, rank + world_size, ... are taken, which is how a
+    distributed sampler deals out a batch: the images get the same noise on any number of ranks.
+
+    Args:
+        ball: Gives norm and radius.
+        x: This rank's images, shape [B, ...].
+        reducer: Gives rank and number of ranks.
+        generator: Seeded alike on all ranks, on the device of x.
+
+    Returns:
+        Images in [0, 1], same shape as x.
+    """
+    world, rank = reducer.world_size, reducer.rank
+    rows, size = len(x) * world, x[0].numel()
+    noise = torch.empty(rows, size, device=x.device)
+    if math.isinf(ball.norm):
+        noise.uniform_(-ball.delta, ball.delta, generator=generator)
+        u = noise[rank::world]
+    else:
+        noise.normal_(generator=generator)
+        length = torch.empty(rows, device=x.device).uniform_(generator=generator)[rank::world]
+        direction = noise[rank::world]
+        radii = ball.delta * length.double().pow(1 / size)
+        u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
+    return (x + u.view_as(x)).clamp(0, 1)
+
