@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wdro_train import moments
 from wdro_train.distributed import Reducer
+from wdro_train.errors import UserError
 
 
 def upsilon(dual_norms: Tensor, q: float, weight: Tensor | None = None, reducer: Reducer | None = None) -> Tensor:
@@ -99,3 +100,17 @@ class WholeSetScope:
     def __call__(self, key: str, moment: Tensor, exponent: float) -> Tensor:
         """The whole set's moment, whatever the batch."""
         return self.total.to(moment.device)
+
+
+def resolve_scope(scope: str | Scope) -> Scope:
+    """A new scope from its name (`batch`, `running`), or the scope itself.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    if not isinstance(scope, str):
+        return scope
+    kinds: dict[str, type[BatchScope] | type[RunningScope]] = {"batch": BatchScope, "running": RunningScope}
+    if scope not in kinds:
+        raise UserError(f"attack.scope={scope!r} is unknown; choose batch or running")
+    return kinds[scope]()

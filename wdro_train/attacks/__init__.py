@@ -1,7 +1,8 @@
 """Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
 
 from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.pool import Pool
 from wdro_train.attacks.w_fgsm import WFGSM
 from wdro_train.attacks.w_pgd import WPGD
 
-__all__ = ["WFGSM", "WPGD", "Attack", "AttackResult"]
+__all__ = ["WFGSM", "WPGD", "Attack", "AttackResult", "Pool"]

@@ -9,6 +9,7 @@ from wdro_train import moments
 from wdro_train.attacks.base import (
     AttackResult,
     BatchNormMode,
+    InputGradient,
     attack_mode,
     check_batch,
     check_labels,
@@ -17,7 +18,7 @@ from wdro_train.attacks.base import (
 from wdro_train.box import ascend, free_gradient
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.losses import LossFunction, resolve_loss
-from wdro_train.sensitivity import BatchScope, Scope
+from wdro_train.sensitivity import Scope, resolve_scope
 from wdro_train.threat import WassersteinBall, per_image
 
 
@@ -33,7 +34,7 @@ class WFGSM:
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
         box: True builds Q_delta from the free gradient and spends in full inside [0, 1]^n; False is the poster's
             formula, clamped to [0, 1] afterwards (the 2023 code).
-        scope: Over what Upsilon is taken; by default the global batch.
+        scope: Over what Upsilon is taken: `batch` (the global batch), `running`, or a `Scope`.
         batch_norm: Mode the model runs in during the attack, `eval` or `train`.
         batch_size: Images per forward pass; None for all at once.
     """
@@ -46,14 +47,14 @@ class WFGSM:
         delta: float,
         loss: str | LossFunction = "ce",
         box: bool = True,
-        scope: Scope | None = None,
+        scope: str | Scope = "batch",
         batch_norm: BatchNormMode = "eval",
         batch_size: int | None = None,
     ) -> None:
         self.ball = WassersteinBall(p, norm, delta).require_first_order("W-FGSM")
         self.loss = resolve_loss(loss)
         self.box = box
-        self.scope: Scope = scope if scope is not None else BatchScope()
+        self.scope = resolve_scope(scope)
         self.batch_norm: BatchNormMode = batch_norm
         self.batch_size = batch_size
 
@@ -68,14 +69,9 @@ class WFGSM:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Push the batch forward to its part of Q_delta; see `Attack`."""
-        labels = check_batch(x, y)
         ball, reducer = self.ball, reducer or LocalReducer()
-        with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone()
-            logits, losses, gradient, nonfinite = input_gradient(model, x, y, self.loss, self.batch_size)
-            check_labels(labels, logits.shape[1])
+        x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
-            slope = free_gradient(gradient, x) if self.box else gradient
             dual_norms = ball.dual_norms(slope)
             total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, ball.q)), ball.q)
             upsilon = moments.power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
@@ -89,8 +85,35 @@ class WFGSM:
                 distances=ball.distances(x_adv - x),
                 upsilon=upsilon,
                 dual_norms=dual_norms,
-                losses=losses,
-                logits=logits,
+                losses=found.losses,
+                logits=found.logits,
                 zero_gradients=(dual_norms == 0).sum(),
-                nonfinite_gradients=nonfinite,
+                nonfinite_gradients=found.nonfinite,
             )
+
+    def gradient_moment(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None
+    ) -> Tensor:
+        """This batch's contribution to Upsilon, for a pass over the whole set before the attack.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+            x: Images, shape [B, C, H, W].
+            y: Labels, shape [B].
+            weight: Shape [B]; 0 for padding.
+
+        Returns:
+            Moment of ||grad J||_* with exponent q, shape [3]; see `wdro_train.moments`.
+        """
+        _, _, slope = self._slopes(model, x, y)
+        return moments.moment(self.ball.dual_norms(slope), weight, self.ball.q)
+
+    def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
+        """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
+        labels = check_batch(x, y)
+        with attack_mode(model, self.batch_norm):
+            x, y = x.clone().float(), y.clone()
+            found = input_gradient(model, x, y, self.loss, self.batch_size)
+        check_labels(labels, found.logits.shape[1])
+        with torch.no_grad():
+            return x, found, free_gradient(found.gradient, x) if self.box else found.gradient

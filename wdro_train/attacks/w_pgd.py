@@ -24,7 +24,7 @@ from wdro_train.box import ascend, free_gradient
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, resolve_loss
-from wdro_train.sensitivity import BatchScope, Scope
+from wdro_train.sensitivity import Scope, resolve_scope
 from wdro_train.threat import WassersteinBall, per_image
 
 
@@ -52,7 +52,8 @@ class WPGD:
             flips that it pays for are returned, cheapest first. `cheapest` is the strongest against accuracy,
             `last` is the one to train on.
         box: Use the free gradient and project after clamping; False is the poster's order.
-        scope: Over what Upsilon and the spent budget are taken; by default the global batch.
+        scope: Over what Upsilon and the spent budget are taken: `batch` (the global batch), `running`, or
+            a `Scope`.
         batch_norm: Mode the model runs in during the attack, `eval` or `train`.
         batch_size: Images per forward pass; None for all at once.
         progress: Called after each step with the number of steps done.
@@ -70,7 +71,7 @@ class WPGD:
         random_start: bool = False,
         keep: Keep = "last",
         box: bool = True,
-        scope: Scope | None = None,
+        scope: str | Scope = "batch",
         batch_norm: BatchNormMode = "eval",
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
@@ -86,7 +87,7 @@ class WPGD:
         self.random_start = random_start
         self.keep: Keep = keep
         self.box = box
-        self.scope: Scope = scope if scope is not None else BatchScope()
+        self.scope = resolve_scope(scope)
         self.batch_norm: BatchNormMode = batch_norm
         self.batch_size = batch_size
         self.progress = progress

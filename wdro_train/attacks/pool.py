@@ -1,0 +1,60 @@
+"""Several attacks on one ball, joined into one that is at least as strong as each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.attacks.base import Attack, AttackResult, attack_mode, forward
+from wdro_train.attacks.keep import CheapestFlips
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import ce
+
+
+class Pool:
+    """Runs every attack and pays for the cheapest misclassified point of each image, cheapest first.
+
+    Args:
+        attacks: Attacks on the same ball.
+    """
+
+    def __init__(self, attacks: Sequence[Attack]) -> None:
+        if not attacks or any(attack.ball != attacks[0].ball for attack in attacks):
+            raise UserError(f"a pool needs attacks on one ball, got {[a.ball for a in attacks]}")
+        self.attacks = list(attacks)
+        self.ball = attacks[0].ball
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch; first-iterate fields of the result are those of the first attack. See `Attack`."""
+        reducer = reducer or LocalReducer()
+        results = [
+            attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks
+        ]
+        with attack_mode(model), torch.no_grad():
+            x, y = x.clone().float(), y.clone()
+            keeper = CheapestFlips(self.ball, x, y, weight, reducer)
+            for point, known in [(x, None), *((r.x_adv, r.adv_logits) for r in results)]:
+                logits = forward(model, point) if known is None else known
+                keeper.offer(point, logits, ce(logits, y))
+            x_adv = keeper.choose()
+            return replace(
+                results[0],
+                x_adv=x_adv,
+                distances=self.ball.distances(x_adv - x),
+                nonfinite_gradients=torch.stack([r.nonfinite_gradients for r in results]).sum(),
+                adv_logits=keeper.logits,
+                best_mean_loss=None,
+            )

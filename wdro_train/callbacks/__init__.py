@@ -1,0 +1,8 @@
+"""Lightning callbacks."""
+
+from wdro_train.callbacks.adversary import DistributionalAdversary
+from wdro_train.callbacks.images import AdversarialImages
+from wdro_train.callbacks.overfitting import OverfittingWarning
+from wdro_train.callbacks.seeding import SeedEpoch
+
+__all__ = ["AdversarialImages", "DistributionalAdversary", "OverfittingWarning", "SeedEpoch"]

@@ -1,0 +1,94 @@
+"""Grids of clean and adversarial images with predictions, as PNG files and to W&B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from wdro_train.module import Evidence, RobustClassifier
+
+matplotlib.use("Agg", force=False)
+
+
+class AdversarialImages(L.Callback):
+    """After validation, pictures of the first images of the set before and after the validation attack.
+
+    Args:
+        folder: Where the PNG files go.
+        number: Images shown.
+        every_n_epochs: How often.
+    """
+
+    def __init__(self, folder: str, number: int = 8, every_n_epochs: int = 1) -> None:
+        self.folder = Path(folder)
+        self.number = number
+        self.every_n_epochs = every_n_epochs
+        self._shown: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first images of the first batch."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
+        if batch_idx == 0 and due and trainer.is_global_zero and isinstance(outputs, Evidence):
+            clean = outputs.measures["clean_logits"].argmax(1)
+            adv = outputs.adv_logits.argmax(1)
+            parts = (batch[0], outputs.x_adv, batch[1], clean, adv)
+            self._shown = tuple(part[: self.number].cpu() for part in parts)  # type: ignore[assignment]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, save and log."""
+        if self._shown is None or not isinstance(pl_module, RobustClassifier) or pl_module.adversary is None:
+            return
+        ball = pl_module.adversary.ball
+        title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
+        figure = draw_pairs(*self._shown, title=title)
+        self._shown = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
+        figure.savefig(path, dpi=100)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("adversarial_images", [str(path)])
+
+
+def draw_pairs(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, title: str) -> Figure:
+    """Three rows: clean images, adversarial images, their difference (amplified to full range).
+
+    Args:
+        x: Clean images in [0, 1], shape [k, C, H, W].
+        x_adv: Adversarial images, same shape.
+        y: Labels, shape [k].
+        clean: Predictions on x, shape [k].
+        adv: Predictions on x_adv, shape [k].
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(1.3 * len(x) + 0.4, 4.6), layout="constrained")
+    axes = figure.subplots(3, len(x), squeeze=False)
+    change = x_adv.float() - x.float()
+    largest = change.abs().amax().clamp_min(torch.finfo(change.dtype).tiny)
+    rows = (x.float(), x_adv.float(), (change / largest + 1) / 2)
+    for column in range(len(x)):
+        labels = (f"label {y[column]}\nsays {clean[column]}", f"says {adv[column]}", "change")
+        right = (clean[column] == y[column], adv[column] == y[column], True)
+        for row, (images, label, good) in enumerate(zip(rows, labels, right, strict=True)):
+            ax = axes[row][column]
+            picture = images[column].permute(1, 2, 0).squeeze(-1).numpy()
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            ax.set_title(label, fontsize=8, color="black" if good else "crimson")
+            ax.axis("off")
+    figure.suptitle(title, fontsize=9)
+    return figure

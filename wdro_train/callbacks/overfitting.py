@@ -1,0 +1,53 @@
+"""A warning when robustness turns into gradient masking (catastrophic overfitting)."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class OverfittingWarning(L.Callback):
+    """Warns when the one-step accuracy rises while the multi-step accuracy falls.
+
+    Compared with the epoch of the best multi-step accuracy so far: a network that beats W-FGSM ever more often
+    but loses to W-PGD has learnt to hide its gradients.
+
+    Args:
+        tolerance: How far (in accuracy, 0.02 = 2 points) the multi-step accuracy may fall.
+        one_step: Key of the one-step accuracy.
+        multi_step: Key of the multi-step accuracy.
+    """
+
+    def __init__(
+        self, tolerance: float = 0.02, one_step: str = "val/fgsm_acc", multi_step: str = "val/adv_acc"
+    ) -> None:
+        self.tolerance = tolerance
+        self.one_step = one_step
+        self.multi_step = multi_step
+        self._best = -math.inf
+        self._one_step_at_best = math.inf
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare this epoch with the best one."""
+        if trainer.sanity_checking or self.multi_step not in trainer.callback_metrics:
+            return
+        one = float(trainer.callback_metrics[self.one_step])
+        many = float(trainer.callback_metrics[self.multi_step])
+        if many > self._best:
+            self._best, self._one_step_at_best = many, one
+        elif many < self._best - self.tolerance and one > self._one_step_at_best:
+            rank_zero_warn(
+                f"epoch {trainer.current_epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
+                f"while {self.multi_step} fell from {self._best:.3f} to {many:.3f}; the network is hiding its "
+                "gradients (catastrophic overfitting): use attack.random_start=true and more attack.steps"
+            )
+
+    def state_dict(self) -> dict[str, float]:
+        """The best epoch so far."""
+        return {"best": self._best, "one_step_at_best": self._one_step_at_best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Continue from a checkpoint."""
+        self._best, self._one_step_at_best = state_dict["best"], state_dict["one_step_at_best"]

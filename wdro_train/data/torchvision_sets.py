@@ -1,0 +1,111 @@
+"""MNIST, Fashion-MNIST and CIFAR in torchvision's folder layout, downloaded on request."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import datasets
+
+from wdro_train.data.base import ImageArrays, ImageDataModule
+from wdro_train.errors import UserError
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class TorchvisionDataModule(ImageDataModule):
+    """A dataset of torchvision with `train=True` and `train=False` parts.
+
+    Args:
+        name: Class in `torchvision.datasets`.
+        root: Folder in torchvision's layout.
+        download: Fetch what is missing (needs a network).
+        **kwargs: See `ImageDataModule`.
+    """
+
+    def __init__(self, *, name: str, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.make: Callable[..., Any] = getattr(datasets, name)
+        self.name = name
+        self.root = Path(root)
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download once, on one process."""
+        if self.download:
+            for train in (True, False):
+                self.make(self.root, train=train, download=True)
+
+    def load(self) -> tuple[ImageArrays, ImageArrays]:
+        """Training and test part.
+
+        Raises:
+            UserError: The files are not there.
+        """
+        return self._read(self.root)
+
+    def _read(self, root: Path) -> tuple[ImageArrays, ImageArrays]:
+        try:
+            train, test = (self.make(root, train=part, download=False) for part in (True, False))
+        except RuntimeError:
+            raise UserError(self._how_to_get()) from None
+        return _arrays(train), _arrays(test)
+
+    def _how_to_get(self) -> str:
+        return (
+            f"{self.name} is not under {self.root.resolve()}; run once with data.download=true, "
+            "or point data.root at a folder in torchvision's layout"
+        )
+
+
+class GzipDataModule(TorchvisionDataModule):
+    """MNIST-like sets, which are also read straight from a folder with their four `.gz` files.
+
+    Args:
+        gz_folder: Where a system package installs the four files; used when `root` does not hold the set.
+        package: Name of that package, for the error message.
+        **kwargs: See `TorchvisionDataModule`.
+    """
+
+    def __init__(self, *, gz_folder: str | None = None, package: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gz_folder = None if gz_folder is None else Path(gz_folder)
+        self.package = package
+
+    def load(self) -> tuple[ImageArrays, ImageArrays]:
+        """Training and test part, from `root`, or else unpacked from the `.gz` files."""
+        for folder in (self.root, self.gz_folder):
+            if folder is not None and all((folder / f"{name}.gz").is_file() for name in _IDX_FILES):
+                return self._unpack(folder)
+        return super().load()
+
+    def _unpack(self, folder: Path) -> tuple[ImageArrays, ImageArrays]:
+        with tempfile.TemporaryDirectory() as scratch:
+            raw = Path(scratch) / self.name / "raw"
+            raw.mkdir(parents=True)
+            for name in _IDX_FILES:
+                with gzip.open(folder / f"{name}.gz") as packed, (raw / name).open("wb") as plain:
+                    shutil.copyfileobj(packed, plain)
+            return self._read(Path(scratch))
+
+    def _how_to_get(self) -> str:
+        if self.package is None:
+            return super()._how_to_get()
+        return f"{super()._how_to_get()}, or install the Debian package {self.package} (apt install {self.package})"
+
+
+def _arrays(dataset: Any) -> ImageArrays:
+    """uint8 images [N, C, H, W] and labels of a torchvision dataset held in memory."""
+    images = torch.as_tensor(dataset.data)
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return ImageArrays(images.contiguous(), torch.as_tensor(dataset.targets).long())

@@ -1,0 +1,10 @@
+"""The mathematics of the metrics, as pure functions."""
+
+from wdro_train.metrics.functional.bounds import (
+    LowerBounds,
+    accuracy_ratio,
+    first_order_value,
+    lower_bounds,
+)
+
+__all__ = ["LowerBounds", "accuracy_ratio", "first_order_value", "lower_bounds"]

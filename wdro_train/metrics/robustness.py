@@ -1,0 +1,204 @@
+"""torchmetrics for whole-set robustness: summed states, so that any batching and any number of ranks agree.
+
+Every `update` takes a `weight` [B] that is 0 for padding. Counts are int64, sums float64. `compute` returns a
+dictionary of Python-convertible scalars under the keys given in each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from wdro_train import moments
+from wdro_train.losses import correct
+from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.threat import WassersteinBall
+
+
+class _SummedMetric(Metric):
+    """States added over batches and ranks."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    def _add_sums(self, names: tuple[str, ...], dtype: torch.dtype) -> None:
+        for name in names:
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def _scalars(self, **values: float | Tensor) -> dict[str, Tensor]:
+        return {
+            key: torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            for key, value in values.items()
+        }
+
+
+class CleanAccuracy(_SummedMetric):
+    """A = P(S): share of images whose label's logit is strictly the largest (a tie is wrong).
+
+    Keys: `clean_acc`.
+
+    >>> metric = CleanAccuracy()
+    >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.ones(2))
+    >>> metric.compute()
+    {'clean_acc': tensor(0.5000)}
+    """
+
+    hits: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._add_sums(("hits", "total"), torch.int64)
+
+    def update(self, clean_logits: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """Count a batch: logits [B, m], labels [B], weight [B]."""
+        counts = weight > 0
+        self.hits += (correct(clean_logits, labels) & counts).sum()
+        self.total += counts.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The accuracy, in [0, 1]."""
+        return self._scalars(clean_acc=self.hits / self.total)
+
+
+class AdversarialAccuracy(_SummedMetric):
+    """Accuracy left by an attack, its ratio R = A_delta / A, and the budget the attack spent.
+
+    Keys: `adv_acc`, `ratio`, `spent` ((E ||x' - x||_s^p)^(1/p), an upper bound on W_p).
+
+    Args:
+        ball: The threat; gives p.
+        **kwargs: Passed to `torchmetrics.Metric`.
+    """
+
+    clean_hits: Tensor
+    adv_hits: Tensor
+    total: Tensor
+    displacement: Tensor
+
+    def __init__(self, ball: WassersteinBall, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.p = ball.p
+        self._add_sums(("clean_hits", "adv_hits", "total"), torch.int64)
+        _add_moment(self, "displacement", ball.p)
+
+    def update(
+        self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, distances: Tensor, weight: Tensor
+    ) -> None:
+        """Count a batch: logits [B, m] of clean and perturbed images, displacement norms [B]."""
+        counts = weight > 0
+        self.clean_hits += (correct(clean_logits, labels) & counts).sum()
+        self.adv_hits += (correct(adv_logits, labels) & counts).sum()
+        self.total += counts.sum()
+        part = moments.moment(distances, weight, self.p)
+        self.displacement = moments.merge(torch.stack([self.displacement, part]), self.p)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Accuracy and ratio in [0, 1], and the distance spent."""
+        adv_acc = (self.adv_hits / self.total).item()
+        return self._scalars(
+            adv_acc=adv_acc,
+            ratio=accuracy_ratio(adv_acc, (self.clean_hits / self.total).item()),
+            spent=moments.power_mean(self.displacement, self.p),
+        )
+
+
+class FirstOrderBounds(_SummedMetric):
+    """The poster's quantities of the first-order worst case Q_delta (W-FGSM), over everything it was shown.
+
+    Keys: `v0` V(0), `w0` W(0) (NaN if nothing is misclassified), `v_q` E_{Q_delta}[J], `upsilon`,
+    `v_first_order` V(0) + delta Upsilon, `fgsm_acc` Q_delta(S), `fgsm_spent`, `ratio_upper` R^u,
+    `ratio_lower_attack` R~^l, `ratio_lower_gradient` R-^l, `ratio_lower` R^l. The lower bounds are asymptotic.
+
+    Upsilon is that of the whole set. The others are too if every batch was moved with that Upsilon.
+
+    Args:
+        ball: The threat.
+        **kwargs: Passed to `torchmetrics.Metric`.
+    """
+
+    clean_hits: Tensor
+    q_hits: Tensor
+    total: Tensor
+    clean_loss: Tensor
+    wrong_loss: Tensor
+    q_loss: Tensor
+    gradient: Tensor
+    displacement: Tensor
+
+    def __init__(self, ball: WassersteinBall, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.p, self.q, self.delta = ball.p, ball.q, ball.delta
+        self._add_sums(("clean_hits", "q_hits", "total"), torch.int64)
+        self._add_sums(("clean_loss", "wrong_loss", "q_loss"), torch.float64)
+        _add_moment(self, "gradient", ball.q)
+        _add_moment(self, "displacement", ball.p)
+
+    def update(
+        self,
+        clean_logits: Tensor,
+        clean_losses: Tensor,
+        q_logits: Tensor,
+        q_losses: Tensor,
+        dual_norms: Tensor,
+        q_distances: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            clean_logits: Shape [B, m].
+            clean_losses: J at the clean images, shape [B].
+            q_logits: Logits of the W-FGSM images, shape [B, m].
+            q_losses: J at the W-FGSM images, shape [B].
+            dual_norms: ||grad J||_* at the clean images, shape [B].
+            q_distances: Displacement of the W-FGSM images, shape [B].
+            labels: Shape [B].
+            weight: Shape [B]; 0 for padding.
+        """
+        counts = weight > 0
+        right = correct(clean_logits, labels)
+        self.clean_hits += (right & counts).sum()
+        self.q_hits += (correct(q_logits, labels) & counts).sum()
+        self.total += counts.sum()
+        self.clean_loss += clean_losses[counts].double().sum()
+        self.wrong_loss += clean_losses[counts & ~right].double().sum()
+        self.q_loss += q_losses[counts].double().sum()
+        slope = moments.moment(dual_norms, weight, self.q)
+        self.gradient = moments.merge(torch.stack([self.gradient, slope]), self.q)
+        moved = moments.moment(q_distances, weight, self.p)
+        self.displacement = moments.merge(torch.stack([self.displacement, moved]), self.p)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All quantities of the first-order worst case."""
+        n, hits = int(self.total), int(self.clean_hits)
+        v0, v_q = (self.clean_loss / n).item(), (self.q_loss / n).item()
+        w0 = (self.wrong_loss / (n - hits)).item() if n > hits else float("nan")
+        upsilon = moments.power_mean(self.gradient, self.q).item()
+        fgsm_acc = int(self.q_hits) / n
+        lower = lower_bounds(w0, v0, v_q, self.delta, upsilon)
+        return self._scalars(
+            v0=v0,
+            w0=w0,
+            v_q=v_q,
+            upsilon=upsilon,
+            v_first_order=first_order_value(v0, self.delta, upsilon),
+            fgsm_acc=fgsm_acc,
+            fgsm_spent=moments.power_mean(self.displacement, self.p),
+            ratio_upper=accuracy_ratio(fgsm_acc, hits / n),
+            ratio_lower_attack=lower.attack,
+            ratio_lower_gradient=lower.gradient,
+            ratio_lower=lower.minimum,
+        )
+
+
+def _add_moment(metric: Metric, name: str, exponent: float) -> None:
+    """A power-mean state, merged over ranks rather than summed."""
+    join: Callable[[Tensor], Tensor] = partial(moments.merge, exponent=exponent)
+    metric.add_state(name, torch.zeros(3, dtype=torch.float64), dist_reduce_fx=join)

@@ -1,0 +1,22 @@
+"""Distributional adversarial training: the mean loss under the worst-case distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.losses import ce
+from wdro_train.objectives.base import ObjectiveResult
+
+
+class Adversarial:
+    """Minimise E_{Q_delta}[CE(f(x'), y)], Q_delta by whatever attack the callback runs."""
+
+    needs_adversary = True
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+    ) -> ObjectiveResult:
+        """Cross-entropy on x_adv; see `Objective`."""
+        logits = model(x_adv)
+        return ObjectiveResult(ce(logits, y).mean(), None, logits, {})

@@ -1,0 +1,63 @@
+"""First-order penalty: V(0) + delta Upsilon by double backward, no attack."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.losses import LossFunction, resolve_loss
+from wdro_train.objectives.base import ObjectiveResult
+from wdro_train.sensitivity import upsilon
+from wdro_train.threat import WassersteinBall
+
+
+class FirstOrderPenalty:
+    """Minimise V(0) + delta Upsilon, Upsilon = (E ||grad_x J||_*^q)^(1/q) over the global batch.
+
+    grad Upsilon = E[c_i grad ||g_i||_*] with c_i = (||g_i||_* / Upsilon)^(q-1) held fixed, so every rank
+    minimises its own mean of c_i ||g_i||_* (whose value over all ranks is Upsilon) and only Upsilon itself is
+    communicated.
+
+    Args:
+        p: Wasserstein order in (1, inf].
+        norm: Ground norm in [1, inf].
+        delta: Radius.
+        loss: The loss J.
+    """
+
+    needs_adversary = False
+
+    def __init__(self, *, p: float, norm: float, delta: float, loss: str | LossFunction = "ce") -> None:
+        self.ball = WassersteinBall(p, norm, delta).require_first_order("the first-order penalty")
+        self.loss = resolve_loss(loss)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+    ) -> ObjectiveResult:
+        """Loss and penalty on x; see `Objective`."""
+        x = x.detach().float().requires_grad_()
+        logits = model(x)
+        losses = self.loss(logits, y)
+        (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+        norms = _differentiable_norms(gradient, self.ball.dual)
+        total = upsilon(norms.detach(), self.ball.q, reducer=reducer)
+        penalty = (self.ball.shares(norms.detach(), total).to(norms) * norms).mean()
+        value = losses.mean()
+        terms = {"v0": value.detach(), "upsilon": total.float()}
+        return ObjectiveResult(value + self.ball.delta * penalty, logits, None, terms)
+
+
+def _differentiable_norms(g: Tensor, order: float) -> Tensor:
+    """||g_i|| with a gradient, [B]; images without gradient contribute none (the norm has a kink at 0)."""
+    flat = g.flatten(1)
+    size = flat.detach().abs().amax(1, keepdim=True)
+    alive = size > 0
+    ratio = torch.where(alive, flat, 1.0) / torch.where(alive, size, 1.0)
+    if math.isinf(order):
+        norms = ratio.abs().amax(1)
+    else:
+        norms = torch.linalg.vector_norm(ratio, ord=order, dim=1)
+    return torch.where(alive, size, 0.0).squeeze(1) * norms

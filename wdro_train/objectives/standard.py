@@ -1,0 +1,22 @@
+"""Standard training: the mean loss on clean images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.losses import ce
+from wdro_train.objectives.base import ObjectiveResult
+
+
+class Standard:
+    """Minimise V(0) = E_P[CE(f(x), y)]."""
+
+    needs_adversary = False
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+    ) -> ObjectiveResult:
+        """Cross-entropy on x; see `Objective`."""
+        logits = model(x)
+        return ObjectiveResult(ce(logits, y).mean(), logits, None, {})

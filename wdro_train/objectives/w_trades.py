@@ -1,0 +1,38 @@
+"""W-TRADES: clean loss plus a pull between clean and worst-case predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import ce
+from wdro_train.objectives.base import ObjectiveResult
+
+
+class WTrades:
+    """Minimise E[CE(f(x), y)] + beta E KL(f(x) || f(x')), x' the Q_delta image of x (in the spirit of arXiv 2502.09352).
+
+    The attack needs a label-based loss or a random start: the KL has no gradient at x' = x.
+
+    Args:
+        beta: Weight of the KL term, >= 0.
+    """
+
+    needs_adversary = True
+
+    def __init__(self, beta: float = 6.0) -> None:
+        if not beta >= 0:
+            raise UserError(f"objective.beta={beta} is not a weight; choose beta >= 0")
+        self.beta = beta
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+    ) -> ObjectiveResult:
+        """Both images in one forward pass, so that BatchNorm sees one batch; see `Objective`."""
+        clean, adv = model(torch.cat([x, x_adv.to(x.dtype)])).chunk(2)
+        log_clean, log_adv = clean.float().log_softmax(1), adv.float().log_softmax(1)
+        kl = (log_clean.exp() * (log_clean - log_adv)).sum(1).mean()
+        natural = ce(clean, y).mean()
+        return ObjectiveResult(natural + self.beta * kl, clean, adv, {"ce": natural.detach(), "kl": kl.detach()})
