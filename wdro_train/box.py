@@ -31,7 +31,7 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
 
 
 def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
-    """argmax <g_i, x'_i> over ||x'_i - x_i||_s <= radius_i and x'_i in [0, 1]^n.
+    """Maximise <g_i, x'_i> over ||x'_i - x_i||_s <= radius_i and x'_i in [0, 1]^n.
 
     s = inf: clamp(x + r sign g), exact. s = 1: pixels are filled in order of |g|, exact. Otherwise the optimum
     is clamp(x + c h(g)) for the c that uses up the radius; c <- c r / ||clamp(x + c h) - x|| grows towards it

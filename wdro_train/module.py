@@ -130,11 +130,11 @@ class RobustClassifier(L.LightningModule):
         self._log_training(result.loss.detach(), result.clean_logits, result.adv_logits, y, log | result.terms)
         return result.loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Evidence | None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
         """Judge a validation batch."""
         return self._judge("val", batch, batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Evidence | None:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
         """Judge a test batch."""
         return self._judge("test", batch, batch_idx)
 
@@ -160,7 +160,7 @@ class RobustClassifier(L.LightningModule):
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
 
-    def _judge(self, stage: str, batch: Batch, batch_idx: int) -> Evidence | None:
+    def _judge(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
         x, y = batch
         metrics = self.metrics[stage]
         assert isinstance(metrics, MetricCollection)
@@ -173,7 +173,7 @@ class RobustClassifier(L.LightningModule):
             return None
         evidence = self.adversary.judge(self, x, y, batch_idx)
         metrics.update(**evidence.measures)
-        return evidence
+        return {"evidence": evidence}
 
     def _log_metrics(self, stage: str) -> None:
         metrics = self.metrics[stage]

@@ -171,11 +171,13 @@ def input_gradient(
         Logits [B, m], losses [B], gradient [B, ...] float32, and the number of non-finite gradients.
     """
     if batch_size is not None and len(x) > batch_size:
-        chunks = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        parts = [input_gradient(model, a, b, loss) for a, b in chunks]
-        logits, losses, gradients, nonfinite = zip(*parts, strict=True)
+        chunks = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        parts = [input_gradient(model, images, labels, loss) for images, labels in chunks]
         return InputGradient(
-            torch.cat(logits), torch.cat(losses), torch.cat(gradients), torch.stack(nonfinite).sum()
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.losses for part in parts]),
+            torch.cat([part.gradient for part in parts]),
+            torch.stack([part.nonfinite for part in parts]).sum(),
         )
     x = x.detach().requires_grad_()
     logits = forward(model, x)
@@ -197,7 +199,7 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
         batch_size: Images per forward pass; None for all at once.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
-    chunks = [x] if batch_size is None else x.split(batch_size)
+    chunks = [x] if batch_size is None else torch.split(x, batch_size)
     outputs = [model(chunk.to(parameter.dtype)) for chunk in chunks]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -30,9 +30,7 @@ class Keeper:
         mean_loss: Largest mean loss over the iterates offered, over the global batch.
     """
 
-    def __init__(
-        self, ball: WassersteinBall, x: Tensor, y: Tensor, weight: Tensor | None, reducer: Reducer
-    ) -> None:
+    def __init__(self, ball: WassersteinBall, x: Tensor, y: Tensor, weight: Tensor | None, reducer: Reducer) -> None:
         self.ball, self.y, self.reducer = ball, y, reducer
         self.clean = x
         self.weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
@@ -44,9 +42,7 @@ class Keeper:
     def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
         """Show an iterate with its logits [B, m] and losses [B]."""
         robust = correct(logits, self.y)
-        sums = torch.stack(
-            [(self.weight * robust).sum(), (self.weight * losses.double()).sum(), self.weight.sum()]
-        )
+        sums = torch.stack([(self.weight * robust).sum(), (self.weight * losses.double()).sum(), self.weight.sum()])
         total = self.reducer.gather(sums).sum(0)
         mean_loss = total[1] / total[2]
         better = self._better(x_adv, robust, total[0], mean_loss)

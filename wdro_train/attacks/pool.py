@@ -40,9 +40,7 @@ class Pool:
     ) -> AttackResult:
         """Perturb a batch; first-iterate fields of the result are those of the first attack. See `Attack`."""
         reducer = reducer or LocalReducer()
-        results = [
-            attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks
-        ]
+        results = [attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks]
         with attack_mode(model), torch.no_grad():
             x, y = x.clone().float(), y.clone()
             keeper = CheapestFlips(self.ball, x, y, weight, reducer)

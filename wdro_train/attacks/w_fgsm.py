@@ -91,9 +91,7 @@ class WFGSM:
                 nonfinite_gradients=found.nonfinite,
             )
 
-    def gradient_moment(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None
-    ) -> Tensor:
+    def gradient_moment(self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """This batch's contribution to Upsilon, for a pass over the whole set before the attack.
 
         Args:

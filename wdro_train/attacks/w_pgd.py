@@ -32,7 +32,7 @@ class WPGD:
     """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
     One forward and one backward pass a step, and one more forward unless the last iterate is kept; two small
-    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code (theory, section 4):
+    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
     - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
@@ -195,9 +195,7 @@ class WPGD:
         return (x + ball.shrink(u, distances, allowed)).clamp(0, 1)
 
 
-def random_start(
-    ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None
-) -> Tensor:
+def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
     """Uniform noise of size delta: every image inside its own ball of radius delta, so inside every W_p ball.
 
     s = inf: uniform in the cube. Otherwise a Gaussian direction of s-norm delta U^(1/n). The noise of the whole
@@ -226,4 +224,3 @@ def random_start(
         radii = ball.delta * length.double().pow(1 / size)
         u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
     return (x + u.view_as(x)).clamp(0, 1)
-

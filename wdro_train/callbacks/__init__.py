@@ -1,8 +1,15 @@
 """Lightning callbacks."""
 
 from wdro_train.callbacks.adversary import DistributionalAdversary
+from wdro_train.callbacks.history import ValidationHistory
 from wdro_train.callbacks.images import AdversarialImages
 from wdro_train.callbacks.overfitting import OverfittingWarning
 from wdro_train.callbacks.seeding import SeedEpoch
 
-__all__ = ["AdversarialImages", "DistributionalAdversary", "OverfittingWarning", "SeedEpoch"]
+__all__ = [
+    "AdversarialImages",
+    "DistributionalAdversary",
+    "OverfittingWarning",
+    "SeedEpoch",
+    "ValidationHistory",
+]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -149,7 +149,8 @@ class DistributionalAdversary(L.Callback):
         if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
             return torch.ones(size, dtype=torch.float64, device=device)
         row = torch.arange(size, device=device) + batch_idx * loader.batch_size
-        return (row * world + rank < len(sampler.dataset)).double()
+        real: Tensor = row * world + rank < len(cast(Sized, sampler.dataset))
+        return real.double()
 
     def state_dict(self) -> dict[str, Any]:
         """The running scope's estimates, if the training attack keeps any."""
@@ -166,7 +167,8 @@ class DistributionalAdversary(L.Callback):
         assert self._trainer is not None
         stage = self._trainer.state.stage
         epoch = self._trainer.current_epoch if stage == RunningStage.TRAINING else 0
-        key = np.random.SeedSequence([self.seed, _STAGES.get(stage, 1), epoch, batch_idx])
+        code = 1 if stage is None else _STAGES.get(stage, 1)
+        key = np.random.SeedSequence([self.seed, code, epoch, batch_idx])
         generator = torch.Generator(x.device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         weight = self.weight(len(x), batch_idx, x.device)
         return attack(model, x, y, weight=weight, reducer=self._reducer, generator=generator)

@@ -43,10 +43,11 @@ class AdversarialImages(L.Callback):
     ) -> None:
         """Keep the first images of the first batch."""
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
-        if batch_idx == 0 and due and trainer.is_global_zero and isinstance(outputs, Evidence):
-            clean = outputs.measures["clean_logits"].argmax(1)
-            adv = outputs.adv_logits.argmax(1)
-            parts = (batch[0], outputs.x_adv, batch[1], clean, adv)
+        if batch_idx == 0 and due and trainer.is_global_zero and outputs:
+            evidence: Evidence = outputs["evidence"]
+            clean = evidence.measures["clean_logits"].argmax(1)
+            adv = evidence.adv_logits.argmax(1)
+            parts = (batch[0], evidence.x_adv, batch[1], clean, adv)
             self._shown = tuple(part[: self.number].cpu() for part in parts)  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

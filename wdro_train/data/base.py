@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -108,7 +108,10 @@ class ImageDataModule(L.LightningDataModule):
             self._check(name, arrays)
         rows = torch.arange(len(train.labels))
         kept, held_out = train_test_split(
-            rows.numpy(), test_size=self.val_fraction, random_state=self.split_seed, stratify=train.labels.numpy()
+            rows.numpy(),
+            test_size=self.val_fraction,
+            random_state=self.split_seed,
+            stratify=train.labels.numpy(),
         )
         self._sets = {
             "train": _take(train, torch.as_tensor(kept)),
@@ -137,9 +140,13 @@ class ImageDataModule(L.LightningDataModule):
         world = self.trainer.world_size if self.trainer is not None else 1
         rank = self.trainer.global_rank if self.trainer is not None else 0
         if batch_size % world:
-            raise UserError(f"a batch of {batch_size} images does not divide over {world} ranks; change data.batch_size")
+            raise UserError(
+                f"a batch of {batch_size} images does not divide over {world} ranks; change data.batch_size"
+            )
         dataset = ImageBatches(self.arrays(name))
-        sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed)
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed
+        )
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
         return DataLoader(
@@ -168,6 +175,6 @@ def _take(arrays: ImageArrays, rows: Tensor) -> ImageArrays:
     return ImageArrays(arrays.images[rows], arrays.labels[rows], arrays.scale)
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     """The dataset already returns batches."""
     return batch

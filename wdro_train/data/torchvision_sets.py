@@ -85,7 +85,7 @@ class GzipDataModule(TorchvisionDataModule):
     def load(self) -> tuple[ImageArrays, ImageArrays]:
         """Training and test part, from `root`, or else unpacked from the `.gz` files."""
         for folder in (self.root, self.gz_folder):
-            if folder is not None and all((folder / f"{name}.gz").is_file() for name in _IDX_FILES):
+            if folder is not None and _has_all(folder):
                 return self._unpack(folder)
         return super().load()
 
@@ -102,6 +102,11 @@ class GzipDataModule(TorchvisionDataModule):
         if self.package is None:
             return super()._how_to_get()
         return f"{super()._how_to_get()}, or install the Debian package {self.package} (apt install {self.package})"
+
+
+def _has_all(folder: Path) -> bool:
+    """Whether the four files are there, packed."""
+    return all((folder / f"{name}.gz").is_file() for name in _IDX_FILES)
 
 
 def _arrays(dataset: Any) -> ImageArrays:

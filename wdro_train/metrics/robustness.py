@@ -31,10 +31,7 @@ class _SummedMetric(Metric):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def _scalars(self, **values: float | Tensor) -> dict[str, Tensor]:
-        return {
-            key: torch.as_tensor(value, dtype=torch.float32, device=self.device)
-            for key, value in values.items()
-        }
+        return {key: torch.as_tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
 
 
 class CleanAccuracy(_SummedMetric):

@@ -56,8 +56,5 @@ def _differentiable_norms(g: Tensor, order: float) -> Tensor:
     size = flat.detach().abs().amax(1, keepdim=True)
     alive = size > 0
     ratio = torch.where(alive, flat, 1.0) / torch.where(alive, size, 1.0)
-    if math.isinf(order):
-        norms = ratio.abs().amax(1)
-    else:
-        norms = torch.linalg.vector_norm(ratio, ord=order, dim=1)
+    norms = ratio.abs().amax(1) if math.isinf(order) else torch.linalg.vector_norm(ratio, ord=order, dim=1)
     return torch.where(alive, size, 0.0).squeeze(1) * norms

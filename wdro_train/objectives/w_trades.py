@@ -12,7 +12,9 @@ from wdro_train.objectives.base import ObjectiveResult
 
 
 class WTrades:
-    """Minimise E[CE(f(x), y)] + beta E KL(f(x) || f(x')), x' the Q_delta image of x (in the spirit of arXiv 2502.09352).
+    """Minimise E[CE(f(x), y)] + beta E KL(f(x) || f(x')), x' the Q_delta image of x.
+
+    In the spirit of arXiv 2502.09352.
 
     The attack needs a label-based loss or a random start: the KL has no gradient at x' = x.
 

@@ -1,0 +1,24 @@
+"""Judge a checkpoint: `python evaluate.py ckpt_path=runs/.../checkpoints/best.ckpt`."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from wdro_train import doors
+from wdro_train.configuration import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Compose, instantiate, run."""
+    from wdro_train.evaluation.run import evaluate
+
+    result: float | None = doors.run(evaluate, cfg)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Whole-set evaluation of a checkpoint."""

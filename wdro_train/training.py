@@ -1,0 +1,135 @@
+"""One training run, from configuration to table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from rich.console import Console
+
+from wdro_train import tables
+from wdro_train.callbacks import ValidationHistory
+from wdro_train.checkpoint import check_weights, read_checkpoint
+from wdro_train.configuration import build_data, build_module, build_trainer
+from wdro_train.data import ImageDataModule
+from wdro_train.sweep import METRICS_FILE
+
+Report = dict[str, Any]
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Fit, then judge the best checkpoint on the test set; writes `metrics.json` beside the checkpoints.
+
+    Args:
+        cfg: The composed configuration of `conf/train.yaml`.
+
+    Returns:
+        `val/adv_acc` of the best epoch, for sweepers that optimise it.
+    """
+    _quiet()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_data(cfg)
+    module = build_module(cfg)
+    if cfg.ckpt_path is not None:
+        check_weights(module, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
+    data.prepare_data()
+    data.setup()
+    trainer = build_trainer(cfg)
+    if trainer.is_global_zero:
+        _introduce(cfg, data, module)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        report = _conclude(cfg, trainer, module, data)
+    finally:
+        if wandb.run is not None:
+            wandb.finish()
+    if trainer.is_global_zero:
+        _present(cfg, report)
+    result: float | None = report["val"].get("adv_acc")
+    return result
+
+
+def _quiet() -> None:
+    """Silence advice that does not apply here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Padding has weight 0 in every metric, and logged values are already joined over ranks.
+    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
+    warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "The number of training batches")
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+
+
+def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule) -> None:
+    """What is about to happen, in three lines."""
+    sizes = ", ".join(f"{len(data.arrays(name).labels)} {name}" for name in ("train", "val", "test"))
+    weights = sum(p.numel() for p in module.parameters())
+    console = Console()
+    console.print(f"data    {HydraConfig.get().runtime.choices.get('data')}: {sizes} images")
+    console.print(f"model   {HydraConfig.get().runtime.choices.get('model')}: {weights:,} parameters")
+    console.print(f"threat  W_{cfg.attack.p} ball of radius {cfg.attack.delta} in the l_{cfg.attack.norm} norm")
+
+
+def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> Report:
+    """The report: validation values of the best epoch, and the test of its checkpoint."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)), "")
+    epoch = read_checkpoint(best)["epoch"] if best else trainer.current_epoch - 1
+    history = next((c.epochs for c in callbacks if isinstance(c, ValidationHistory)), {})
+    report: Report = {
+        "command": " ".join(sys.argv),
+        "seed": cfg.seed,
+        "threat": {key: cfg.attack.get(key) for key in ("p", "norm", "delta")},
+        "epoch": epoch,
+        "epochs": trainer.current_epoch,
+        "checkpoint": best or None,
+        "val": history.get(epoch) or _values(trainer, "val/"),
+    }
+    if cfg.test:
+        trainer.test(
+            module,
+            datamodule=data,
+            ckpt_path=best or None,
+            verbose=False,
+            weights_only=True if best else None,
+        )
+        report["test"] = _values(trainer, "test/")
+    return report
+
+
+def _values(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    """What was logged under a prefix, without it."""
+    metrics = trainer.callback_metrics.items()
+    return {key.removeprefix(prefix): float(value) for key, value in metrics if key.startswith(prefix)}
+
+
+def _present(cfg: DictConfig, report: Report) -> None:
+    """Write `metrics.json` (undefined values as null) and print the table."""
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = {name: report[key] for name, key in (("validation", "val"), ("test", "test")) if key in report}
+    defined = {
+        k: {n: None if math.isnan(v) else v for n, v in report[k].items()} for k in ("val", "test") if k in report
+    }
+    (folder / METRICS_FILE).write_text(json.dumps(report | defined, indent=2, default=str) + "\n")
+    threat = report["threat"]
+    tables.show(
+        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; epoch {report['epoch']}",
+        ["metric", *stages],
+        tables.metric_rows(*stages.values()),
+    )
+    console = Console()
+    console.print(f"checkpoint  {report['checkpoint']}", soft_wrap=True)
+    console.print(f"run folder  {folder}", soft_wrap=True)
+    if any(math.isnan(v) for values in stages.values() for v in values.values()):
+        console.print("nan: undefined on this set; the warning above names the cause")
