@@ -36,7 +36,7 @@ class TorchvisionDataModule(ImageDataModule):
     def __init__(self, *, name: str, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.make: Callable[..., Any] = getattr(datasets, name)
-        self.name = name
+        self.dataset = name
         self.root = Path(root)
         self.download = download
 
@@ -63,7 +63,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     def _how_to_get(self) -> str:
         return (
-            f"{self.name} is not under {self.root.resolve()}; run once with data.download=true, "
+            f"{self.dataset} is not under {self.root.resolve()}; run once with data.download=true, "
             "or point data.root at a folder in torchvision's layout"
         )
 
@@ -91,7 +91,7 @@ class GzipDataModule(TorchvisionDataModule):
 
     def _unpack(self, folder: Path) -> tuple[ImageArrays, ImageArrays]:
         with tempfile.TemporaryDirectory() as scratch:
-            raw = Path(scratch) / self.name / "raw"
+            raw = Path(scratch) / self.dataset / "raw"
             raw.mkdir(parents=True)
             for name in _IDX_FILES:
                 with gzip.open(folder / f"{name}.gz") as packed, (raw / name).open("wb") as plain:
