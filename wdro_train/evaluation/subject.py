@@ -1,0 +1,87 @@
+"""What is judged: a network rebuilt from a checkpoint, and a set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from wdro_train.checkpoint import check_weights, read_checkpoint
+from wdro_train.configuration import build_data, plain
+from wdro_train.errors import UserError
+from wdro_train.module import CONFIG_KEY, RobustClassifier
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the configuration it was trained with.
+
+    Attributes:
+        model: In evaluation mode, on the device it is judged on.
+        config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
+        path: The checkpoint.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    path: Path
+
+
+def load_subject(
+    path: str | Path,
+    *,
+    model: DictConfig | None = None,
+    data: DictConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> Subject:
+    """Rebuild the network of a checkpoint.
+
+    A checkpoint is data, but a `_target_` in it names code to run; only constructors of this package are run
+    without being named on the command line.
+
+    Args:
+        path: A checkpoint written by `train.py`.
+        model: Overrides the checkpoint's model configuration.
+        data: Overrides its data configuration.
+        device: Where to put the network.
+
+    Raises:
+        UserError: No such checkpoint, another network's, or a constructor from outside this package.
+    """
+    checkpoint = read_checkpoint(path)
+    config = OmegaConf.create(checkpoint[CONFIG_KEY])
+    for group, given in (("data", data), ("model", model)):
+        if given is not None:
+            config[group] = OmegaConf.create(OmegaConf.to_container(given, resolve=False))
+            continue
+        target = str(config[group].get("_target_"))
+        if not target.startswith("wdro_train."):
+            raise UserError(
+                f"{path} asks to run {target}; if you trust the checkpoint, name it yourself with {group}._target_=..."
+            )
+    network: nn.Module = instantiate(config.model)
+    module = RobustClassifier(network)
+    check_weights(module, checkpoint, path)
+    module.load_state_dict(checkpoint["state_dict"])
+    return Subject(module.model.eval().to(device), plain(config), Path(path))
+
+
+def load_images(config: dict[str, Any], split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The images [N, C, H, W] in [0, 1] and labels [N] of a split.
+
+    Args:
+        config: A configuration with a `data` entry.
+        split: `train`, `val` or `test`.
+        limit: First so many images only; None for all.
+    """
+    if split not in ("train", "val", "test"):
+        raise UserError(f"split={split!r} is unknown; choose train, val or test")
+    data = build_data(OmegaConf.create({"data": config["data"]}))
+    data.prepare_data()
+    arrays = data.arrays(split)
+    return arrays.images[:limit].float() / arrays.scale, arrays.labels[:limit]
