@@ -9,6 +9,7 @@ misclassified point of each image, cheapest first.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from wdro_train.threat import WassersteinBall
 Keep = Literal["last", "best", "cheapest"]
 
 
-class Keeper:
+class Keeper(ABC):
     """Sees every iterate, all of them inside the ball, and chooses what the attack returns.
 
     Attributes:
@@ -53,17 +54,22 @@ class Keeper:
             self.x_adv, self.logits = x_adv, logits
         self.mean_loss = torch.maximum(self.mean_loss, mean_loss)
 
-    def hold(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to go on from, and which images are finished and take no more steps, boolean [B]."""
-        return x_adv, torch.zeros_like(self.y, dtype=torch.bool)
+    @property
+    def finished(self) -> Tensor | None:
+        """Which images take no more steps, boolean [B]; None if there is no such thing."""
+        return None
+
+    def hold(self, x_adv: Tensor) -> Tensor:
+        """Where to go on from."""
+        return x_adv
 
     def choose(self) -> Tensor:
         """The points to return, shape of the images."""
         return self.x_adv
 
+    @abstractmethod
     def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
         """Which images' points to take over, boolean [B]."""
-        raise NotImplementedError
 
 
 class BestIterate(Keeper):
@@ -100,11 +106,15 @@ class CheapestFlips(Keeper):
         self._price = torch.where(better, price, self._price)
         return better
 
-    def hold(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def finished(self) -> Tensor | None:
+        """Flipped images, the misclassified ones included."""
+        return None if self._price is None else self._price < math.inf
+
+    def hold(self, x_adv: Tensor) -> Tensor:
         """Flipped images stay where their flip was cheapest."""
-        assert self._price is not None
-        finished = self._price < math.inf
-        return torch.where(finished.view(-1, *[1] * (x_adv.dim() - 1)), self.x_adv, x_adv), finished
+        assert self.finished is not None
+        return torch.where(self.finished.view(-1, *[1] * (x_adv.dim() - 1)), self.x_adv, x_adv)
 
     def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
         """Show an iterate; the first one is the clean batch, kept as the fallback."""

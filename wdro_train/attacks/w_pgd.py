@@ -31,7 +31,8 @@ from wdro_train.threat import WassersteinBall, per_image
 class WPGD:
     """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
-    One forward and one backward pass a step, and one more forward unless the last iterate is kept; two small
+    One forward and one backward pass a step, and one more forward unless the last iterate is kept; with
+    `keep="cheapest"` over the images that have not flipped yet only. Two small
     collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
@@ -116,12 +117,13 @@ class WPGD:
                     self._offer(keeper, model, x, y)
             nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
             for step in range(self.steps):
-                found = input_gradient(model, x_adv, y, self.loss, self.batch_size)
+                found = self._gradient(model, x_adv, y, keeper)
                 nonfinite += found.nonfinite
                 if keeper is not None:
                     keeper.offer(x_adv, found.logits, found.losses)
-                    x_adv, finished = keeper.hold(x_adv)
-                    found.gradient.masked_fill_(finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
+                    x_adv = keeper.hold(x_adv)
+                    if keeper.finished is not None:
+                        found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
                 slope = free_gradient(found.gradient, x_adv) if self.box else found.gradient
                 dual_norms = self.ball.dual_norms(slope)
                 upsilon = self._upsilon(dual_norms, weight, reducer, step)
@@ -147,6 +149,22 @@ class WPGD:
                 adv_logits=None if keeper is None else keeper.logits,
                 best_mean_loss=None if keeper is None else keeper.mean_loss,
             )
+
+    def _gradient(self, model: nn.Module, x_adv: Tensor, y: Tensor, keeper: Keeper | None) -> InputGradient:
+        """The gradient at the iterate; finished images are not looked at again (one transfer to the host a step).
+
+        In `train` mode BatchNorm couples the images, so all of them stay in.
+        """
+        finished = None if keeper is None or self.batch_norm == "train" else keeper.finished
+        if keeper is None or finished is None:
+            return input_gradient(model, x_adv, y, self.loss, self.batch_size)
+        rows = (~finished).nonzero().squeeze(1)
+        gradient, logits = torch.zeros_like(x_adv), keeper.logits.clone()
+        nonfinite = torch.zeros((), dtype=torch.int64, device=y.device)
+        if len(rows):
+            part = input_gradient(model, x_adv[rows], y[rows], self.loss, self.batch_size)
+            gradient[rows], logits[rows], nonfinite = part.gradient, part.logits.to(logits), part.nonfinite
+        return InputGradient(logits, self.loss(logits, y).detach(), gradient, nonfinite)
 
     @torch.no_grad()
     def _offer(self, keeper: Keeper, model: nn.Module, x: Tensor, y: Tensor) -> None:
