@@ -13,7 +13,8 @@ from torch import Tensor
 
 from wdro_train.threat import WassersteinBall, per_image
 
-_FILL_ITERATIONS = 4
+_FAR = 1e30  # stretches any h that counts, and stays finite in float32
+_NEWTON_LIMIT = 50  # reached by none but radii that nearly fill the box
 
 
 def free_gradient(g: Tensor, x: Tensor) -> Tensor:
@@ -30,12 +31,29 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
     return torch.where(outward, torch.zeros_like(g), g)
 
 
+def move(x: Tensor, u: Tensor) -> Tensor:
+    """Go from x to x + u inside the box, rounded towards x: no coordinate moves further than |u|.
+
+    Rounding to nearest would let small displacements leave the ball by a few ulps of the image, which is not
+    small against a small radius.
+
+    Args:
+        x: Images in [0, 1], shape [B, ...].
+        u: Displacements, same shape.
+
+    Returns:
+        Images in [0, 1], same shape.
+    """
+    moved = (x + u).clamp(0, 1)
+    return torch.where((moved - x).abs() > u.abs(), torch.nextafter(moved, x), moved)
+
+
 def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     """Maximise <g_i, x'_i> over ||x'_i - x_i||_s <= radius_i and x'_i in [0, 1]^n.
 
     s = inf: clamp(x + r sign g), exact. s = 1: pixels are filled in order of |g|, exact. Otherwise the optimum
-    is clamp(x + c h(g)) for the c that uses up the radius; c <- c r / ||clamp(x + c h) - x|| grows towards it
-    from below (the length is concave in c), so the result never leaves the ball.
+    is clamp(x + c h(g)) for the c that uses up the radius. The s-th power of the length is concave and piecewise
+    linear in c^s, so Newton's iteration rises to it from below and ends there, usually after two to five steps.
 
     Args:
         ball: Gives the norm s.
@@ -49,16 +67,25 @@ def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor
     if ball.norm == 1:
         return _fill_in_order(x, g, radii)
     h = ball.direction(g)
-    step = radii
-    moved = (x + per_image(step, x) * h).clamp(0, 1)
-    if math.isinf(ball.norm):
-        return moved
-    for _ in range(_FILL_ITERATIONS):
-        length = ball.distances(moved - x)
-        grows = (length > 0) & (length < radii)
-        step = torch.where(grows, step * radii / torch.where(grows, length, 1.0), step)
-        moved = (x + per_image(step, x) * h).clamp(0, 1)
-    return moved
+    if math.isfinite(ball.norm):
+        radii = radii * _stretch(x, h, radii, ball.norm)
+    return move(x, per_image(radii, x) * h)
+
+
+def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
+    """The k >= 1 with ||clamp(x + k r h) - x||_s = r, as far as the box has room; shape [B], float64."""
+    size = h.flatten(1).abs()
+    room = torch.where(h > 0, 1 - x, x).flatten(1) / per_image(radii, size)  # inf where the radius is 0
+    k = torch.ones_like(radii)
+    for _ in range(_NEWTON_LIMIT):
+        full = k.to(size)[:, None] * size >= room
+        left = 1 - torch.where(full, room, 0.0).pow(s).sum(1).double()
+        slope = torch.where(full, 0.0, size).pow(s).sum(1).double()
+        longer = torch.where((left > 0) & (slope > 0), (left / slope).pow(1 / s), k).clamp(max=_FAR)
+        if bool((longer <= k * (1 + 1e-6)).all()):
+            break
+        k = longer.maximum(k)
+    return k
 
 
 def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
@@ -70,4 +97,4 @@ def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     before = sorted_room.cumsum(1) - sorted_room
     used = torch.minimum(sorted_room, (radii[:, None] - before).clamp_min(0.0)).to(x.dtype)
     moves = torch.zeros_like(slope).scatter(1, order, used) * slope.sign()
-    return (x + moves.view_as(x)).clamp(0, 1)
+    return move(x, moves.view_as(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class AttackResult:
         x_adv: Perturbed images in [0, 1], float32, shape [B, C, H, W].
         distances: ||x'_i - x_i||_s, float64, shape [B].
         upsilon: (E ||grad J||_*^q)^(1/q) at the attack's first iterate, over the attack's scope; float64 scalar.
-        dual_norms: ||grad J||_* at the first iterate, float64, shape [B].
+        dual_norms: ||grad J||_* at the first iterate, float64, shape [B]. With W-PGD's keep="cheapest" images that
+            are misclassified there count as gradient 0, in Upsilon too: the attack has nothing to do on them.
         losses: J at the first iterate, shape [B].
         logits: Logits at the first iterate (the clean images unless the start is random), shape [B, m].
         zero_gradients: Number of images whose first gradient vanished, int64 scalar.
@@ -118,6 +119,27 @@ def check_labels(labels: LabelRange, num_classes: int) -> None:
             f"labels range over [{labels.low}, {labels.high}] but the network has {num_classes} outputs; "
             f"use labels 0..{num_classes - 1} or a network with more classes"
         )
+
+
+def checked_loss(loss: LossFunction, labels: LabelRange) -> LossFunction:
+    """The loss behind a check that the network has an output for every label (on a GPU the loss would abort)."""
+
+    def checked(logits: Tensor, y: Tensor) -> Tensor:
+        check_labels(labels, logits.shape[1])
+        return loss(logits, y)
+
+    return checked
+
+
+def resolve_batch_norm(mode: str) -> BatchNormMode:
+    """The mode the model runs in during an attack.
+
+    Raises:
+        UserError: Neither `eval` nor `train`.
+    """
+    if mode in get_args(BatchNormMode):
+        return cast(BatchNormMode, mode)
+    raise UserError(f"attack.batch_norm={mode!r} is unknown; choose eval or train")
 
 
 @contextmanager

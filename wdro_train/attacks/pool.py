@@ -42,7 +42,7 @@ class Pool:
         reducer = reducer or LocalReducer()
         results = [attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks]
         with attack_mode(model), torch.no_grad():
-            x, y = x.clone().float(), y.clone()
+            x, y = x.clone().float(), y.clone().long()
             keeper = CheapestFlips(self.ball, x, y, weight, reducer)
             for point, known in [(x, None), *((r.x_adv, r.adv_logits) for r in results)]:
                 logits = forward(model, point) if known is None else known

@@ -12,10 +12,11 @@ from wdro_train.attacks.base import (
     InputGradient,
     attack_mode,
     check_batch,
-    check_labels,
+    checked_loss,
     input_gradient,
+    resolve_batch_norm,
 )
-from wdro_train.box import ascend, free_gradient
+from wdro_train.box import ascend, free_gradient, move
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.losses import LossFunction, resolve_loss
 from wdro_train.sensitivity import Scope, resolve_scope
@@ -55,7 +56,7 @@ class WFGSM:
         self.loss = resolve_loss(loss)
         self.box = box
         self.scope = resolve_scope(scope)
-        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_norm = resolve_batch_norm(batch_norm)
         self.batch_size = batch_size
 
     def __call__(
@@ -76,10 +77,7 @@ class WFGSM:
             total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, ball.q)), ball.q)
             upsilon = moments.power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
             radii = ball.delta * ball.shares(dual_norms, upsilon)
-            if self.box:
-                x_adv = ascend(ball, x, slope, radii)
-            else:
-                x_adv = (x + per_image(radii, x) * ball.direction(slope)).clamp(0, 1)
+            x_adv = ascend(ball, x, slope, radii) if self.box else move(x, per_image(radii, x) * ball.direction(slope))
             return AttackResult(
                 x_adv=x_adv,
                 distances=ball.distances(x_adv - x),
@@ -108,10 +106,9 @@ class WFGSM:
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
         """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
-        labels = check_batch(x, y)
+        loss = checked_loss(self.loss, check_batch(x, y))
         with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone()
-            found = input_gradient(model, x, y, self.loss, self.batch_size)
-        check_labels(labels, found.logits.shape[1])
+            x, y = x.clone().float(), y.clone().long()
+            found = input_gradient(model, x, y, loss, self.batch_size)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient

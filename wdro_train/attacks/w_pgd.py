@@ -15,12 +15,13 @@ from wdro_train.attacks.base import (
     InputGradient,
     attack_mode,
     check_batch,
-    check_labels,
+    checked_loss,
     forward,
     input_gradient,
+    resolve_batch_norm,
 )
 from wdro_train.attacks.keep import Keep, Keeper, make_keeper
-from wdro_train.box import ascend, free_gradient
+from wdro_train.box import ascend, free_gradient, move
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, resolve_loss
@@ -89,7 +90,7 @@ class WPGD:
         self.keep: Keep = keep
         self.box = box
         self.scope = resolve_scope(scope)
-        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_norm = resolve_batch_norm(batch_norm)
         self.batch_size = batch_size
         self.progress = progress
 
@@ -104,20 +105,20 @@ class WPGD:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        labels = check_batch(x, y)
+        loss = checked_loss(self.loss, check_batch(x, y))
         reducer = reducer or LocalReducer()
         first: InputGradient | None = None
         with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone()
+            x, y = x.clone().float(), y.clone().long()
             keeper = make_keeper(self.keep, self.ball, x, y, weight, reducer)
             x_adv = x
             if self.random_start:
                 x_adv = random_start(self.ball, x, reducer, generator)
                 if keeper is not None:
-                    self._offer(keeper, model, x, y)
+                    self._offer(keeper, model, x, y, loss)
             nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
             for step in range(self.steps):
-                found = self._gradient(model, x_adv, y, keeper)
+                found = self._gradient(model, x_adv, y, loss, keeper)
                 nonfinite += found.nonfinite
                 if keeper is not None:
                     keeper.offer(x_adv, found.logits, found.losses)
@@ -128,14 +129,13 @@ class WPGD:
                 dual_norms = self.ball.dual_norms(slope)
                 upsilon = self._upsilon(dual_norms, weight, reducer, step)
                 if first is None:
-                    check_labels(labels, found.logits.shape[1])
                     first, first_norms, first_upsilon = found, dual_norms, upsilon
                 x_adv = self._step(x, x_adv, slope, dual_norms, upsilon, weight, reducer, step)
                 if self.progress is not None:
                     self.progress(step + 1)
             assert first is not None
             if keeper is not None:
-                self._offer(keeper, model, x_adv, y)
+                self._offer(keeper, model, x_adv, y, loss)
                 x_adv = keeper.choose()
             return AttackResult(
                 x_adv=x_adv.detach(),
@@ -150,27 +150,29 @@ class WPGD:
                 best_mean_loss=None if keeper is None else keeper.mean_loss,
             )
 
-    def _gradient(self, model: nn.Module, x_adv: Tensor, y: Tensor, keeper: Keeper | None) -> InputGradient:
+    def _gradient(
+        self, model: nn.Module, x_adv: Tensor, y: Tensor, loss: LossFunction, keeper: Keeper | None
+    ) -> InputGradient:
         """The gradient at the iterate; finished images are not looked at again (one transfer to the host a step).
 
         In `train` mode BatchNorm couples the images, so all of them stay in.
         """
         finished = None if keeper is None or self.batch_norm == "train" else keeper.finished
         if keeper is None or finished is None:
-            return input_gradient(model, x_adv, y, self.loss, self.batch_size)
+            return input_gradient(model, x_adv, y, loss, self.batch_size)
         rows = (~finished).nonzero().squeeze(1)
         gradient, logits = torch.zeros_like(x_adv), keeper.logits.clone()
         nonfinite = torch.zeros((), dtype=torch.int64, device=y.device)
         if len(rows):
-            part = input_gradient(model, x_adv[rows], y[rows], self.loss, self.batch_size)
+            part = input_gradient(model, x_adv[rows], y[rows], loss, self.batch_size)
             gradient[rows], logits[rows], nonfinite = part.gradient, part.logits.to(logits), part.nonfinite
-        return InputGradient(logits, self.loss(logits, y).detach(), gradient, nonfinite)
+        return InputGradient(logits, loss(logits, y).detach(), gradient, nonfinite)
 
     @torch.no_grad()
-    def _offer(self, keeper: Keeper, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    def _offer(self, keeper: Keeper, model: nn.Module, x: Tensor, y: Tensor, loss: LossFunction) -> None:
         """Offer a point of which no gradient is needed."""
         logits = forward(model, x, self.batch_size)
-        keeper.offer(x, logits, self.loss(logits, y))
+        keeper.offer(x, logits, loss(logits, y))
 
     def _upsilon(self, dual_norms: Tensor, weight: Tensor | None, reducer: Reducer, step: int) -> Tensor:
         """Upsilon at the current iterate, over the attack's scope."""
@@ -210,7 +212,7 @@ class WPGD:
             joined = torch.stack([moments.merge(gathered[:, k], ball.p) for k in (0, 1)])
             rho = ball.shrinkage(*self.scope(f"distance/{step}", joined, ball.p))
             allowed = torch.where(held, distances, rho * distances)
-        return (x + ball.shrink(u, distances, allowed)).clamp(0, 1)
+        return move(x, ball.shrink(u, distances, allowed))
 
 
 def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
@@ -241,4 +243,4 @@ def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: 
         direction = noise[rank::world]
         radii = ball.delta * length.double().pow(1 / size)
         u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
-    return (x + u.view_as(x)).clamp(0, 1)
+    return move(x, u.view_as(x))
