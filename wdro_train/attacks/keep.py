@@ -21,6 +21,7 @@ from wdro_train.losses import correct
 from wdro_train.threat import WassersteinBall
 
 Keep = Literal["last", "best", "cheapest"]
+_ROUNDING = 1 + 1e-6  # a price is a distance between float32 images; one that spends delta must be affordable
 
 
 class Keeper(ABC):
@@ -143,12 +144,13 @@ def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, redu
     Returns:
         Scalar, float64; delta itself at p = inf.
     """
+    radius = ball.delta * _ROUNDING
     if math.isinf(ball.p):
-        return prices.new_tensor(ball.delta * (1 + 1e-6))  # rounding of images to float32
+        return prices.new_tensor(radius)
     both = reducer.gather(torch.stack([prices, weight])).transpose(0, 1).flatten(1)
     price, order = both[0].sort()
     w = both[1][order]
-    relative = (price / max(ball.delta, torch.finfo(torch.float64).tiny)).pow(ball.p)
+    relative = (price / max(radius, torch.finfo(torch.float64).tiny)).pow(ball.p)
     cost = torch.where(w > 0, w * relative, 0.0).cumsum(0)
     # Equal prices stand or fall together, so that every rank and every order of the images agrees.
     first_refused = torch.where((cost > w.sum()) & (w > 0), price, math.inf).amin()
