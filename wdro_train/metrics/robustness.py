@@ -174,11 +174,10 @@ class FirstOrderBounds(_SummedMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """All quantities of the first-order worst case."""
-        n, hits = int(self.total), int(self.clean_hits)
-        v0, v_q = (self.clean_loss / n).item(), (self.q_loss / n).item()
-        w0 = (self.wrong_loss / (n - hits)).item() if n > hits else float("nan")
+        v0, v_q = (self.clean_loss / self.total).item(), (self.q_loss / self.total).item()
+        w0 = (self.wrong_loss / (self.total - self.clean_hits)).item()  # 0 / 0 = NaN if nothing is misclassified
         upsilon = moments.power_mean(self.gradient, self.q).item()
-        fgsm_acc = int(self.q_hits) / n
+        fgsm_acc = (self.q_hits / self.total).item()
         lower = lower_bounds(w0, v0, v_q, self.delta, upsilon)
         return self._scalars(
             v0=v0,
@@ -188,7 +187,7 @@ class FirstOrderBounds(_SummedMetric):
             v_first_order=first_order_value(v0, self.delta, upsilon),
             fgsm_acc=fgsm_acc,
             fgsm_spent=moments.power_mean(self.displacement, self.p),
-            ratio_upper=accuracy_ratio(fgsm_acc, hits / n),
+            ratio_upper=accuracy_ratio(fgsm_acc, (self.clean_hits / self.total).item()),
             ratio_lower_attack=lower.attack,
             ratio_lower_gradient=lower.gradient,
             ratio_lower=lower.minimum,
