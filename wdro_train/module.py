@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from wdro_train.attacks.base import AttackResult, check_batch, check_labels
+from wdro_train.attacks.base import AttackResult, LabelRange, check_batch, check_labels
+from wdro_train.data.padding import batch_weight
 from wdro_train.distributed import default_reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import ce
-from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds
-from wdro_train.objectives import Objective, Standard
+from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, Mean
+from wdro_train.objectives import Objective, ObjectiveResult, Standard
 from wdro_train.threat import WassersteinBall
 
 Batch = tuple[Tensor, Tensor]
@@ -56,10 +57,6 @@ class Adversary(Protocol):
         """Evidence on a validation or test batch."""
         ...
 
-    def weight(self, size: int, batch_idx: int, device: torch.device) -> Tensor:
-        """1 for real images of the current batch, 0 for padding, shape [size]."""
-        ...
-
 
 class RobustClassifier(L.LightningModule):
     """Trains a classifier on an objective; with an adversary attached, on and against its images.
@@ -90,6 +87,9 @@ class RobustClassifier(L.LightningModule):
         self.adversary: Adversary | None = None
         self.train_clean = CleanAccuracy()
         self.train_adv = CleanAccuracy()
+        self.train_means = nn.ModuleDict()
+        self.mean_loss = Mean()
+        self._labels: LabelRange | None = None
         self.metrics = nn.ModuleDict({stage: _collection(stage, None) for stage in ("val", "test")})
 
     def attach(self, adversary: Adversary | None) -> None:
@@ -105,29 +105,32 @@ class RobustClassifier(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, m] of images [B, C, H, W] in [0, 1]."""
         logits: Tensor = self.model(x.to(self.dtype))
+        if self._labels is not None:
+            check_labels(self._labels, logits.shape[1])
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Attack the batch if the objective asks for it, and evaluate the objective."""
         x, y = batch
+        weight = batch_weight(self.trainer, len(x), batch_idx, x.device)
+        reducer = default_reducer()
         x_adv, log = x, {}
         if self.objective.needs_adversary and self.adversary is not None:
             attack = self.adversary.perturb(self, x, y, batch_idx)
             x_adv = attack.x_adv
+            # Means over ranks are logged: a rank's share of a count times the number of ranks.
             log = {
                 "upsilon": attack.upsilon,
-                "spent": self.adversary.ball.spent(attack.distances),
-                "zero_gradients": attack.zero_gradients.float(),
-                "nonfinite_gradients": attack.nonfinite_gradients.float(),
+                "spent": self.adversary.ball.spent(attack.distances, weight, reducer),
+                "zero_gradients": attack.zero_gradients * reducer.world_size,
+                "nonfinite_gradients": attack.nonfinite_gradients * reducer.world_size,
             }
         else:
-            labels = check_batch(x, y)
-        result = self.objective(self, x, x_adv, y, reducer=default_reducer())
-        logits = result.adv_logits if result.clean_logits is None else result.clean_logits
-        if x_adv is x and logits is not None:
-            check_labels(labels, logits.shape[1])
+            self._labels = check_batch(x, y)
+        result = self.objective(self, x, x_adv, y, reducer=reducer)
+        self._labels = None
         self._refuse_nonfinite(result.loss, batch_idx)
-        self._log_training(result.loss.detach(), result.clean_logits, result.adv_logits, y, log | result.terms)
+        self._log_training(result, y, weight, log)
         return result.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
@@ -168,8 +171,9 @@ class RobustClassifier(L.LightningModule):
             labels = check_batch(x, y)
             logits = self(x)
             check_labels(labels, logits.shape[1])
-            metrics.update(clean_logits=logits, labels=y, weight=torch.ones_like(y))
-            self.log(f"{stage}/loss", ce(logits, y).mean(), batch_size=len(x), sync_dist=True)
+            weight = batch_weight(self.trainer, len(x), batch_idx, x.device)
+            metrics.update(clean_logits=logits, labels=y, weight=weight)
+            self.mean_loss.update(ce(logits, y), weight)
             return None
         evidence = self.adversary.judge(self, x, y, batch_idx)
         metrics.update(**evidence.measures)
@@ -183,24 +187,33 @@ class RobustClassifier(L.LightningModule):
         shown = {f"{stage}/{key}" for key in ("clean_acc", "adv_acc", "ratio", "ratio_upper", "ratio_lower")}
         self.log_dict({k: v for k, v in values.items() if k in shown}, prog_bar=True)
         self.log_dict({k: v for k, v in values.items() if k not in shown})
+        if self.mean_loss.update_called:
+            self.log(f"{stage}/loss", self.mean_loss.compute())
+            self.mean_loss.reset()
 
-    def _log_training(
-        self,
-        loss: Tensor,
-        clean_logits: Tensor | None,
-        adv_logits: Tensor | None,
-        y: Tensor,
-        extra: dict[str, Tensor],
-    ) -> None:
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(y))
-        terms = {f"train/{key}": value.float() for key, value in extra.items()}
-        self.log_dict(terms, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
-        for metric, logits in ((self.train_clean, clean_logits), (self.train_adv, adv_logits)):
+    def _log_training(self, result: ObjectiveResult, y: Tensor, weight: Tensor, extra: dict[str, Tensor]) -> None:
+        self.log("train/loss_step", result.loss.detach(), prog_bar=True, sync_dist=True)
+        for key, value in ({"loss": result.loss} | extra | result.terms).items():
+            if key not in self.train_means:
+                self.train_means[key] = Mean().to(self.device)
+            mean = self.train_means[key]
+            assert isinstance(mean, Mean)
+            mean.update(value, weight.sum())
+        for metric, logits in ((self.train_clean, result.clean_logits), (self.train_adv, result.adv_logits)):
             if logits is not None:
-                metric.update(logits, y, torch.ones_like(y))
+                metric.update(logits, y, weight)
 
     def on_train_epoch_end(self) -> None:
-        """Log the accuracy of the images that were trained on, as they were when they were trained on."""
+        """Log means over the epoch, and the accuracy of the images that were trained on, as they then were.
+
+        All ranks meet here. Nothing is left for Lightning to join when a value is read, since progress bars and
+        loggers read on one rank only.
+        """
+        for key, mean in self.train_means.items():
+            assert isinstance(mean, Mean)
+            if mean.update_called:
+                self.log(f"train/{key}", mean.compute())
+                mean.reset()
         for name, metric in (("clean_acc", self.train_clean), ("adv_acc", self.train_adv)):
             if metric.update_called:
                 self.log(f"train/{name}", metric.compute()["clean_acc"])

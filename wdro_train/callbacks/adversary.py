@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from wdro_train import moments
 from wdro_train.attacks import WFGSM, WPGD, Attack, AttackResult, Pool
 from wdro_train.attacks.base import forward
+from wdro_train.data.padding import batch_weight, only_loader
 from wdro_train.distributed import LocalReducer, Reducer, default_reducer
 from wdro_train.errors import UserError
 from wdro_train.module import Evidence, RobustClassifier
@@ -133,24 +134,9 @@ class DistributionalAdversary(L.Callback):
         self._measure(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
     def weight(self, size: int, batch_idx: int, device: torch.device) -> Tensor:
-        """1 for real images, 0 for those a `DistributedSampler` repeated to fill up the ranks.
-
-        Args:
-            size: Number of images in this rank's batch.
-            batch_idx: Its index.
-            device: Where to put the weights.
-
-        Returns:
-            Shape [size], float64.
-        """
-        loader = self._loader()
-        sampler = getattr(loader, "sampler", None)
-        world, rank = self._reducer.world_size, self._reducer.rank
-        if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
-            return torch.ones(size, dtype=torch.float64, device=device)
-        row = torch.arange(size, device=device) + batch_idx * loader.batch_size
-        real: Tensor = row * world + rank < len(cast(Sized, sampler.dataset))
-        return real.double()
+        """1 for real images, 0 for padding; see `wdro_train.data.padding`."""
+        assert self._trainer is not None
+        return batch_weight(self._trainer, size, batch_idx, device)
 
     def state_dict(self) -> dict[str, Any]:
         """The running scope's estimates, if the training attack keeps any."""
@@ -182,7 +168,7 @@ class DistributionalAdversary(L.Callback):
         self._q_attack = self.first_order
         if not self.whole_set:
             return
-        loader = loaders[0] if isinstance(loaders, list) else loaders
+        loader = only_loader(loaders)
         q = self.first_order.ball.q
         total = torch.zeros(3, dtype=torch.float64, device=pl_module.device)
         batches = iter(_second_reader(loader))
@@ -197,16 +183,6 @@ class DistributionalAdversary(L.Callback):
             total = moments.merge(torch.stack([total, part]), q)
         self._q_attack = copy.copy(self.first_order)
         self._q_attack.scope = WholeSetScope(moments.merge(self._reducer.gather(total), q))
-
-    def _loader(self) -> Any:
-        assert self._trainer is not None
-        if self._trainer.state.stage == RunningStage.TRAINING:
-            loader = self._trainer.train_dataloader
-        elif self._trainer.state.stage == RunningStage.TESTING:
-            loader = self._trainer.test_dataloaders
-        else:
-            loader = self._trainer.val_dataloaders
-        return loader[0] if isinstance(loader, list) else loader
 
 
 def _second_reader(loader: Any) -> Iterable[Any]:

@@ -1,5 +1,5 @@
 """torchmetrics of robustness over a whole dataset."""
 
-from wdro_train.metrics.robustness import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds
+from wdro_train.metrics.robustness import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, Mean
 
-__all__ = ["AdversarialAccuracy", "CleanAccuracy", "FirstOrderBounds"]
+__all__ = ["AdversarialAccuracy", "CleanAccuracy", "FirstOrderBounds", "Mean"]

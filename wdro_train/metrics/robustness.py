@@ -6,12 +6,12 @@ dictionary of Python-convertible scalars under the keys given in each class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from wdro_train import moments
@@ -30,8 +30,38 @@ class _SummedMetric(Metric):
         for name in names:
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Moves states between devices; training in half precision does not touch their type."""
+        return super()._apply(lambda state: fn(state).to(state.dtype), exclude_state)
+
     def _scalars(self, **values: float | Tensor) -> dict[str, Tensor]:
         return {key: torch.as_tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
+
+
+class Mean(_SummedMetric):
+    """A weighted mean; `compute` returns it as a scalar.
+
+    >>> metric = Mean()
+    >>> metric.update(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0]))
+    >>> metric.compute()
+    tensor(2.)
+    """
+
+    value: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._add_sums(("value", "total"), torch.float64)
+
+    def update(self, values: Tensor, weight: Tensor) -> None:
+        """Add values with their weights: two tensors of one shape."""
+        self.value += (values.detach().double() * weight).sum()
+        self.total += weight.sum()
+
+    def compute(self) -> Tensor:
+        """Sum of weight times value over sum of weights."""
+        return (self.value / self.total).float()
 
 
 class CleanAccuracy(_SummedMetric):

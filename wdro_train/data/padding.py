@@ -1,0 +1,44 @@
+"""Which images of a batch count: a `DistributedSampler` repeats some to fill up the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+
+def only_loader(loaders: Any) -> Any:
+    """The one loader of a stage, however Lightning holds it."""
+    if isinstance(loaders, dict):
+        return next(iter(loaders.values()))
+    return loaders[0] if isinstance(loaders, list | tuple) else loaders
+
+
+def batch_weight(trainer: L.Trainer, size: int, batch_idx: int, device: torch.device) -> Tensor:
+    """1 for real images of the current batch, 0 for those that were repeated.
+
+    Args:
+        trainer: Knows the running stage and its loader.
+        size: Number of images in this rank's batch.
+        batch_idx: Its index.
+        device: Where to put the weights.
+
+    Returns:
+        Shape [size], float64.
+    """
+    stage = trainer.state.stage
+    if stage == RunningStage.TRAINING:
+        loader = only_loader(trainer.train_dataloader)
+    else:
+        loader = only_loader(trainer.test_dataloaders if stage == RunningStage.TESTING else trainer.val_dataloaders)
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
+        return torch.ones(size, dtype=torch.float64, device=device)
+    row = torch.arange(size, device=device) + batch_idx * loader.batch_size
+    real: Tensor = row * sampler.num_replicas + sampler.rank < len(cast(Sized, sampler.dataset))
+    return real.double()
