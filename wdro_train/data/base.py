@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from wdro_train.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+# `DistributedSampler` shuffles by seed + epoch: neighbouring seeds must not give shifted copies of one another.
+_SEED_STRIDE = 10_007
 
 
 class ImageArrays(NamedTuple):
@@ -83,6 +85,9 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction={val_fraction} leaves a set empty; choose a share in (0, 1)")
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if size < 1:
+                raise UserError(f"data.{name}={size} holds no image; choose at least 1")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.mean, self.std, self.delta = list(mean), list(std), dict(delta)
@@ -99,20 +104,25 @@ class ImageDataModule(L.LightningDataModule):
         """Load once, check, split.
 
         Raises:
-            UserError: Images of another shape than configured, or labels out of range.
+            UserError: Images of another shape than configured, labels out of range, or sets too small to split.
         """
         if self._sets:
             return
         train, test = self.load()
         for name, arrays in (("training", train), ("test", test)):
             self._check(name, arrays)
-        rows = torch.arange(len(train.labels))
-        kept, held_out = train_test_split(
-            rows.numpy(),
-            test_size=self.val_fraction,
-            random_state=self.split_seed,
-            stratify=train.labels.numpy(),
-        )
+        try:
+            kept, held_out = train_test_split(
+                range(len(train.labels)),
+                test_size=self.val_fraction,
+                random_state=self.split_seed,
+                stratify=train.labels.numpy(),
+            )
+        except ValueError as error:
+            raise UserError(
+                f"data.val_fraction={self.val_fraction} cannot split {len(train.labels)} training images by class "
+                f"({error}); choose another share"
+            ) from error
         self._sets = {
             "train": _take(train, torch.as_tensor(kept)),
             "val": _take(train, torch.as_tensor(held_out)),
@@ -120,7 +130,7 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch."""
+        """Shuffled anew each epoch, in full batches: the few images left over are others each time."""
         return self._loader("train", self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -145,7 +155,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         dataset = ImageBatches(self.arrays(name))
         sampler: DistributedSampler[Batch] = DistributedSampler(
-            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed
+            dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed * _SEED_STRIDE
         )
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
@@ -153,6 +163,8 @@ class ImageDataModule(L.LightningDataModule):
             dataset,
             batch_size=batch_size // world,
             sampler=sampler,
+            # The incomplete last batch is where ranks would be filled up with repeated images.
+            drop_last=shuffle and len(dataset) >= batch_size,
             collate_fn=_as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -163,6 +175,10 @@ class ImageDataModule(L.LightningDataModule):
         found = tuple(arrays.images.shape[1:])
         if found != self.shape:
             raise UserError(f"the {name} images have shape {found}, not data.shape={self.shape}")
+        if len(arrays.images) != len(arrays.labels):
+            raise UserError(
+                f"there are {len(arrays.images)} {name} images but {len(arrays.labels)} labels; give one label an image"
+            )
         low, high = int(arrays.labels.min()), int(arrays.labels.max())
         if low < 0 or high >= self.num_classes:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,29 +42,40 @@ class TorchvisionDataModule(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download once, on one process."""
+        """Download once, on one process.
+
+        Raises:
+            UserError: No network, or no such file there.
+        """
         if self.download:
-            for train in (True, False):
-                self.make(self.root, train=train, download=True)
+            try:
+                for train in (True, False):
+                    self.make(self.root, train=train, download=True)
+            except (RuntimeError, OSError) as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(
+                    f"{self.dataset} could not be downloaded ({reason}); put its files under {self.root.resolve()} "
+                    "in torchvision's layout and set data.download=false"
+                ) from error
 
     def load(self) -> tuple[ImageArrays, ImageArrays]:
         """Training and test part.
 
         Raises:
-            UserError: The files are not there.
+            UserError: The files are not there, or not whole.
         """
         return self._read(self.root)
 
     def _read(self, root: Path) -> tuple[ImageArrays, ImageArrays]:
         try:
             train, test = (self.make(root, train=part, download=False) for part in (True, False))
-        except RuntimeError:
-            raise UserError(self._how_to_get()) from None
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # what torchvision's readers raise
+            raise UserError(self._how_to_get()) from error
         return _arrays(train), _arrays(test)
 
     def _how_to_get(self) -> str:
         return (
-            f"{self.dataset} is not under {self.root.resolve()}; run once with data.download=true, "
+            f"{self.dataset} is missing or damaged under {self.root.resolve()}; run once with data.download=true, "
             "or point data.root at a folder in torchvision's layout"
         )
 
@@ -83,10 +95,11 @@ class GzipDataModule(TorchvisionDataModule):
         self.package = package
 
     def load(self) -> tuple[ImageArrays, ImageArrays]:
-        """Training and test part, from `root`, or else unpacked from the `.gz` files."""
-        for folder in (self.root, self.gz_folder):
-            if folder is not None and _has_all(folder):
-                return self._unpack(folder)
+        """Training and test part, from `root` (torchvision's layout or `.gz` files), or else from `gz_folder`."""
+        if not _has_all(self.root / self.dataset / "raw"):
+            for folder in (self.root, self.gz_folder):
+                if folder is not None and _has_all(folder, ".gz"):
+                    return self._unpack(folder)
         return super().load()
 
     def _unpack(self, folder: Path) -> tuple[ImageArrays, ImageArrays]:
@@ -94,8 +107,11 @@ class GzipDataModule(TorchvisionDataModule):
             raw = Path(scratch) / self.dataset / "raw"
             raw.mkdir(parents=True)
             for name in _IDX_FILES:
-                with gzip.open(folder / f"{name}.gz") as packed, (raw / name).open("wb") as plain:
-                    shutil.copyfileobj(packed, plain)
+                try:
+                    with gzip.open(folder / f"{name}.gz") as packed, (raw / name).open("wb") as plain:
+                        shutil.copyfileobj(packed, plain)
+                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                    raise UserError(f"{folder / name}.gz is damaged ({error}); fetch it again") from error
             return self._read(Path(scratch))
 
     def _how_to_get(self) -> str:
@@ -104,9 +120,9 @@ class GzipDataModule(TorchvisionDataModule):
         return f"{super()._how_to_get()}, or install the Debian package {self.package} (apt install {self.package})"
 
 
-def _has_all(folder: Path) -> bool:
-    """Whether the four files are there, packed."""
-    return all((folder / f"{name}.gz").is_file() for name in _IDX_FILES)
+def _has_all(folder: Path, suffix: str = "") -> bool:
+    """Whether the four files are there."""
+    return all((folder / f"{name}{suffix}").is_file() for name in _IDX_FILES)
 
 
 def _arrays(dataset: Any) -> ImageArrays:
