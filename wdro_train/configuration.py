@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError
 from wdro_train.module import RobustClassifier
-from wdro_train.threat import parse_number
+from wdro_train.threat import WassersteinBall, parse_number
 
 
 def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
@@ -24,9 +26,9 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
         norm: The ground norm.
 
     Raises:
-        UserError: None is known for that norm.
+        UserError: Not a norm, or none is known for that norm.
     """
-    key = f"l{parse_number(norm, 'attack.norm'):g}"
+    key = f"l{WassersteinBall(p=1, norm=norm, delta=0).norm:g}"  # type: ignore[arg-type]
     if key not in table:
         raise UserError(f"this dataset has no default radius for attack.norm={norm}; set attack.delta")
     return parse_number(table[key], f"data.delta.{key}")
@@ -69,3 +71,22 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         logger.log_hyperparams(plain(cfg))
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     return trainer
+
+
+def check_adversary(trainer: L.Trainer, module: RobustClassifier) -> None:
+    """Refuse to train without an adversary what needs one, before any work is done.
+
+    Raises:
+        UserError: The objective, or the choice of the best checkpoint, needs an adversary.
+    """
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, DistributionalAdversary) for callback in callbacks):
+        return
+    if module.objective.needs_adversary:
+        raise UserError(
+            f"the objective {type(module.objective).__name__} needs an adversary in training; "
+            "use objective=standard callbacks=no_adversary, or keep callbacks=default"
+        )
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/adv_acc":
+            raise UserError("val/adv_acc chooses the checkpoint but needs an adversary; use callbacks=no_adversary")

@@ -8,13 +8,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from wdro_train.errors import user_error_in
 
 
 def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """Run a task; a `UserError` anywhere below becomes its one sentence and exit code 1.
+    """Run a task; an error that the user can mend becomes its one sentence and exit code 1.
 
     In a sweep the error is passed on, so that the other jobs still run.
 
@@ -25,8 +26,20 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         return task(cfg)
     except Exception as error:
-        found = user_error_in(error)
-        if found is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+        reason = sentence(error)
+        if reason is None or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        print(f"error: {found}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def sentence(error: Exception) -> str | None:
+    """What the user did wrong, on one line; None if it was not the user.
+
+    Args:
+        error: A `UserError` anywhere in the chain, or Lightning's complaint about its configuration.
+    """
+    found = user_error_in(error)
+    if found is None and isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    return None if found is None else str(found)

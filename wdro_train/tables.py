@@ -8,14 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+def show(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, texts: int = 1
+) -> None:
+    """Print a table; the first `texts` columns are text, the others are numbers."""
+    table = Table()
     for k, name in enumerate(header):
-        table.add_column(name, justify="right" if k else "left")
+        table.add_column(name, justify="left" if k < texts else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    console.print(table)
+    if caption is not None:
+        console.print(caption, style="dim", highlight=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:

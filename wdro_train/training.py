@@ -7,6 +7,8 @@ import logging
 import math
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import lightning as L
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
 from wdro_train import tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_data, build_module, build_trainer
+from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
 from wdro_train.data import ImageDataModule
 from wdro_train.sweep import METRICS_FILE
 
@@ -36,7 +39,7 @@ def train(cfg: DictConfig) -> float | None:
     Returns:
         `val/adv_acc` of the best epoch, for sweepers that optimise it.
     """
-    _quiet()
+    _quiet(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     module = build_module(cfg)
@@ -44,23 +47,40 @@ def train(cfg: DictConfig) -> float | None:
         check_weights(module, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     data.prepare_data()
     data.setup()
-    trainer = build_trainer(cfg)
-    if trainer.is_global_zero:
-        _introduce(cfg, data, module)
-    try:
+    with _closing_wandb():
+        trainer = build_trainer(cfg)
+        check_adversary(trainer, module)
+        if trainer.is_global_zero:
+            _introduce(cfg, data, module)
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         report = _conclude(cfg, trainer, module, data)
-    finally:
-        if wandb.run is not None:
-            wandb.finish()
+        if trainer.is_global_zero:
+            runs = [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+            report["wandb_offline"] = [run.settings.sync_dir for run in runs if run.offline]
     if trainer.is_global_zero:
         _present(cfg, report)
     result: float | None = report["val"].get("adv_acc")
     return result
 
 
-def _quiet() -> None:
+@contextmanager
+def _closing_wandb() -> Iterator[None]:
+    """Close the W&B run whatever happens, so that the next job of a sweep opens its own; as failed if it failed."""
+    try:
+        yield
+    except BaseException:
+        if wandb.run is not None:
+            wandb.finish(exit_code=1)
+        raise
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def _quiet(cfg: DictConfig) -> None:
     """Silence advice that does not apply here."""
+    if any(node is not None and node.get("offline") for node in cfg.logger.values()):
+        # Offline, W&B has nothing to say that the last lines of the run do not; online it gives the run's address.
+        wandb.setup(wandb.Settings(mode="offline", silent=True))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Padding has weight 0 in every metric, and logged values are already joined over ranks.
     warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
@@ -124,12 +144,14 @@ def _present(cfg: DictConfig, report: Report) -> None:
     (folder / METRICS_FILE).write_text(json.dumps(report | defined, indent=2, default=str) + "\n")
     threat = report["threat"]
     tables.show(
-        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; epoch {report['epoch']}",
+        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; best epoch {report['epoch']}",
         ["metric", *stages],
         tables.metric_rows(*stages.values()),
     )
     console = Console()
     console.print(f"checkpoint  {report['checkpoint']}", soft_wrap=True)
     console.print(f"run folder  {folder}", soft_wrap=True)
+    for run in report["wandb_offline"]:
+        console.print(f"dashboard   wandb sync {run}", soft_wrap=True)
     if any(math.isnan(v) for values in stages.values() for v in values.values()):
         console.print("nan: undefined on this set; the warning above names the cause")
