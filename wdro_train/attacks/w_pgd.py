@@ -28,6 +28,8 @@ from wdro_train.losses import LossFunction, resolve_loss
 from wdro_train.sensitivity import Scope, resolve_scope
 from wdro_train.threat import WassersteinBall, per_image
 
+_NOISE_BLOCK = 64
+
 
 class WPGD:
     """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
@@ -232,15 +234,17 @@ def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: 
         Images in [0, 1], same shape as x.
     """
     world, rank = reducer.world_size, reducer.rank
-    rows, size = len(x) * world, x[0].numel()
+    size = x[0].numel()
+    # Whole blocks: what is drawn for an image must not change with the padding that fills up the ranks.
+    rows = -(-len(x) * world // _NOISE_BLOCK) * _NOISE_BLOCK
     noise = torch.empty(rows, size, device=x.device)
     if math.isinf(ball.norm):
         noise.uniform_(-ball.delta, ball.delta, generator=generator)
-        u = noise[rank::world]
+        u = noise[rank::world][: len(x)]
     else:
         noise.normal_(generator=generator)
-        length = torch.empty(rows, device=x.device).uniform_(generator=generator)[rank::world]
-        direction = noise[rank::world]
+        length = torch.empty(rows, device=x.device).uniform_(generator=generator)[rank::world][: len(x)]
+        direction = noise[rank::world][: len(x)]
         radii = ball.delta * length.double().pow(1 / size)
         u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
     return move(x, u.view_as(x))
