@@ -1,0 +1,215 @@
+import gzip
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from datafiles import image_set, write_cifar, write_idx
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from wdro_train.data import Digits, GzipDataModule, ImageArrays, ImageDataModule, TorchvisionDataModule
+from wdro_train.errors import UserError
+
+PARTS = ("train", "val", "test")
+GRAY = {"shape": [1, 28, 28], "num_classes": 10, "mean": [0.3], "std": [0.4], "delta": {"linf": 0.1}}
+COLOUR = GRAY | {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3}
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+def digits(**kwargs):
+    return Digits(**GRAY | {"shape": [1, 8, 8], "val_fraction": 0.2} | kwargs)
+
+
+def multiset(images, labels):
+    return sorted((bytes(np.asarray(x, dtype=np.uint8)), int(y)) for x, y in zip(images, labels, strict=True))
+
+
+def order(loader):
+    return torch.cat([x.flatten(1) for x, _ in loader])
+
+
+class InMemory(ImageDataModule):
+    """A user's own data module."""
+
+    def __init__(self, train, test, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = train, test
+
+    def load(self):
+        return tuple(ImageArrays(torch.as_tensor(x).unsqueeze(1), torch.as_tensor(y).long()) for x, y in self.parts)
+
+
+def test_digits_are_partitioned():
+    data, original = digits(), load_digits()
+    sets = [data.arrays(name) for name in PARTS]
+    assert [len(s.labels) for s in sets] == [1149, 288, 360]
+    joined = [pair for s in sets for pair in multiset(s.images, s.labels)]
+    assert sorted(joined) == multiset(original.images, original.target)
+    shares = np.bincount(original.target) / len(original.target)
+    for s in sets:
+        assert torch.bincount(s.labels).numpy() / len(s.labels) == pytest.approx(shares, abs=0.005)
+
+
+def test_images_are_scaled_to_the_unit_interval():
+    x, y = next(iter(digits(batch_size=1149).train_dataloader()))
+    assert x.dtype == torch.float32
+    assert x.shape == (1149, 1, 8, 8)
+    assert (x.min(), x.max()) == (0, 1)
+    assert y.dtype == torch.int64
+    one, label = digits().train_dataloader().dataset[0]
+    assert torch.equal(one, digits().arrays("train").images[0] / 16)
+    assert label == digits().arrays("train").labels[0]
+
+
+def test_split_depends_on_split_seed_alone():
+    def val(**kwargs):
+        return digits(**kwargs).arrays("val").images
+
+    assert torch.equal(val(seed=0), val(seed=5))
+    assert not torch.equal(val(split_seed=0), val(split_seed=1))
+    assert torch.equal(digits(split_seed=0).arrays("test").images, digits(split_seed=1).arrays("test").images)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def epoch(seed, number, global_seed):
+        torch.manual_seed(global_seed)
+        loader = digits(seed=seed).train_dataloader()
+        loader.sampler.set_epoch(number)
+        return order(loader)
+
+    assert torch.equal(epoch(0, 3, 1), epoch(0, 3, 2))
+    for other in ((0, 4), (1, 3), (1, 2), (4, 0)):  # seed + epoch = 3 or 4 included: no shifted copies
+        assert not torch.equal(epoch(0, 3, 1), epoch(*other, 1))
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_evaluation_keeps_the_order_of_the_set(name):
+    data = digits(eval_batch_size=100)
+    arrays = data.arrays(name)
+    assert torch.equal(order(getattr(data, f"{name}_dataloader")()) * 16, arrays.images.flatten(1).float())
+
+
+def test_ranks_share_the_global_batch():
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    data = digits(batch_size=64)
+    data.trainer = trainer
+    assert data.train_dataloader().batch_size == 32
+    assert data.train_dataloader().sampler.num_replicas == 2
+    odd = digits(batch_size=33)
+    odd.trainer = trainer
+    with pytest.raises(UserError, match=r"33 images does not divide over 2 ranks; change data\.batch_size"):
+        odd.train_dataloader()
+
+
+def gray_sets(test_first=0):
+    train, test = image_set(60, (28, 28), seed=1), image_set(20, (28, 28), seed=2)
+    test[0][0, 0, 0] = test_first
+    return {"train": train, "test": test}
+
+
+def test_fashion_mnist_layouts(tmp_path):
+    """torchvision's layout wins over .gz files in root, and those over the system package's folder."""
+    package, root = tmp_path / "package", tmp_path / "root"
+    module = {"name": "FashionMNIST", "root": str(root), "gz_folder": str(package), "val_fraction": 0.25, **GRAY}
+    for mark, (folder, packed) in enumerate(
+        [(package, True), (root, True), (root / "FashionMNIST" / "raw", False)], start=1
+    ):
+        sets = gray_sets(mark)
+        write_idx(folder, sets, packed)
+        data = GzipDataModule(**module)
+        assert [len(data.arrays(name).labels) for name in PARTS] == [45, 15, 20]
+        assert torch.equal(data.arrays("test").images[:, 0], torch.as_tensor(sets["test"][0]))
+        assert torch.equal(data.arrays("test").labels, torch.as_tensor(sets["test"][1]).long())
+        joined = [p for name in ("train", "val") for p in multiset(data.arrays(name).images, data.arrays(name).labels)]
+        assert sorted(joined) == multiset(*sets["train"])
+
+
+def test_mnist_reads_its_own_folder(tmp_path):
+    write_idx(tmp_path / "MNIST" / "raw", gray_sets(7))
+    data = GzipDataModule(name="MNIST", root=str(tmp_path), val_fraction=0.25, **GRAY)
+    assert data.arrays("test").images[0, 0, 0, 0] == 7
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+def test_debian_fashion_mnist(tmp_path):
+    data = GzipDataModule(name="FashionMNIST", root=str(tmp_path), gz_folder=str(DEBIAN), **GRAY)
+    assert [len(data.arrays(name).labels) for name in PARTS] == [54000, 6000, 10000]
+    assert torch.bincount(data.arrays("val").labels).tolist() == [600] * 10
+    assert data.arrays("train").images.float().mean() / 255 == pytest.approx(0.286, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "key", "classes"), [("CIFAR10", "labels", 10), ("CIFAR100", "fine_labels", 100)])
+def test_cifar(name, key, classes, tmp_path, monkeypatch):
+    train, test = image_set(4 * classes, (32, 32, 3), classes), image_set(classes, (32, 32, 3), classes, seed=1)
+    write_cifar(tmp_path, getattr(datasets, name), {"train": train, "test": test}, key, monkeypatch)
+    arguments = COLOUR | {"name": name, "root": str(tmp_path), "num_classes": classes, "val_fraction": 0.25}
+    data = TorchvisionDataModule(**arguments)
+    assert [len(data.arrays(part).labels) for part in PARTS] == [3 * classes, classes, classes]
+    assert torch.equal(data.arrays("test").images.permute(0, 2, 3, 1), torch.as_tensor(test[0]))
+    assert torch.equal(data.arrays("test").labels, torch.as_tensor(test[1]).long())
+    (tmp_path / getattr(datasets, name).base_folder / getattr(datasets, name).test_list[0][0]).write_bytes(b"cut")
+    with pytest.raises(UserError, match=f"{name} is missing or damaged"):
+        TorchvisionDataModule(**arguments).setup()
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"])
+def test_missing_data_says_how_to_get_it(name, tmp_path):
+    kind = GzipDataModule if "MNIST" in name else TorchvisionDataModule
+    extra = {"package": "dataset-x", "gz_folder": str(tmp_path)} if name == "FashionMNIST" else {}
+    with pytest.raises(UserError) as caught:
+        kind(name=name, root=str(tmp_path / "nowhere"), **GRAY, **extra).setup()
+    text = str(caught.value)
+    assert f"{name} is missing or damaged under {tmp_path / 'nowhere'}; run once with data.download=true" in text
+    assert ("apt install dataset-x" in text) == bool(extra)
+
+
+def test_damaged_files(tmp_path):
+    write_idx(tmp_path, gray_sets(), packed=True)
+    module = {"name": "MNIST", "root": str(tmp_path), **GRAY}
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    for content in (whole[:-100], b"<html>not found</html>"):
+        images.write_bytes(content)
+        with pytest.raises(UserError, match=f"{images} is damaged .*; fetch it again"):
+            GzipDataModule(**module).setup()
+    for content in (b"", b"<html>", gzip.decompress(whole)[:-100]):
+        images.write_bytes(gzip.compress(content))
+        with pytest.raises(UserError, match="missing or damaged"):
+            GzipDataModule(**module).setup()
+
+
+def test_download_without_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    data = GzipDataModule(name="MNIST", root=str(tmp_path), download=True, **GRAY)
+    with pytest.raises(UserError, match=r"MNIST could not be downloaded \(.+\); put its files under"):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [1, 32, 32]}, r"training images have shape \(1, 28, 28\), not data.shape=\(1, 32, 32\)"),
+        ({"num_classes": 9}, r"training labels range over \[0, 9\], outside 0..8"),
+        ({"val_fraction": 0.0}, "data.val_fraction=0.0 leaves a set empty"),
+        ({"val_fraction": 1.5}, "data.val_fraction=1.5 leaves a set empty"),
+        ({"val_fraction": 0.01}, "data.val_fraction=0.01 cannot split 60 training images by class"),
+        ({"batch_size": 0}, "data.batch_size=0 holds no image"),
+        ({"eval_batch_size": -1}, "data.eval_batch_size=-1 holds no image"),
+    ],
+)
+def test_refusals(change, message):
+    sets = gray_sets()
+    with pytest.raises(UserError, match=message):
+        InMemory(sets["train"], sets["test"], **GRAY | {"val_fraction": 0.25} | change).setup()
+
+
+def test_labels_must_fit_the_images():
+    (x, y), test = gray_sets().values()
+    with pytest.raises(UserError, match="60 training images but 59 labels"):
+        InMemory((x, y[:-1]), test, **GRAY).setup()
+    with pytest.raises(UserError, match=r"test labels range over \[-1, 9\]"):
+        InMemory(
+            (x, y), (test[0], np.where(test[1] == 3, -1, test[1].astype(int))), **GRAY | {"val_fraction": 0.25}
+        ).setup()
