@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from wdro_train.errors import UserError
 from wdro_train.threat import WassersteinBall, per_image
 
 _FAR = 1e30  # stretches any h that counts, and stays finite in float32
@@ -98,3 +99,56 @@ def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     used = torch.minimum(sorted_room, (radii[:, None] - before).clamp_min(0.0)).to(x.dtype)
     moves = torch.zeros_like(slope).scatter(1, order, used) * slope.sign()
     return move(x, moves.view_as(x))
+
+
+def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
+    """The shortest displacement that gains what is asked: min ||u_i||_s with <g_i, u_i> = gain_i, x_i + u_i in the box.
+
+    The inverse of `ascend`. Along its solutions the gain is a concave, piecewise linear function of one scalar
+    (the radius for s = inf, the multiplier of |g| for s = 2, the pixels filled for s = 1), inverted exactly by
+    sorting its breakpoints.
+
+    Args:
+        ball: Gives the norm s, one of 1, 2, inf.
+        x: Images in [0, 1], shape [B, ...].
+        g: Gradients, same shape.
+        gain: Wanted <g, u>, any sign, shape [B].
+
+    Returns:
+        Displacements, same shape; where the box does not allow the gain, the largest one.
+
+    Raises:
+        UserError: Another norm.
+    """
+    if ball.norm not in (1, 2, math.inf):
+        raise UserError(f"attack.norm={ball.norm:g} has no closed form here; choose 1, 2 or inf")
+    slope = (g * per_image(gain.sign(), g)).flatten(1).double()
+    largest = slope.abs().amax(1, keepdim=True)
+    slope = slope / torch.where(largest > 0, largest, 1.0)
+    wanted = (gain.abs().double() / torch.where(largest > 0, largest, 1.0).squeeze(1))[:, None]
+    pixels = x.flatten(1).double()
+    steep = slope.abs()
+    room = torch.where(slope > 0, 1 - pixels, torch.where(slope < 0, pixels, 0.0))
+    if ball.norm == 1:
+        order = steep.argsort(dim=1, descending=True, stable=True)
+        weight, space = steep.gather(1, order), room.gather(1, order)
+        before = (weight * space).cumsum(1) - weight * space
+        take = ((wanted - before).clamp_min(0.0) / torch.where(weight > 0, weight, 1.0)).minimum(space)
+        size = torch.zeros_like(steep).scatter(1, order, take)
+    else:
+        # u = min(t rate, room): a pixel grows at its rate until t reaches its breakpoint room / rate.
+        rate = torch.ones_like(steep) if math.isinf(ball.norm) else steep
+        ends = torch.where(steep > 0, room / torch.where(steep > 0, rate, 1.0), 0.0)
+        end, order = ends.sort(dim=1)
+        growth = (steep * rate).gather(1, order)
+        saturated = (steep * room).gather(1, order).cumsum(1)
+        growing = (growth.sum(1, keepdim=True) - growth.cumsum(1)).clamp_min(0.0)
+        last = (saturated + end * growing < wanted).sum(1, keepdim=True)  # breakpoints passed
+        start = (last - 1).clamp_min(0)
+        passed = last > 0
+        base = torch.where(passed, saturated.gather(1, start), 0.0)
+        speed = torch.where(passed, growing.gather(1, start), growth.sum(1, keepdim=True))
+        t = torch.minimum((wanted - base) / torch.where(speed > 0, speed, 1.0), end[:, -1:])
+        t = torch.where(speed > 0, t, end[:, -1:])
+        size = torch.minimum(t * rate, room)
+    return (size * slope.sign()).to(x.dtype).view_as(x)

@@ -1,0 +1,240 @@
+"""The smallest displacement that flips each image: what exact worst-case accuracy is made of (theory, section 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.attacks.base import attack_mode, check_batch, check_labels, forward, input_gradient
+from wdro_train.box import ascend, free_gradient, reach
+from wdro_train.errors import UserError
+from wdro_train.losses import LossFunction, correct, margin
+from wdro_train.threat import WassersteinBall, per_image
+
+_LAST_STEP = 0.01
+_FIRST_GROWTH, _LAST_GROWTH = 0.1, 0.005
+_BISECTIONS = 8
+_POLISHES = 2
+_OVERSHOOT = 1e-4
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far each image is from the nearest misclassified point that was found.
+
+    Attributes:
+        distances: ||x'_i - x_i||_s, float64, shape [N]: 0 for misclassified images, inf where no flip was found.
+            Upper bounds on the true distances d_i.
+        x_adv: The flipped images in [0, 1], float32; the clean image where nothing was found.
+        clean_correct: The images classified correctly to begin with, boolean, shape [N].
+        nonfinite_gradients: Number of (image, step) pairs whose gradient was not finite.
+        zero_gradients: Number of correct images whose first gradient vanished.
+    """
+
+    distances: Tensor
+    x_adv: Tensor
+    clean_correct: Tensor
+    nonfinite_gradients: int
+    zero_gradients: int
+
+
+class MinimalDistance:
+    """Minimum-norm attack with a radius of its own for every image.
+
+    Each step moves up the margin by a fraction of the image's current radius and projects onto that radius; the
+    radius shrinks below the best flip found so far, and grows while there is none. Step and rate of change fall
+    along a cosine, so that the iterate settles on the boundary (the scheme of FMN, Pintor et al. 2021, with steps
+    relative to the radius, free gradients in the box, and the l_1 step a conditional-gradient one). Flips are then
+    pulled back by bisection, moved to the foot of the perpendicular on the linearised boundary, and re-checked.
+
+    Misclassified images have distance 0 and cost one forward pass. A run costs `steps` forward and backward
+    passes for each restart and target, and a few forward passes.
+
+    Args:
+        norm: Ground norm: 1, 2 or inf.
+        steps: Gradient steps of a run.
+        restarts: Runs against the strongest rival class; all but the first start from random points.
+        targets: Further runs, against the first so many rival classes, one each.
+        step_size: First step in units of the current radius.
+        batch_size: Images per forward pass; None for all at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: float,
+        steps: int = 30,
+        restarts: int = 1,
+        targets: int = 0,
+        step_size: float = 1.0,
+        batch_size: int | None = None,
+    ) -> None:
+        self.ball = WassersteinBall(math.inf, norm, 0.0)
+        if self.ball.norm not in (1, 2, math.inf):
+            raise UserError(f"attack.norm={self.ball.norm:g} has no minimum-norm attack; choose 1, 2 or inf")
+        if steps < 1 or restarts < 1 or targets < 0:
+            raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
+        self.steps, self.restarts, self.targets = int(steps), int(restarts), int(targets)
+        self.step_size = float(step_size)
+        self.batch_size = batch_size
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
+    ) -> Distances:
+        """Distances of a batch.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+            x: Images in [0, 1], shape [N, C, H, W].
+            y: Labels, shape [N].
+            generator: Source of random starts; None for the default one.
+        """
+        labels = check_batch(x, y)
+        with attack_mode(model):
+            x, y = x.clone().float(), y.clone()
+            with torch.no_grad():
+                logits = forward(model, x, self.batch_size)
+            check_labels(labels, logits.shape[1])
+            robust = correct(logits, y)
+            distances = torch.where(robust, math.inf, torch.zeros(len(x), dtype=torch.float64, device=x.device))
+            x_adv = x.clone()
+            rows = robust.nonzero().squeeze(1)
+            search = _Search(self, model, x[rows], y[rows])
+            if len(rows):
+                search.run(logits[rows], generator)
+                distances[rows], x_adv[rows] = search.distances, search.points
+            return Distances(distances, x_adv, robust, int(search.nonfinite), int(search.zero))
+
+
+class _Search:
+    """The state of one batch of correct images: the nearest flip of each so far."""
+
+    def __init__(self, attack: MinimalDistance, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.attack, self.ball, self.model = attack, attack.ball, model
+        self.x, self.y = x, y
+        self.points = x.clone()
+        self.distances = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
+        self.zero = torch.zeros((), dtype=torch.int64, device=x.device)
+
+    def run(self, logits: Tensor, generator: torch.Generator | None) -> None:
+        """All starts and targets, then the refinement."""
+        rivals = logits.float().scatter(1, self.y[:, None], -math.inf).argsort(dim=1, descending=True)
+        for restart in range(self.attack.restarts):
+            self._descend(margin, self._start(generator) if restart else self.x)
+        for rank in range(min(self.attack.targets, logits.shape[1] - 1)):
+            self._descend(_margin_to(rivals[:, rank]), self.x)
+        self._bisect()
+        for _ in range(_POLISHES):
+            self._polish()
+        self._bisect()
+        self._recheck()
+
+    def _descend(self, loss: LossFunction, start: Tensor) -> None:
+        """One run of shrinking and growing radii."""
+        point, radii = start, None
+        found = torch.full_like(self.distances, math.inf)
+        for step in range(self.attack.steps):
+            ease = 0.5 * (1 + math.cos(math.pi * step / self.attack.steps))
+            fraction = _LAST_STEP + (self.attack.step_size - _LAST_STEP) * ease
+            rate = _LAST_GROWTH + (_FIRST_GROWTH - _LAST_GROWTH) * ease
+            here = input_gradient(self.model, point, self.y, loss, self.attack.batch_size)
+            self.nonfinite += here.nonfinite
+            with torch.no_grad():
+                flipped = ~correct(here.logits, self.y)
+                distances = self.ball.distances(point - self.x)
+                self._take(point, distances, flipped)
+                found = torch.where(flipped, torch.minimum(found, distances), found)
+                slope = free_gradient(here.gradient, point)
+                steepness = self.ball.dual_norms(slope)
+                # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
+                linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
+                if radii is None:
+                    self.zero += (steepness == 0).sum()
+                    radii = linear
+                else:
+                    grown = radii * (1 + rate)
+                    searching = torch.minimum(torch.maximum(linear, radii), radii * (1 + 10 * rate))
+                    radii = torch.where(
+                        flipped,
+                        torch.minimum(radii, found) * (1 - rate),
+                        torch.where(found < math.inf, torch.minimum(grown, found), searching),
+                    )
+                radii = radii.clamp(max=self._diameter())
+                point = self._move(point, slope, radii, fraction)
+        with torch.no_grad():
+            self._check(point)
+
+    def _move(self, point: Tensor, slope: Tensor, radii: Tensor, fraction: float) -> Tensor:
+        """One step of a fraction of the radius, inside the box and the radius."""
+        if self.ball.norm == 1:
+            u = point - self.x
+            u = u + fraction * (ascend(self.ball, self.x, slope, radii) - self.x - u)
+        else:
+            step = per_image(fraction * radii, point) * self.ball.direction(slope)
+            u = (point + step).clamp(0, 1) - self.x
+        return (self.x + self.ball.shrink(u, self.ball.distances(u), radii)).clamp(0, 1)
+
+    def _start(self, generator: torch.Generator | None) -> Tensor:
+        """A random point half as far away as the nearest flip known."""
+        noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
+        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self._diameter())
+        return (self.x + noise * per_image(0.5 * known / self.ball.distances(noise), self.x)).clamp(0, 1)
+
+    def _diameter(self) -> float:
+        """||(1, ..., 1)||_s, which no displacement inside the box exceeds."""
+        size = self.x[0].numel()
+        return 1.0 if math.isinf(self.ball.norm) else float(size ** (1 / self.ball.norm))
+
+    def _polish(self) -> None:
+        """The foot of the perpendicular from the image on the boundary, linearised at the nearest flip."""
+        here = input_gradient(self.model, self.points, self.y, margin, self.attack.batch_size)
+        with torch.no_grad():
+            back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
+            foot = reach(self.ball, self.x, here.gradient, -(here.losses.double() + back))
+            candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
+            self._check(torch.where(per_image(self.distances, self.x).isfinite(), candidate, self.points))
+
+    @torch.no_grad()
+    def _bisect(self) -> None:
+        """Pull every flip back along the segment to its image."""
+        low = torch.zeros_like(self.distances)
+        high = torch.ones_like(self.distances)
+        ends = self.points.clone()
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            point = self.x + per_image(middle, self.x) * (ends - self.x)
+            flipped = self._check(point)
+            high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
+
+    def _check(self, point: Tensor) -> Tensor:
+        """Look at points without gradient and keep those that are nearer; returns which are flipped."""
+        flipped = ~correct(forward(self.model, point, self.attack.batch_size), self.y)
+        self._take(point, self.ball.distances(point - self.x), flipped)
+        return flipped
+
+    def _take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:
+        better = flipped & (distances < self.distances)
+        self.distances = torch.where(better, distances, self.distances)
+        self.points = torch.where(per_image(better, point).bool(), point, self.points)
+
+    @torch.no_grad()
+    def _recheck(self) -> None:
+        """Give up what does not flip when looked at again."""
+        flipped = ~correct(forward(self.model, self.points, self.attack.batch_size), self.y)
+        self.distances = torch.where(flipped, self.distances, math.inf)
+        self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
+
+
+def _margin_to(rival: Tensor) -> LossFunction:
+    """The margin against one class of each image, [B]."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        wide = logits.float()
+        difference: Tensor = wide.gather(1, rival[: len(labels), None]) - wide.gather(1, labels[:, None])
+        return difference.squeeze(1)
+
+    return loss
