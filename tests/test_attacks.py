@@ -170,9 +170,6 @@ def test_padding_changes_nothing(kind, options, p):
     plain = attack(model, x[:8], y[:8], generator=seeded())
     weight = (torch.arange(12) < 8).float()
     padded = attack(model, x, y, weight=weight, generator=seeded())
-    if "random_start" in options:
-        assert attack.ball.spent(padded.distances, weight) <= 0.5 * (1 + 1e-6)
-        return
     assert padded.upsilon.item() == pytest.approx(plain.upsilon.item(), rel=1e-6)
     torch.testing.assert_close(padded.x_adv[:8], plain.x_adv, rtol=0, atol=1e-5)
 
