@@ -1,8 +1,9 @@
 """Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
 
 from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.minimal_distance import Distances, MinimalDistance
 from wdro_train.attacks.pool import Pool
 from wdro_train.attacks.w_fgsm import WFGSM
 from wdro_train.attacks.w_pgd import WPGD
 
-__all__ = ["WFGSM", "WPGD", "Attack", "AttackResult", "Pool"]
+__all__ = ["WFGSM", "WPGD", "Attack", "AttackResult", "Distances", "MinimalDistance", "Pool"]

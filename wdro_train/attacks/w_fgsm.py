@@ -76,8 +76,7 @@ class WFGSM:
             dual_norms = ball.dual_norms(slope)
             total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, ball.q)), ball.q)
             upsilon = moments.power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
-            radii = ball.delta * ball.shares(dual_norms, upsilon)
-            x_adv = ascend(ball, x, slope, radii) if self.box else move(x, per_image(radii, x) * ball.direction(slope))
+            x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
                 distances=ball.distances(x_adv - x),
@@ -112,3 +111,26 @@ class WFGSM:
             found = input_gradient(model, x, y, loss, self.batch_size)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
+
+
+@torch.no_grad()
+def push_forward(
+    ball: WassersteinBall, x: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor, *, box: bool
+) -> Tensor:
+    """Q_delta's map x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), kept in [0, 1]^n.
+
+    Args:
+        ball: The threat, p > 1.
+        x: Images in [0, 1], shape [B, ...].
+        slope: grad_x J, free of the box if `box`, same shape.
+        dual_norms: ||slope||_*, shape [B].
+        upsilon: Upsilon of the whole distribution, scalar.
+        box: Spend in full inside the box; False: clamp afterwards.
+
+    Returns:
+        Images in [0, 1], same shape as x.
+    """
+    radii = ball.delta * ball.shares(dual_norms, upsilon)
+    if box:
+        return ascend(ball, x, slope, radii)
+    return move(x, per_image(radii, x) * ball.direction(slope))

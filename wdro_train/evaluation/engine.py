@@ -1,0 +1,223 @@
+"""The whole-set engine: streams a dataset in batches and keeps what each batch leaves.
+
+Memory holds one batch and a few numbers an image. Batches are dealt out over the ranks; each rank writes what it
+finishes to a store that all of them read, so the result does not depend on their number, and a killed run goes on
+from its last finished batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.attacks.w_fgsm import push_forward
+from wdro_train.box import free_gradient
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.evaluation.store import Arrays, PieceStore
+from wdro_train.losses import correct, resolve_loss
+from wdro_train.robustness_curve import RobustnessCurve
+from wdro_train.threat import WassersteinBall
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
+
+
+@dataclass
+class Engine:
+    """Runs work over all batches of a set, once each.
+
+    Attributes:
+        model: Maps images in [0, 1] to logits.
+        batches: Batches in an order that does not change; iterated once a stage.
+        store: Where finished batches are kept.
+        device: Where the model is.
+        seed: Seeds the generator of each batch.
+        reducer: Gives rank and number of ranks.
+        progress: Called as (stage, batches done).
+    """
+
+    model: nn.Module
+    batches: Batches
+    store: PieceStore
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    reducer: Reducer = field(default_factory=LocalReducer)
+    progress: Callable[[str, int], None] = lambda stage, done: None
+
+    def run(self, stage: str, work: Work) -> int:
+        """Do a stage: every batch that is not in the store yet.
+
+        Args:
+            stage: Its name in the store.
+            work: Takes images, labels and a generator seeded for the batch; returns per-image arrays, last axis B.
+
+        Returns:
+            Number of batches.
+        """
+        count = 0
+        for index, (x, y) in enumerate(self.batches):
+            count = index + 1
+            if index % self.reducer.world_size == self.reducer.rank and not self.store.has(stage, index):
+                key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
+                generator = torch.Generator(self.device).manual_seed(int(key[0]))
+                self.store.save(stage, index, work(x.to(self.device), y.to(self.device), generator))
+            self.progress(stage, count)
+        self.reducer.gather(torch.zeros(1))  # wait for the others' batches
+        return count
+
+
+class FoundDistances(NamedTuple):
+    """Whole-set distances.
+
+    Attributes:
+        distances: Shape [N], float64; see `wdro_train.attacks.minimal_distance.Distances`.
+        labels: Shape [N].
+        correct: Clean-correct images, shape [N].
+        rivals: Class each image was flipped to, shape [N]; the label where it was not.
+        zero_gradients: Correct images whose first gradient vanished.
+        nonfinite_gradients: (Image, step) pairs whose gradient was not finite.
+        batches: Number of batches.
+    """
+
+    distances: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    rivals: NDArray[np.int64]
+    zero_gradients: int
+    nonfinite_gradients: int
+    batches: int
+
+    @property
+    def curve(self) -> RobustnessCurve:
+        """A_delta for all delta and p."""
+        return RobustnessCurve(self.distances)
+
+
+def find_distances(engine: Engine, attack: MinimalDistance, stage: str = "distances") -> FoundDistances:
+    """Distances of the whole set; the flipped images are kept in the store as `points`."""
+
+    def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
+        found = attack(engine.model, x, y, generator=generator)
+        with attack_mode(engine.model), torch.no_grad():
+            rivals = forward(engine.model, found.x_adv, attack.batch_size).argmax(1)
+        return {
+            "distances": found.distances.cpu().numpy(),
+            "labels": y.cpu().numpy(),
+            "correct": found.clean_correct.cpu().numpy(),
+            "rivals": rivals.cpu().numpy(),
+            "counts": np.asarray([found.zero_gradients, found.nonfinite_gradients])[:, None],
+            "points": np.moveaxis(found.x_adv.cpu().numpy(), 0, -1),
+        }
+
+    count = engine.run(stage, work)
+    joined = engine.store.join(stage, count, ("distances", "labels", "correct", "rivals", "counts"))
+    zero, nonfinite = (int(row.sum()) for row in joined.pop("counts"))
+    return FoundDistances(**joined, zero_gradients=zero, nonfinite_gradients=nonfinite, batches=count)
+
+
+@dataclass(frozen=True)
+class FirstOrderGrid:
+    """The poster's whole-set quantities of W-FGSM for one loss, on a grid of orders and radii.
+
+    Attributes:
+        v0: V(0).
+        w0: W(0), NaN if nothing is misclassified.
+        clean_acc: A.
+        upsilon: Upsilon for each order.
+        v_q: E_{Q_delta}[J] for each (order, radius).
+        fgsm_acc: Q_delta(S) for each (order, radius).
+        spent: Budget spent for each (order, radius).
+    """
+
+    v0: float
+    w0: float
+    clean_acc: float
+    upsilon: dict[float, float]
+    v_q: dict[tuple[float, float], float]
+    fgsm_acc: dict[tuple[float, float], float]
+    spent: dict[tuple[float, float], float]
+
+
+def first_order_grid(
+    engine: Engine, *, norm: float, loss: str, orders: list[float], deltas: list[float], box: bool = True
+) -> FirstOrderGrid:
+    """W-FGSM of the whole set on a grid: one gradient pass for Upsilon, one more and a forward pass a grid point.
+
+    Args:
+        engine: The set and the network.
+        norm: Ground norm.
+        loss: `ce`, `dlr` or `redlr`.
+        orders: Wasserstein orders p > 1.
+        deltas: Radii.
+        box: Free gradient and full spending in [0, 1]^n; False for the poster's formula.
+    """
+    value = resolve_loss(loss)
+
+    ball = WassersteinBall(2, norm, 0.0)
+
+    def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with attack_mode(engine.model):
+            found = input_gradient(engine.model, x, y, value)
+        slope = free_gradient(found.gradient, x) if box else found.gradient
+        return found.losses, correct(found.logits, y), slope
+
+    def slopes(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
+        losses, right, slope = gradient(x, y)
+        return {
+            "dual_norms": ball.dual_norms(slope).cpu().numpy(),
+            "losses": losses.double().cpu().numpy(),
+            "right": right.cpu().numpy(),
+        }
+
+    stage = f"slopes_{loss}_{norm:g}_{box}"
+    count = engine.run(stage, slopes)
+    clean = engine.store.join(stage, count, ("dual_norms", "losses", "right"))
+    duals = torch.from_numpy(clean["dual_norms"])
+    balls = {p: WassersteinBall(p, norm, 0.0) for p in orders}
+    totals = {p: moments.moment(duals, None, ball.q) for p, ball in balls.items()}
+    points = [(p, delta) for p in orders for delta in deltas]
+
+    def moved(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
+        _, _, slope = gradient(x, y)
+        dual_norms = ball.dual_norms(slope)
+        losses, right, distances = [], [], []
+        for p, delta in points:
+            threat = WassersteinBall(p, norm, delta)
+            upsilon = moments.power_mean(totals[p], threat.q).to(x.device)
+            x_adv = push_forward(threat, x, slope, dual_norms, upsilon, box=box)
+            with attack_mode(engine.model), torch.no_grad():
+                logits = forward(engine.model, x_adv)
+            losses.append(value(logits, y).double())
+            right.append(correct(logits, y))
+            distances.append(ball.distances(x_adv - x))
+        return {
+            "losses": torch.stack(losses).cpu().numpy(),
+            "right": torch.stack(right).cpu().numpy(),
+            "distances": torch.stack(distances).cpu().numpy(),
+        }
+
+    grid = f"grid_{loss}_{norm:g}_{box}_" + "_".join(f"{p:g}-{delta:g}" for p, delta in points)
+    joined = engine.store.join(grid, engine.run(grid, moved), ("losses", "right", "distances"))
+    wrong = ~clean["right"]
+    spent = {
+        point: float(WassersteinBall(point[0], norm, 0.0).spent(torch.from_numpy(joined["distances"][k])))
+        for k, point in enumerate(points)
+    }
+    return FirstOrderGrid(
+        v0=float(clean["losses"].mean()),
+        w0=float(clean["losses"][wrong].mean()) if wrong.any() else float("nan"),
+        clean_acc=float(clean["right"].mean()),
+        upsilon={p: float(moments.power_mean(totals[p], balls[p].q)) for p in orders},
+        v_q={point: float(joined["losses"][k].mean()) for k, point in enumerate(points)},
+        fgsm_acc={point: float(joined["right"][k].mean()) for k, point in enumerate(points)},
+        spent=spent,
+    )
