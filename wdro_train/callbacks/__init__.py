@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from wdro_train.callbacks.adversary import DistributionalAdversary
+from wdro_train.callbacks.checkpoint import RunCheckpoint
 from wdro_train.callbacks.history import ValidationHistory
 from wdro_train.callbacks.images import AdversarialImages
 from wdro_train.callbacks.overfitting import OverfittingWarning
@@ -12,6 +13,7 @@ __all__ = [
     "DistributionalAdversary",
     "OverfittingWarning",
     "ProgressBar",
+    "RunCheckpoint",
     "SeedEpoch",
     "ValidationHistory",
 ]

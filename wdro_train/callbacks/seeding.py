@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 
 
 class SeedEpoch(L.Callback):
-    """Seeds Python, NumPy and torch at the start of every epoch from (seed, epoch, rank).
+    """Seeds Python, NumPy and torch in every epoch from (seed, epoch, rank).
 
     Dropout and augmentation of epoch e are then the same whether the run got there in one go or was resumed.
 
@@ -18,6 +20,19 @@ class SeedEpoch(L.Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed this epoch."""
+        """Seed this epoch, for the loader."""
+        self._seed(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed it again for the network: a loader draws numbers when its iterator is made.
+
+        That is before the first epoch of a process starts, but after the start of all later ones.
+        """
+        if batch_idx == 0:
+            self._seed(trainer)
+
+    def _seed(self, trainer: L.Trainer) -> None:
         epoch_seed = self.seed + 10_007 * (trainer.current_epoch + 1) + trainer.global_rank
         L.seed_everything(epoch_seed % 2**32, verbose=False)

@@ -158,7 +158,8 @@ class ImageDataModule(L.LightningDataModule):
             dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed * _SEED_STRIDE
         )
         if self.trainer is not None:
-            sampler.set_epoch(self.trainer.current_epoch)
+            # Workers read ahead from now on. When a run is resumed, `current_epoch` still counts one epoch too few.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return DataLoader(
             dataset,
             batch_size=batch_size // world,
