@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wdro_train.attacks import WPGD
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.data import ImageArrays, ImageDataModule
+from wdro_train.models import small_cnn
 from wdro_train.module import RobustClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -96,3 +97,24 @@ def command(*arguments, cwd):
         "cwd": cwd,
         "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), "WANDB_SILENT": "true"},
     }
+
+
+def dropout_cnn(**kwargs):
+    """`small_cnn` that drops out."""
+    return nn.Sequential(small_cnn(**kwargs)[:-1], nn.Dropout(0.5), small_cnn(**kwargs)[-1])
+
+
+def breaking_cnn(**kwargs):
+    """`small_cnn` whose logits are NaN in training from the fortieth batch on."""
+    return nn.Sequential(small_cnn(**kwargs), _Break(after=39))
+
+
+class _Break(nn.Module):
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def forward(self, logits):
+        if self.training:
+            self.left -= 1
+        return logits if self.left >= 0 else logits * torch.nan
