@@ -1,134 +1,239 @@
-"""One evaluation, from configuration to table and `report.json`."""
+"""One evaluation, from configuration to tables, figures and `report.json`."""
 
 from __future__ import annotations
 
-import json
-import sys
-from functools import partial
-from importlib.metadata import version
+import hashlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from wdro_train import tables
-from wdro_train.errors import UserError
-from wdro_train.evaluation.subject import Subject, load_images, load_subject
-from wdro_train.evaluation.whole_set import first_order, projected_gradient
-from wdro_train.threat import WassersteinBall
+from wdro_train.attacks import MinimalDistance
+from wdro_train.data import ImageArrays
+from wdro_train.evaluation import report as reports
+from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.poster import poster_rows
+from wdro_train.evaluation.store import PieceStore
+from wdro_train.evaluation.subject import Subject, load_arrays, load_subject, newest_checkpoint
+from wdro_train.robustness_curve import RobustnessCurve
+from wdro_train.threat import WassersteinBall, parse_number
 
-REPORT_FILE = "report.json"
+
+class ArrayBatches:
+    """Batches of images in [0, 1] out of integers in memory.
+
+    Args:
+        arrays: The set.
+        batch_size: Images a batch.
+    """
+
+    def __init__(self, arrays: ImageArrays, batch_size: int) -> None:
+        self.arrays, self.batch_size = arrays, batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return math.ceil(len(self.arrays.labels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """In the order of the set."""
+        for start in range(0, len(self.arrays.labels), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.arrays.images[rows].float() / self.arrays.scale, self.arrays.labels[rows]
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Judge a checkpoint on a whole set as one distribution.
+    """Judge one checkpoint, or compare several, on a whole set as one distribution.
 
     Args:
         cfg: The composed configuration of `conf/evaluate.yaml`.
 
     Returns:
-        The lowest accuracy any of the attacks left.
+        Worst-case accuracy of the (first) checkpoint in its ball.
     """
-    if OmegaConf.is_missing(cfg, "ckpt_path"):
-        raise UserError("no checkpoint given; run python evaluate.py ckpt_path=runs/.../checkpoints/best.ckpt")
+    given = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
+    paths = [given] if isinstance(given, str) else list(given)
+    console = Console()
+    if cfg.ckpt_path is None:
+        console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {paths[0]}", soft_wrap=True)
     device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    subject = load_subject(cfg.ckpt_path, model=cfg.get("model"), data=cfg.get("data"), device=device)
-    ball = _threat(cfg, subject)
-    x, y = (tensor.to(device) for tensor in load_images(subject.config, cfg.split, cfg.limit))
-    losses = list(cfg.attack.losses)
-    bars = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    )
-    results: dict[str, dict[str, Any]] = {}
-    with bars:
-        for loss in losses:
-            box = cfg.attack.box
-            bounds = first_order(subject.model, x, y, ball, loss=loss, box=box, batch_size=cfg.batch_size)
-            results[loss] = {"w_fgsm": bounds, "w_pgd": {}}
-            for keep in ("best", "cheapest"):
-                task = bars.add_task(f"W-PGD {loss}, {keep}", total=cfg.attack.steps)
-                result = projected_gradient(
-                    subject.model,
-                    x,
-                    y,
-                    ball,
-                    loss=loss,
-                    clean_acc=bounds["clean_acc"],
-                    steps=cfg.attack.steps,
-                    keep=keep,
-                    random_start=cfg.attack.random_start,
-                    box=box,
-                    batch_size=cfg.batch_size,
-                    generator=torch.Generator(device).manual_seed(cfg.seed),
-                    progress=partial(_advance, bars, task),
-                )
-                results[loss]["w_pgd"][keep] = result._asdict()
-    lowest = min(r["w_pgd"][keep]["adv_acc"] for r in results.values() for keep in r["w_pgd"])
-    report = _report(cfg, subject, ball, len(y)) | {"lowest_accuracy": lowest, "results": results}
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    report = reports.header({str(k): v for k, v in config.items()})
+    subjects = [load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=device) for path in paths]
+    ball = _threat(cfg, subjects[0])
+    report |= {"threat": {"p": ball.p, "norm": ball.norm, "delta": ball.delta}, "split": cfg.split}
+    stores = []
+    report["models"] = []
+    for subject in subjects:
+        store = PieceStore(cfg.store, _key(cfg, subject, ball))
+        if not cfg.resume:
+            store.discard()
+            store = PieceStore(cfg.store, _key(cfg, subject, ball))
+        stores.append(store)
+        report["models"].append(_judge(cfg, subject, ball, store, device))
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_FILE).write_text(json.dumps(_defined(report), indent=2) + "\n")
-    _present(report, folder)
-    return float(lowest)
+    path = reports.write(report, folder)
+    for store in stores:
+        store.discard()
+    _present(report, path)
+    return float(report["models"][0]["worst_case"]["accuracy"])
 
 
-def _advance(bars: Progress, task: TaskID, done: int) -> None:
-    bars.update(task, completed=done)
+def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: PieceStore, device: torch.device) -> Any:
+    """The block of one model."""
+    arrays = load_arrays(subject.config, cfg.split, cfg.limit)
+    batches = ArrayBatches(arrays, cfg.batch_size)
+    orders = [parse_number(p, "curve.p") for p in cfg.curve.p]
+    deltas = _radii(cfg.curve.deltas, list(np.linspace(0, 2 * ball.delta, 41)))
+    with _bars() as bars:
+        engine = Engine(subject.model, batches, store, device, cfg.seed, progress=_Tracker(bars, len(batches), cfg))
+        attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
+        found = find_distances(engine, attack)
+        pool = [found.distances]
+
+        def worst_accuracy(p: float, delta: float, flips: Any) -> float:
+            pool.append(flips)
+            return RobustnessCurve.pool(pool).accuracy(delta, p)
+
+        poster = []
+        if cfg.poster is not None:
+            chosen = [ball.p] if cfg.poster.p is None else [parse_number(p, "poster.p") for p in cfg.poster.p]
+            poster = poster_rows(
+                engine,
+                norm=ball.norm,
+                losses=list(cfg.poster.losses),
+                orders=[p for p in chosen if p > 1],
+                deltas=_radii(cfg.poster.deltas, [ball.delta / 4, ball.delta / 2, ball.delta]),
+                steps=cfg.poster.pgd_steps,
+                box=cfg.poster.box,
+                batch_size=cfg.batch_size,
+                worst_accuracy=worst_accuracy,
+            )
+    curve = RobustnessCurve.pool(pool)
+    band = curve.band(cfg.curve.alpha, cfg.curve.sided)
+    return {
+        "name": _name(subject),
+        "checkpoint": str(subject.path),
+        "trained_with": subject.config,
+        "images": len(curve),
+        "clean_accuracy": curve.clean_accuracy,
+        "norm": ball.norm,
+        "distances": {
+            "attack": {"name": "MinimalDistance", **OmegaConf.to_container(cfg.distances)},  # type: ignore[dict-item]
+            "values": curve.distances.tolist(),
+            "median_of_correct": _median(curve),
+            "histogram": reports.histogram(curve.distances),
+        },
+        "band": {"alpha": cfg.curve.alpha, "sided": band.sided, "width": band.width, "level": band.level},
+        "curves": reports.curve_rows(curve, orders, deltas, band, None),
+        "worst_case": reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures),
+        "poster": poster,
+        "certificate": None,
+        "peers": [],
+        "warnings": [],
+    }
 
 
 def _threat(cfg: DictConfig, subject: Subject) -> WassersteinBall:
     """The checkpoint's threat, with what the command line changes."""
     trained = subject.config["attack"]
     chosen = {key: trained[key] if cfg.attack[key] is None else cfg.attack[key] for key in ("p", "norm", "delta")}
-    return WassersteinBall(**chosen).require_first_order("evaluate.py")
+    return WassersteinBall(**chosen)
 
 
-def _report(cfg: DictConfig, subject: Subject, ball: WassersteinBall, size: int) -> dict[str, Any]:
-    """All that is needed to read and repeat the numbers."""
-    packages = ("wdro-train", "torch", "torchvision", "lightning", "torchmetrics")
+def _key(cfg: DictConfig, subject: Subject, ball: WassersteinBall) -> dict[str, Any]:
+    """Everything finished pieces depend on."""
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(settings, dict)
+    relevant = ("distances", "split", "batch_size", "limit", "expectation", "seed", "certificate", "peers")
+    weights = hashlib.sha256(subject.path.read_bytes()).hexdigest()
     return {
-        "schema": 1,
-        "command": " ".join(sys.argv),
-        "checkpoint": str(subject.path),
-        "threat": {"p": str(ball.p), "norm": str(ball.norm), "delta": ball.delta},
-        "scope": "whole set as one distribution",
-        "split": cfg.split,
-        "images": size,
-        "seed": cfg.seed,
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "trained_with": subject.config,
-        "versions": {name: version(name) for name in packages},
+        "weights": weights,
+        "norm": ball.norm,
+        "data": subject.config["data"],
+        "model": subject.config["model"],
+        **{key: settings.get(key) for key in relevant},
     }
 
 
-def _defined(value: Any) -> Any:
-    """JSON has no NaN and no infinity: undefined values become null, infinite settings a string."""
-    if isinstance(value, dict):
-        return {key: _defined(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_defined(entry) for entry in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return str(value) if isinstance(value, float) and abs(value) == float("inf") else value
+def _radii(given: Any, default: list[float]) -> list[float]:
+    return default if given is None else [parse_number(value, "deltas") for value in given]
 
 
-def _present(report: dict[str, Any], folder: Path) -> None:
-    threat = report["threat"]
-    losses = list(report["results"])
-    rows = tables.metric_rows(*(report["results"][loss]["w_fgsm"] for loss in losses))
-    for keep, label in (("best", "W-PGD, best iterate"), ("cheapest", "W-PGD, cheapest flips")):
-        for key in ("adv_acc", "ratio", "max_mean_loss", "spent"):
-            values = [report["results"][loss]["w_pgd"][keep][key] for loss in losses]
-            rows.append([f"{label}: {key}", *(tables.number(value) for value in values)])
-    tables.show(
-        f"W_{threat['p']} ball, radius {threat['delta']:.6g}, l_{threat['norm']} norm; "
-        f"{report['images']} {report['split']} images as one distribution",
-        ["metric", *losses],
-        rows,
+def _name(subject: Subject) -> str:
+    """A short name: the run folder, or the file."""
+    folder = subject.path.resolve().parent
+    return subject.path.stem if folder.name != "checkpoints" else f"{folder.parent.parent.name}/{folder.parent.name}"
+
+
+def _median(curve: RobustnessCurve) -> float:
+    positive = curve.distances[curve.distances > 0]
+    return float(np.median(positive)) if positive.size else math.nan
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
     )
+
+
+class _Tracker:
+    """One progress bar a stage."""
+
+    def __init__(self, bars: Progress, batches: int, cfg: DictConfig) -> None:
+        self.bars, self.batches, self.cfg = bars, batches, cfg
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int) -> None:
+        if stage not in self.tasks:
+            total = self.cfg.poster.pgd_steps if stage.startswith("pgd_") else self.batches
+            self.tasks[stage] = self.bars.add_task(stage.split("_of")[0][:40], total=total)
+        self.bars.update(self.tasks[stage], completed=done)
+
+
+def _present(report: dict[str, Any], path: Path) -> None:
+    """Tables for the terminal."""
+    threat = report["threat"]
     console = Console()
-    console.print(f"checkpoint  {report['checkpoint']}", soft_wrap=True)
-    console.print(f"report      {folder / REPORT_FILE}", soft_wrap=True)
+    for model in report["models"]:
+        width = model["band"]["width"]
+        worst = model["worst_case"]
+        console.print(
+            f"\n{model['name']}: {model['images']} {report['split']} images as one distribution, "
+            f"l_{model['norm']:g} norm, clean accuracy {model['clean_accuracy']:.4f}",
+            soft_wrap=True,
+        )
+        wanted = [0.25 * threat["delta"], 0.5 * threat["delta"], threat["delta"], 2 * threat["delta"]]
+        curve = RobustnessCurve(model["distances"]["values"])
+        tables.show(
+            f"worst-case accuracy (attack, upper bound); band +-{width:.4f} at {100 * model['band']['level']:g} %",
+            ["ball", *(f"delta {delta:.4g}" for delta in wanted)],
+            [
+                [f"W_{row['p']:g}", *(tables.number(a) for a in curve.accuracies(wanted, row["p"]))]
+                for row in model["curves"]
+            ],
+        )
+        console.print(
+            f"W_{worst['p']:g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
+            f"correct images, up to distance {worst['marginal_distance']:.4g}",
+            soft_wrap=True,
+        )
+        if model["poster"]:
+            rows = model["poster"]
+            keys = [key for key in rows[0] if key not in ("loss", "p", "norm", "delta")]
+            tables.show(
+                "first-order values and W-PGD (ratio_lower* are asymptotic)",
+                ["", *(f"{row['loss']} W_{row['p']:g} {row['delta']:.4g}" for row in rows)],
+                [[key, *(tables.number(row[key]) for row in rows)] for key in keys],
+            )
+        for warning in model["warnings"]:
+            console.print(f"warning: {warning['text']}", soft_wrap=True)
+    console.print(f"report  {path}", soft_wrap=True)

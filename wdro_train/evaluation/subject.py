@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, plain
+from wdro_train.data import ImageArrays
 from wdro_train.errors import UserError
 from wdro_train.module import CONFIG_KEY, RobustClassifier
 
@@ -71,17 +72,34 @@ def load_subject(
     return Subject(module.model.eval().to(device), plain(config), Path(path))
 
 
-def load_images(config: dict[str, Any], split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """The images [N, C, H, W] in [0, 1] and labels [N] of a split.
+def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageArrays:
+    """The images and labels of a split, as integers in memory.
 
     Args:
         config: A configuration with a `data` entry.
         split: `train`, `val` or `test`.
         limit: First so many images only; None for all.
+
+    Raises:
+        UserError: Unknown split, or no images.
     """
     if split not in ("train", "val", "test"):
         raise UserError(f"split={split!r} is unknown; choose train, val or test")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves no images; choose at least 1, or null for all")
     data = build_data(OmegaConf.create({"data": config["data"]}))
     data.prepare_data()
     arrays = data.arrays(split)
-    return arrays.images[:limit].float() / arrays.scale, arrays.labels[:limit]
+    return ImageArrays(arrays.images[:limit], arrays.labels[:limit], arrays.scale)
+
+
+def newest_checkpoint(root: str | Path = "runs") -> str:
+    """The best checkpoint of the newest training run.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = sorted(Path(root).glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no checkpoint given and none under {root}/; train one, or give ckpt_path=...")
+    return str(found[-1])

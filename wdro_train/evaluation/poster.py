@@ -1,0 +1,136 @@
+"""The poster's quantities of one network on a grid: first-order values, W-PGD, ratios and their bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wdro_train.attacks import WPGD
+from wdro_train.evaluation.engine import Engine, first_order_grid
+from wdro_train.losses import correct
+from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+
+
+def pgd_whole_set(
+    engine: Engine, *, norm: float, loss: str, p: float, delta: float, steps: int, box: bool, batch_size: int
+) -> tuple[float, float, NDArray[np.float64]]:
+    """W-PGD with all images as one distribution (the iterate of lowest accuracy, as in the 2023 protocol).
+
+    Args:
+        engine: The set and the network; every rank holds its own batches in memory.
+        norm: Ground norm.
+        loss: `ce`, `dlr` or `redlr`.
+        p: Wasserstein order, > 1.
+        delta: Radius.
+        steps: Gradient steps.
+        box: Free gradient, projection after clamping.
+        batch_size: Images per forward pass.
+
+    Returns:
+        Accuracy, largest mean loss over the iterates (V(delta) from below), and the displacement of every image
+        that was flipped (inf for the others), shape [N], in the order of the set.
+    """
+    world, rank = engine.reducer.world_size, engine.reducer.rank
+    stage = f"pgd_{loss}_{norm:g}_{p:g}_{delta:g}_{steps}_{box}_of{world}"
+    if not all(engine.store.has(stage, piece) for piece in range(world)):
+        images, labels, positions, start = [], [], [], 0
+        for index, (x, y) in enumerate(engine.batches):
+            if index % world == rank:
+                images.append(x)
+                labels.append(y)
+                positions.append(np.arange(start, start + len(y)))
+            start += len(y)
+        x, y = torch.cat(images).to(engine.device), torch.cat(labels).to(engine.device)
+        attack = WPGD(
+            p=p, norm=norm, delta=delta, loss=loss, steps=steps, keep="best", box=box, batch_size=batch_size,
+            progress=lambda done: engine.progress(stage, done),
+        )  # fmt: skip
+        found = attack(engine.model, x, y, reducer=engine.reducer)
+        assert found.adv_logits is not None
+        assert found.best_mean_loss is not None
+        flipped = ~correct(found.adv_logits, y)
+        engine.store.save(
+            stage,
+            rank,
+            {
+                "positions": np.concatenate(positions),
+                "distances": torch.where(flipped, found.distances, math.inf).cpu().numpy(),
+                "mean_loss": np.full(1, found.best_mean_loss.item()),
+            },
+        )
+        engine.reducer.gather(torch.zeros(1))
+    joined = engine.store.join(stage, world, ("positions", "distances", "mean_loss"))
+    distances = np.empty(len(joined["positions"]))
+    distances[joined["positions"]] = joined["distances"]
+    return float(np.isinf(distances).mean()), float(joined["mean_loss"][0]), distances
+
+
+def poster_rows(
+    engine: Engine,
+    *,
+    norm: float,
+    losses: list[str],
+    orders: list[float],
+    deltas: list[float],
+    steps: int,
+    box: bool,
+    batch_size: int,
+    worst_accuracy: Callable[[float, float, NDArray[np.float64]], float],
+) -> list[dict[str, Any]]:
+    """One row a loss, order and radius.
+
+    Args:
+        engine: The set and the network.
+        norm: Ground norm.
+        losses: Of `ce`, `dlr`, `redlr`.
+        orders: Wasserstein orders p > 1.
+        deltas: Radii > 0.
+        steps: Steps of W-PGD.
+        box: See `WFGSM` and `WPGD`.
+        batch_size: Images per forward pass.
+        worst_accuracy: Takes p, delta and the flips W-PGD found; returns A_delta by the knapsack over all
+            distances known, these included.
+
+    Returns:
+        Rows with the keys of `report.json`, `poster`.
+    """
+    rows = []
+    for loss in losses:
+        grid = first_order_grid(engine, norm=norm, loss=loss, orders=orders, deltas=deltas, box=box)
+        for p in orders:
+            for delta in deltas:
+                pgd_acc, v_pgd, flips = pgd_whole_set(
+                    engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box, batch_size=batch_size
+                )
+                lower = lower_bounds(grid.w0, grid.v0, grid.v_q[p, delta], delta, grid.upsilon[p])
+                worst = worst_accuracy(p, delta, flips)
+                rows.append(
+                    {
+                        "loss": loss,
+                        "p": p,
+                        "norm": norm,
+                        "delta": delta,
+                        "v0": grid.v0,
+                        "w0": grid.w0,
+                        "upsilon": grid.upsilon[p],
+                        "v_first_order": first_order_value(grid.v0, delta, grid.upsilon[p]),
+                        "v_q": grid.v_q[p, delta],
+                        "v_pgd": max(v_pgd, grid.v_q[p, delta]),
+                        "fgsm_acc": grid.fgsm_acc[p, delta],
+                        "fgsm_spent": grid.spent[p, delta],
+                        "pgd_acc": pgd_acc,
+                        "worst_acc": worst,
+                        "ratio": accuracy_ratio(worst, grid.clean_acc),
+                        "ratio_pgd": accuracy_ratio(pgd_acc, grid.clean_acc),
+                        "ratio_upper": accuracy_ratio(grid.fgsm_acc[p, delta], grid.clean_acc),
+                        "ratio_lower_attack": lower.attack,
+                        "ratio_lower_gradient": lower.gradient,
+                        "ratio_lower": lower.minimum,
+                    }
+                )
+    return rows
