@@ -1,1 +1,14 @@
-"""Whole-set evaluation of a checkpoint."""
+"""Whole-set evaluation: exact worst-case accuracy of any network on any set, without Hydra or Lightning.
+
+>>> import torch
+>>> from wdro_train.evaluation import robustness_curve
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+>>> batches = [(torch.rand(8, 1, 2, 2), torch.randint(3, (8,)))]
+>>> curve = robustness_curve(model, batches, norm="inf")
+>>> curve.accuracy(0.1, p=2) <= curve.accuracy(0.05, p=2) <= curve.clean_accuracy
+True
+"""
+
+from wdro_train.evaluation.engine import robustness_curve
+
+__all__ = ["robustness_curve"]

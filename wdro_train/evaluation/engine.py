@@ -7,8 +7,10 @@ from its last finished batch.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +23,11 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.base import attack_mode, forward, input_gradient
 from wdro_train.attacks.w_fgsm import push_forward
 from wdro_train.box import free_gradient
-from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.distributed import LocalReducer, Reducer, default_reducer
 from wdro_train.evaluation.store import Arrays, PieceStore
 from wdro_train.losses import correct, resolve_loss
 from wdro_train.robustness_curve import RobustnessCurve
-from wdro_train.threat import WassersteinBall
+from wdro_train.threat import WassersteinBall, parse_number
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
@@ -221,3 +223,36 @@ def first_order_grid(
         fgsm_acc={point: float(joined["right"][k].mean()) for k, point in enumerate(points)},
         spent=spent,
     )
+
+
+def robustness_curve(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    norm: float | str,
+    steps: int = 30,
+    restarts: int = 1,
+    targets: int = 0,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    store: str | Path | None = None,
+) -> RobustnessCurve:
+    """Worst-case accuracy of a network for every radius and every order (an attack's upper bound).
+
+    Args:
+        model: Maps images in [0, 1] to logits (normalisation inside).
+        batches: Images [B, C, H, W] in [0, 1] with labels [B], in fixed order, such as an unshuffled `DataLoader`.
+        norm: Ground norm: 1, 2 or inf.
+        steps: Gradient steps of the minimum-norm attack; see `MinimalDistance`.
+        restarts: Of the attack.
+        targets: Of the attack.
+        device: Where the model is; by default where its first parameter is.
+        seed: Seeds random starts.
+        store: Folder in which to keep finished batches, so that a killed call goes on; None keeps nothing.
+    """
+    attack = MinimalDistance(norm=parse_number(norm, "norm"), steps=steps, restarts=restarts, targets=targets)
+    place = device if device is not None else next((p.device for p in model.parameters()), "cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        pieces = PieceStore(scratch if store is None else store, {"norm": norm, "steps": steps, "seed": seed})
+        engine = Engine(model, batches, pieces, torch.device(place), seed, default_reducer())
+        return find_distances(engine, attack).curve

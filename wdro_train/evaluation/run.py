@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,7 @@ from torch import Tensor
 from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
 from wdro_train.data import ImageArrays
+from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
 from wdro_train.evaluation.engine import Engine, find_distances
 from wdro_train.evaluation.poster import poster_rows
@@ -58,27 +60,32 @@ def evaluate(cfg: DictConfig) -> float:
     Returns:
         Worst-case accuracy of the (first) checkpoint in its ball.
     """
-    given = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
-    paths = [given] if isinstance(given, str) else list(given)
-    console = Console()
+    fabric = L.Fabric(accelerator=cfg.accelerator, devices=cfg.devices, strategy="auto" if cfg.devices == 1 else "ddp")
+    fabric.launch()
+    chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
+    paths = [chosen] if isinstance(chosen, str) else list(chosen)
+    console = Console(quiet=not fabric.is_global_zero)
     if cfg.ckpt_path is None:
         console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {paths[0]}", soft_wrap=True)
-    device = torch.device("cuda" if cfg.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     report = reports.header({str(k): v for k, v in config.items()})
-    subjects = [load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=device) for path in paths]
+    subjects = [
+        load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths
+    ]
     ball = _threat(cfg, subjects[0])
     report |= {"threat": {"p": ball.p, "norm": ball.norm, "delta": ball.delta}, "split": cfg.split}
     stores = []
     report["models"] = []
     for subject in subjects:
-        store = PieceStore(cfg.store, _key(cfg, subject, ball))
-        if not cfg.resume:
-            store.discard()
-            store = PieceStore(cfg.store, _key(cfg, subject, ball))
-        stores.append(store)
-        report["models"].append(_judge(cfg, subject, ball, store, device))
+        stores.append(PieceStore(cfg.store, _key(cfg, subject, ball)))
+        if not cfg.resume and fabric.is_global_zero:
+            stores[-1].discard()
+        fabric.barrier()
+        report["models"].append(_judge(cfg, subject, ball, stores[-1], fabric.device))
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        return float(report["models"][0]["worst_case"]["accuracy"])
     folder = Path(cfg.run_dir)
     path = reports.write(report, folder)
     for store in stores:
@@ -93,8 +100,17 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     batches = ArrayBatches(arrays, cfg.batch_size)
     orders = [parse_number(p, "curve.p") for p in cfg.curve.p]
     deltas = _radii(cfg.curve.deltas, list(np.linspace(0, 2 * ball.delta, 41)))
-    with _bars() as bars:
-        engine = Engine(subject.model, batches, store, device, cfg.seed, progress=_Tracker(bars, len(batches), cfg))
+    reducer = default_reducer()
+    with _bars(quiet=reducer.rank > 0) as bars:
+        engine = Engine(
+            subject.model,
+            batches,
+            store,
+            device,
+            cfg.seed,
+            reducer,
+            progress=_Tracker(bars, len(batches), cfg),
+        )
         attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
         found = find_distances(engine, attack)
         pool = [found.distances]
@@ -179,10 +195,9 @@ def _median(curve: RobustnessCurve) -> float:
     return float(np.median(positive)) if positive.size else math.nan
 
 
-def _bars() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    )
+def _bars(quiet: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=quiet)
 
 
 class _Tracker:
