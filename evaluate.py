@@ -1,6 +1,8 @@
-"""Judge a checkpoint: `python evaluate.py ckpt_path=runs/.../checkpoints/best.ckpt`."""
+"""Judge a checkpoint: `python evaluate.py [ckpt_path=a.ckpt,b.ckpt]`."""
 
 from __future__ import annotations
+
+import sys
 
 import hydra
 from omegaconf import DictConfig
@@ -21,4 +23,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = doors.comma_list(sys.argv[1:], "ckpt_path")
     main()

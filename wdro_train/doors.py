@@ -43,3 +43,22 @@ def sentence(error: Exception) -> str | None:
     if found is None and isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
     return None if found is None else str(found)
+
+
+def comma_list(arguments: list[str], key: str) -> list[str]:
+    """Command-line arguments in which `key=a,b` means the list [a,b], unless a sweep was asked for.
+
+    Args:
+        arguments: As typed, without the program's name.
+        key: The key that may hold a list.
+
+    >>> comma_list(["ckpt_path=a.ckpt,b.ckpt", "seed=1"], "ckpt_path")
+    ['ckpt_path=[a.ckpt,b.ckpt]', 'seed=1']
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        return arguments
+    start = f"{key}="
+    return [
+        f"{start}[{a.removeprefix(start)}]" if a.startswith(start) and "," in a and "[" not in a else a
+        for a in arguments
+    ]
