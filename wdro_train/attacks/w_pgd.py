@@ -195,26 +195,49 @@ class WPGD:
         step: int,
     ) -> Tensor:
         """One ascent step from x_adv and the projection back onto the ball around x."""
-        ball = self.ball
-        radii = self.step_size * ball.delta / self.steps * ball.shares(dual_norms, upsilon)
+        u, distances = self.ascent(x, x_adv, slope, dual_norms, upsilon)
+        held = dual_norms == 0
+        parts = reducer.gather(self.displacement_moments(distances, held, weight))
+        return move(x, self.ball.shrink(u, distances, self.allowed(distances, held, parts, step)))
+
+    @torch.no_grad()
+    def ascent(
+        self, x: Tensor, x_adv: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The displacement after one step from x_adv, before the projection, and its norms [B]."""
+        radii = self.step_size * self.ball.delta / self.steps * self.ball.shares(dual_norms, upsilon)
         if self.box:
-            u = ascend(ball, x_adv, slope, radii) - x
+            u = ascend(self.ball, x_adv, slope, radii) - x
         else:
-            u = x_adv + per_image(radii, x) * ball.direction(slope) - x
-        distances = ball.distances(u)
-        if math.isinf(ball.p):
-            allowed = distances.clamp(max=ball.delta)
-        else:
-            held = dual_norms == 0
-            w = torch.ones_like(distances) if weight is None else weight.to(distances)
-            parts = torch.stack(
-                [moments.moment(distances, w * ~held, ball.p), moments.moment(distances, w * held, ball.p)]
-            )
-            gathered = reducer.gather(parts)
-            joined = torch.stack([moments.merge(gathered[:, k], ball.p) for k in (0, 1)])
-            rho = ball.shrinkage(*self.scope(f"distance/{step}", joined, ball.p))
-            allowed = torch.where(held, distances, rho * distances)
-        return move(x, ball.shrink(u, distances, allowed))
+            u = x_adv + per_image(radii, x) * self.ball.direction(slope) - x
+        return u, self.ball.distances(u)
+
+    def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
+        """Moments of the displacements that may shrink and of those that are held, shape [2, 3].
+
+        At p = inf the projection is image by image and nothing is communicated: the result is all zero.
+        """
+        p = self.ball.p
+        if math.isinf(p):
+            return distances.new_zeros(2, 3)
+        w = torch.ones_like(distances) if weight is None else weight.to(distances)
+        return torch.stack([moments.moment(distances, w * ~held, p), moments.moment(distances, w * held, p)])
+
+    def allowed(self, distances: Tensor, held: Tensor, parts: Tensor, step: int) -> Tensor:
+        """The norms the projection allows, shape [B].
+
+        Args:
+            distances: Norms before the projection, shape [B].
+            held: Images that keep what they have, shape [B].
+            parts: Displacement moments of all parts of the set, shape [k, 2, 3].
+            step: Number of the step, for the scope.
+        """
+        p = self.ball.p
+        if math.isinf(p):
+            return distances.clamp(max=self.ball.delta)
+        joined = torch.stack([moments.merge(parts[:, k], p) for k in (0, 1)])
+        rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
+        return torch.where(held, distances, rho * distances)
 
 
 def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
@@ -237,13 +260,13 @@ def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: 
     size = x[0].numel()
     # Whole blocks: what is drawn for an image must not change with the padding that fills up the ranks.
     rows = -(-len(x) * world // _NOISE_BLOCK) * _NOISE_BLOCK
-    noise = torch.empty(rows, size, device=x.device)
+    noise = x.new_empty(rows, size)
     if math.isinf(ball.norm):
         noise.uniform_(-ball.delta, ball.delta, generator=generator)
         u = noise[rank::world][: len(x)]
     else:
         noise.normal_(generator=generator)
-        length = torch.empty(rows, device=x.device).uniform_(generator=generator)[rank::world][: len(x)]
+        length = x.new_empty(rows).uniform_(generator=generator)[rank::world][: len(x)]
         direction = noise[rank::world][: len(x)]
         radii = ball.delta * length.double().pow(1 / size)
         u = direction * (radii / ball.distances(direction)).to(direction)[:, None]

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wdro_train.attacks import WPGD
-from wdro_train.evaluation.engine import Engine, first_order_grid
-from wdro_train.losses import correct
+from wdro_train.evaluation.engine import Batches, Engine, first_order_grid
+from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
 
 
 def pgd_whole_set(
-    engine: Engine, *, norm: float, loss: str, p: float, delta: float, steps: int, box: bool, batch_size: int
+    engine: Engine, *, norm: float, loss: str, p: float, delta: float, steps: int, box: bool
 ) -> tuple[float, float, NDArray[np.float64]]:
     """W-PGD with all images as one distribution (the iterate of lowest accuracy, as in the 2023 protocol).
 
     Args:
-        engine: The set and the network; every rank holds its own batches in memory.
+        engine: The set and the network; displacements are kept in memory-mapped files in its store.
         norm: Ground norm.
         loss: `ce`, `dlr` or `redlr`.
         p: Wasserstein order, > 1.
         delta: Radius.
         steps: Gradient steps.
         box: Free gradient, projection after clamping.
-        batch_size: Images per forward pass.
 
     Returns:
         Accuracy, largest mean loss over the iterates (V(delta) from below), and the displacement of every image
@@ -38,29 +38,24 @@ def pgd_whole_set(
     world, rank = engine.reducer.world_size, engine.reducer.rank
     stage = f"pgd_{loss}_{norm:g}_{p:g}_{delta:g}_{steps}_{box}_of{world}"
     if not all(engine.store.has(stage, piece) for piece in range(world)):
-        images, labels, positions, start = [], [], [], 0
-        for index, (x, y) in enumerate(engine.batches):
-            if index % world == rank:
-                images.append(x)
-                labels.append(y)
-                positions.append(np.arange(start, start + len(y)))
-            start += len(y)
-        x, y = torch.cat(images).to(engine.device), torch.cat(labels).to(engine.device)
-        attack = WPGD(
-            p=p, norm=norm, delta=delta, loss=loss, steps=steps, keep="best", box=box, batch_size=batch_size,
+        mine = _Share(engine.batches, rank, world)
+        attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box)
+        found = streamed_pgd(
+            attack,
+            engine.model,
+            mine,
+            reducer=engine.reducer,
+            device=engine.device,
+            folder=engine.store.folder,
             progress=lambda done: engine.progress(stage, done),
-        )  # fmt: skip
-        found = attack(engine.model, x, y, reducer=engine.reducer)
-        assert found.adv_logits is not None
-        assert found.best_mean_loss is not None
-        flipped = ~correct(found.adv_logits, y)
+        )
         engine.store.save(
             stage,
             rank,
             {
-                "positions": np.concatenate(positions),
-                "distances": torch.where(flipped, found.distances, math.inf).cpu().numpy(),
-                "mean_loss": np.full(1, found.best_mean_loss.item()),
+                "positions": mine.positions(),
+                "distances": np.where(found.robust, math.inf, found.distances),
+                "mean_loss": np.full(1, found.max_mean_loss),
             },
         )
         engine.reducer.gather(torch.zeros(1))
@@ -79,7 +74,6 @@ def poster_rows(
     deltas: list[float],
     steps: int,
     box: bool,
-    batch_size: int,
     worst_accuracy: Callable[[float, float, NDArray[np.float64]], float],
 ) -> list[dict[str, Any]]:
     """One row a loss, order and radius.
@@ -92,7 +86,6 @@ def poster_rows(
         deltas: Radii > 0.
         steps: Steps of W-PGD.
         box: See `WFGSM` and `WPGD`.
-        batch_size: Images per forward pass.
         worst_accuracy: Takes p, delta and the flips W-PGD found; returns A_delta by the knapsack over all
             distances known, these included.
 
@@ -105,7 +98,7 @@ def poster_rows(
         for p in orders:
             for delta in deltas:
                 pgd_acc, v_pgd, flips = pgd_whole_set(
-                    engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box, batch_size=batch_size
+                    engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box
                 )
                 lower = lower_bounds(grid.w0, grid.v0, grid.v_q[p, delta], delta, grid.upsilon[p])
                 worst = worst_accuracy(p, delta, flips)
@@ -134,3 +127,20 @@ def poster_rows(
                     }
                 )
     return rows
+
+
+class _Share:
+    """One rank's batches, as often as asked for."""
+
+    def __init__(self, batches: Batches, rank: int, world: int) -> None:
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (batch for k, batch in enumerate(self.batches) if k % self.world == self.rank)
+
+    def positions(self) -> NDArray[np.int64]:
+        """Where this rank's images stand in the set."""
+        sizes = [len(y) for _, y in self.batches]
+        starts = np.cumsum([0, *sizes])
+        mine = [np.arange(starts[k], starts[k + 1]) for k in range(len(sizes)) if k % self.world == self.rank]
+        return np.concatenate(mine) if mine else np.zeros(0, dtype=np.int64)

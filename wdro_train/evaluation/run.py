@@ -130,7 +130,6 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
                 deltas=_radii(cfg.poster.deltas, [ball.delta / 4, ball.delta / 2, ball.delta]),
                 steps=cfg.poster.pgd_steps,
                 box=cfg.poster.box,
-                batch_size=cfg.batch_size,
                 worst_accuracy=worst_accuracy,
             )
     curve = RobustnessCurve.pool(pool)

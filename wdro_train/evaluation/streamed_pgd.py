@@ -1,0 +1,169 @@
+"""W-PGD over a set that does not fit into memory: displacements and slopes live in memory-mapped files.
+
+The same steps as `WPGD` on one big batch, taken batch by batch: one gradient pass over the set a step, in which the
+previous step's projection is finished on the fly, and one pass without the network for the ascent.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks import WPGD
+from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.box import free_gradient, move
+from wdro_train.distributed import Reducer
+from wdro_train.losses import correct, resolve_loss
+
+
+class StreamedResult(NamedTuple):
+    """What W-PGD did to this rank's images.
+
+    Attributes:
+        distances: Displacement norms of the iterate of lowest accuracy, shape [n], float64.
+        robust: Images it leaves correct, shape [n].
+        accuracy: Accuracy over all ranks.
+        max_mean_loss: Largest mean loss over the iterates and all ranks.
+    """
+
+    distances: NDArray[np.float64]
+    robust: NDArray[np.bool_]
+    accuracy: float
+    max_mean_loss: float
+
+
+def streamed_pgd(
+    attack: WPGD,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    reducer: Reducer,
+    device: torch.device,
+    folder: str | Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> StreamedResult:
+    """Run W-PGD from the clean images on all batches as one distribution.
+
+    Args:
+        attack: Gives ball, loss, steps and box; starts clean and keeps the best iterate, whatever it says.
+        model: Maps images in [0, 1] to logits.
+        batches: This rank's images and labels; iterated twice a step, always in the same order.
+        reducer: Joins the ranks.
+        device: Where the model is.
+        folder: Where the files go (a temporary folder inside it is removed afterwards); None: the system's.
+        progress: Called with the number of steps done.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        run = _Run(attack, model, batches, reducer, device, Path(scratch))
+        for step in range(attack.steps):
+            run.look(step, gradient=True)
+            run.climb(step)
+            progress(step + 1)
+        run.look(attack.steps, gradient=False)
+        return run.result()
+
+
+class _Run:
+    """Files and per-image numbers of one run."""
+
+    def __init__(
+        self,
+        attack: WPGD,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        reducer: Reducer,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self.attack, self.model, self.batches, self.reducer, self.device = attack, model, batches, reducer, device
+        self.ball, self.loss, self.folder = attack.ball, resolve_loss(attack.loss), folder
+        sizes = [tuple(x.shape) for x, _ in batches]
+        self.n = sum(size[0] for size in sizes)
+        shape = (self.n, *sizes[0][1:])
+        self.u = np.lib.format.open_memmap(folder / "u.npy", mode="w+", dtype=np.float32, shape=shape)
+        self.slopes = np.lib.format.open_memmap(folder / "slopes.npy", mode="w+", dtype=np.float32, shape=shape)
+        self.distances = torch.zeros(self.n, dtype=torch.float64)
+        self.dual_norms = torch.zeros(self.n, dtype=torch.float64)
+        self.allowed = torch.zeros(self.n, dtype=torch.float64)
+        self.upsilon = torch.zeros((), dtype=torch.float64)
+        self.best = (math.inf, -math.inf)
+        self.max_mean_loss = -math.inf
+        self.final: tuple[NDArray[np.float64], NDArray[np.bool_]] | None = None
+
+    def look(self, step: int, gradient: bool) -> None:
+        """Finish the last projection, and see what the network says there."""
+        robust = torch.zeros(self.n, dtype=torch.bool)
+        spent = torch.zeros(self.n, dtype=torch.float64)
+        total_loss, q = 0.0, self.ball.q
+        total = torch.zeros(3, dtype=torch.float64)
+        for rows, x, y in self._each():
+            u = torch.from_numpy(self.u[rows]).to(self.device)
+            u = self.ball.shrink(u, self.distances[rows].to(x.device), self.allowed[rows].to(x.device))
+            x_adv = move(x, u)
+            with attack_mode(self.model):
+                if gradient:
+                    logits, losses, slope, _ = input_gradient(self.model, x_adv, y, self.loss, self.attack.batch_size)
+                else:
+                    with torch.no_grad():
+                        logits = forward(self.model, x_adv, self.attack.batch_size)
+                        losses = self.loss(logits, y)
+            self.u[rows] = (x_adv - x).cpu().numpy()
+            spent[rows] = self.ball.distances(x_adv - x).cpu()
+            robust[rows] = correct(logits, y).cpu()
+            total_loss += float(losses.double().sum())
+            if gradient:
+                slope = free_gradient(slope, x_adv) if self.attack.box else slope
+                self.slopes[rows] = slope.cpu().numpy()
+                self.dual_norms[rows] = self.ball.dual_norms(slope).cpu()
+                part = moments.moment(self.dual_norms[rows], None, q)
+                total = moments.merge(torch.stack([total, part]), q)
+        sums = torch.tensor([float(robust.sum()), total_loss, float(self.n)], dtype=torch.float64)
+        right, loss, size = self._gather(sums).sum(0).tolist()
+        self.max_mean_loss = max(self.max_mean_loss, loss / size)
+        if (right, -loss) < (self.best[0], -self.best[1]):
+            self.best = (right, loss)
+            self.accuracy = right / size
+            self.final = (spent.numpy().copy(), robust.numpy().copy())
+        if gradient:
+            joined = moments.merge(self._gather(total), q)
+            self.upsilon = moments.power_mean(self.attack.scope(f"upsilon/{step}", joined, q), q)
+
+    def climb(self, step: int) -> None:
+        """The ascent step, and what the projection will allow."""
+        held = self.dual_norms == 0
+        p = self.ball.p
+        parts = torch.zeros(2, 3, dtype=torch.float64)
+        for rows, x, _ in self._each():
+            x_adv = move(x, torch.from_numpy(self.u[rows]).to(x.device))
+            slope = torch.from_numpy(self.slopes[rows]).to(x.device)
+            u, distances = self.attack.ascent(
+                x, x_adv, slope, self.dual_norms[rows].to(x.device), self.upsilon.to(x.device)
+            )
+            self.u[rows], self.distances[rows] = u.cpu().numpy(), distances.cpu()
+            here = self.attack.displacement_moments(self.distances[rows], held[rows], None)
+            parts = torch.stack([moments.merge(torch.stack([parts[k], here[k]]), p) for k in (0, 1)])
+        self.allowed = self.attack.allowed(self.distances, held, self._gather(parts), step)
+
+    def result(self) -> StreamedResult:
+        """The best iterate."""
+        assert self.final is not None
+        return StreamedResult(*self.final, self.accuracy, self.max_mean_loss)
+
+    def _each(self) -> Iterable[tuple[slice, Tensor, Tensor]]:
+        start = 0
+        for x, y in self.batches:
+            rows = slice(start, start + len(y))
+            start += len(y)
+            yield rows, x.to(self.device).float(), y.to(self.device)
+
+    def _gather(self, value: Tensor) -> Tensor:
+        return self.reducer.gather(value.to(self.device)).cpu()
