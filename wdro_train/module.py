@@ -133,13 +133,13 @@ class RobustClassifier(L.LightningModule):
         self._log_training(result, y, weight, log)
         return result.loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Evidence] | None:
         """Judge a validation batch."""
-        return self._judge("val", batch, batch_idx)
+        return self._judge("val", batch, batch_idx, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Evidence] | None:
         """Judge a test batch."""
-        return self._judge("test", batch, batch_idx)
+        return self._judge("test", batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole-set values."""
@@ -163,7 +163,9 @@ class RobustClassifier(L.LightningModule):
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
 
-    def _judge(self, stage: str, batch: Batch, batch_idx: int) -> dict[str, Evidence] | None:
+    def _judge(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> dict[str, Evidence] | None:
+        if dataloader_idx:
+            raise UserError("several evaluation sets are not supported; pass a single dataloader")
         x, y = batch
         metrics = self.metrics[stage]
         assert isinstance(metrics, MetricCollection)

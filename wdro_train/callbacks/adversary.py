@@ -164,7 +164,7 @@ class DistributionalAdversary(L.Callback):
     ) -> None:
         """One pass of first-order gradients over the set that is about to be judged."""
         if len(limits) != 1:
-            raise UserError(f"{len(limits)} evaluation sets are one too many; pass a single dataloader")
+            raise UserError(f"{len(limits)} evaluation sets are not supported; pass a single dataloader")
         self._q_attack = self.first_order
         if not self.whole_set:
             return

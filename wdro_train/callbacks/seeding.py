@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
 
 
 class SeedEpoch(L.Callback):
@@ -34,5 +35,5 @@ class SeedEpoch(L.Callback):
             self._seed(trainer)
 
     def _seed(self, trainer: L.Trainer) -> None:
-        epoch_seed = self.seed + 10_007 * (trainer.current_epoch + 1) + trainer.global_rank
-        L.seed_everything(epoch_seed % 2**32, verbose=False)
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        L.seed_everything(int(sequence.generate_state(1)[0]), verbose=False)
