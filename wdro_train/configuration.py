@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from wdro_train.callbacks import DistributionalAdversary
+from wdro_train.dashboards import build_loggers
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError
 from wdro_train.module import RobustClassifier
@@ -66,7 +66,7 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Trainer with its callbacks and loggers."""
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    loggers: list[Logger] = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    loggers = build_loggers(cfg.logger)
     for logger in loggers:
         logger.log_hyperparams(plain(cfg))
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)

@@ -7,16 +7,12 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -24,6 +20,7 @@ from wdro_train import tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
+from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
 from wdro_train.sweep import METRICS_FILE
 
@@ -47,7 +44,7 @@ def train(cfg: DictConfig) -> float | None:
         check_weights(module, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     data.prepare_data()
     data.setup()
-    with _closing_wandb():
+    with closing_wandb():
         trainer = build_trainer(cfg)
         check_adversary(trainer, module)
         if trainer.is_global_zero:
@@ -55,32 +52,16 @@ def train(cfg: DictConfig) -> float | None:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         report = _conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
-            runs = [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-            report["wandb_offline"] = [run.settings.sync_dir for run in runs if run.offline]
+            report["wandb_offline"] = offline_runs(trainer.loggers)
     if trainer.is_global_zero:
         _present(cfg, report)
     result: float | None = report["val"].get("adv_acc")
     return result
 
 
-@contextmanager
-def _closing_wandb() -> Iterator[None]:
-    """Close the W&B run whatever happens, so that the next job of a sweep opens its own; as failed if it failed."""
-    try:
-        yield
-    except BaseException:
-        if wandb.run is not None:
-            wandb.finish(exit_code=1)
-        raise
-    if wandb.run is not None:
-        wandb.finish()
-
-
 def _quiet(cfg: DictConfig) -> None:
     """Silence advice that does not apply here."""
-    if any(node is not None and node.get("offline") for node in cfg.logger.values()):
-        # Offline, W&B has nothing to say that the last lines of the run do not; online it gives the run's address.
-        wandb.setup(wandb.Settings(mode="offline", silent=True))
+    quiet_offline_wandb(cfg.logger)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Padding has weight 0 in every metric, and logged values are already joined over ranks.
     warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")

@@ -22,6 +22,8 @@ from wdro_train.data import ImageArrays
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
 from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.output import publish
+from wdro_train.evaluation.pictures import Pairs, flipped_pairs
 from wdro_train.evaluation.poster import poster_rows
 from wdro_train.evaluation.store import PieceStore
 from wdro_train.evaluation.subject import Subject, load_arrays, load_subject, newest_checkpoint
@@ -86,11 +88,11 @@ def evaluate(cfg: DictConfig) -> float:
     fabric.barrier()
     if not fabric.is_global_zero:
         return float(report["models"][0]["worst_case"]["accuracy"])
-    folder = Path(cfg.run_dir)
-    path = reports.write(report, folder)
+    judged = zip(subjects, stores, report["models"], strict=True)
+    made = publish(report, [_pictures(cfg, *one) for one in judged], Path(cfg.run_dir), cfg.get("logger"))
     for store in stores:
         store.discard()
-    _present(report, path)
+    _present(report, made)
     return float(report["models"][0]["worst_case"]["accuracy"])
 
 
@@ -157,6 +159,12 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     }
 
 
+def _pictures(cfg: DictConfig, subject: Subject, store: PieceStore, model: dict[str, Any]) -> Pairs | None:
+    """The images that the worst case of a model moves first."""
+    batches = ArrayBatches(load_arrays(subject.config, cfg.split, cfg.limit), cfg.batch_size)
+    return flipped_pairs(store, batches, [m["index"] for m in model["worst_case"]["movers"]], norm=model["norm"])
+
+
 def _threat(cfg: DictConfig, subject: Subject) -> WassersteinBall:
     """The checkpoint's threat, with what the command line changes."""
     trained = subject.config["attack"]
@@ -213,7 +221,7 @@ class _Tracker:
         self.bars.update(self.tasks[stage], completed=done)
 
 
-def _present(report: dict[str, Any], path: Path) -> None:
+def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
     """Tables for the terminal."""
     threat = report["threat"]
     console = Console()
@@ -250,4 +258,5 @@ def _present(report: dict[str, Any], path: Path) -> None:
             )
         for warning in model["warnings"]:
             console.print(f"warning: {warning['text']}", soft_wrap=True)
-    console.print(f"report  {path}", soft_wrap=True)
+    for what, where in made:
+        console.print(f"{what:<9} {where}", soft_wrap=True)
