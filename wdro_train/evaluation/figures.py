@@ -130,7 +130,7 @@ def ratios(report: Report) -> Figure:
             ax.scatter(
                 r, lower, marker="v", s=30, color=colour(k), alpha=0.6, label=prefix + "$R^l$, asymptotic lower bound"
             )
-            ends += [v for v in r + upper + lower if math.isfinite(v)]
+            ends += [v for v in r if math.isfinite(v)]
             above = [(a, b) for a, b in zip(r, lower, strict=True) if b > a]
             if above:
                 ring: dict[str, Any] = {"s": 110, "facecolors": "none", "edgecolors": "crimson"}

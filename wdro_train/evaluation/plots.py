@@ -91,6 +91,7 @@ def ratios(report: Report) -> list[Plot]:
             rows = [row for row in model["poster"] if row["loss"] == loss]
             prefix = f"{escape(model['name'])}: " if len(report["models"]) > 1 else ""
             r = numbers([row["ratio"] for row in rows])
+            values += r
             where = [f"{_order(row['p'])}, δ = {reading.short(row['delta'])}" for row in rows]
             for key, name, symbol in (
                 ("ratio_upper", "R<sup>u</sup>, upper bound (W-FGSM)", "triangle-up"),
@@ -99,7 +100,6 @@ def ratios(report: Report) -> list[Plot]:
                 y = numbers([row[key] for row in rows])
                 marker = {"symbol": symbol, "size": 10, "color": colour(k)}
                 traces.append(_trace(r, y, prefix + name, mode="markers", marker=marker, text=where))
-                values += [*r, *y]
                 ringed += [(a, b) for a, b in zip(r, y, strict=True) if key == "ratio_lower" and b > a]
         if ringed:
             x, y = (list(side) for side in zip(*ringed, strict=True))
