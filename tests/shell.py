@@ -85,7 +85,7 @@ def classifier(model=None, **kwargs):
     return RobustClassifier(network() if model is None else model, **kwargs)
 
 
-def run(*arguments, cwd, timeout=120):
+def run(*arguments, cwd, timeout=300):
     """One of the doors, as a process of its own; returns the finished process."""
     return subprocess.run(**command(*arguments, cwd=cwd), capture_output=True, text=True, timeout=timeout)
 
