@@ -278,7 +278,7 @@ def test_the_model_is_left_as_it_was(kind, options, mode):
     x, y = random_batch(16)
     model = nn.Sequential(small_network(batch_norm=True), nn.Dropout(0.5))
     model.train()
-    model[0][2].eval()  # a frozen BatchNorm in a training model
+    model[0][3].eval()  # flags differ between submodules
     model[0][1].weight.requires_grad_(False)
     model[0][4].bias.grad = torch.full_like(model[0][4].bias, 3.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -131,6 +131,41 @@ def test_pool_is_at_least_as_strong_as_each_member(p):
     assert pool.ball.spent(result.distances) <= 0.08 * (1 + 1e-6)
 
 
+def test_images_that_were_wrong_go_back_to_where_they_were_free():
+    """After a random start the noise on misclassified images costs budget and wins nothing."""
+    x = torch.full((3, 1, 2, 2), 0.5)
+    y, noise = torch.tensor([0, 0, 0]), x + 0.1
+    keeper = make_keeper("cheapest", WassersteinBall(2, 2, 1), x, y, None, LocalReducer())
+    keeper.offer(x, torch.eye(3)[[1, 0, 0]], torch.zeros(3))
+    keeper.offer(noise, torch.eye(3)[[1, 1, 0]], torch.zeros(3))
+    assert keeper.finished.tolist() == [True, True, False]
+    assert torch.equal(keeper.hold(noise + 0.1), torch.stack([x[0], noise[1], noise[2] + 0.1]))
+
+
+def test_flips_that_are_not_paid_for_stay_clean():
+    x = torch.full((3, 1, 1, 1), 0.5)
+    moved = x + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)
+    keeper = make_keeper("cheapest", WassersteinBall(1, 2, 0.15), x, torch.zeros(3).long(), None, LocalReducer())
+    right, wrong = torch.eye(3)[[0, 0, 0]], torch.eye(3)[[1, 1, 1]]
+    keeper.offer(x, right, torch.zeros(3))
+    keeper.offer(moved, wrong, torch.ones(3))
+    assert torch.equal(keeper.choose(), torch.cat([moved[:2], x[2:]]))  # 0.1 + 0.2 <= 3 * 0.15 < 0.1 + 0.2 + 0.3
+    assert torch.equal(keeper.logits, torch.cat([wrong[:2], right[2:]]))
+    assert keeper.mean_loss == 1
+
+
+def test_best_breaks_ties_by_mean_loss():
+    x = torch.full((2, 1, 1, 1), 0.5)
+    keeper = make_keeper("best", WassersteinBall(2, 2, 1), x, torch.zeros(2).long(), None, LocalReducer())
+    half = torch.eye(3)[[0, 1]]
+    for shift, loss in ((0.1, 1.0), (0.2, 3.0), (0.3, 2.0)):
+        keeper.offer(x + shift, half, torch.full((2,), loss))
+    assert torch.equal(keeper.choose(), x + 0.2)
+    keeper.offer(x + 0.4, torch.eye(3)[[1, 1]], torch.zeros(2))
+    assert torch.equal(keeper.choose(), x + 0.4)
+    assert keeper.mean_loss == 3
+
+
 def test_unknown_keep():
     x, y = random_batch(3)
     with pytest.raises(UserError, match=r"attack\.keep='all' is unknown; choose last, best or cheapest"):
