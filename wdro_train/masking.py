@@ -1,0 +1,87 @@
+"""`python -m wdro_train.masking CKPT`: does `val/adv_acc` hold under other and longer attacks?
+
+A network that hides its gradients looks robust to the attack it was trained and validated with. This runs 50 steps of
+W-PGD with CE and with ReDLR, from the clean images and from random starts, and pointwise PGD at the same radius, on
+the checkpoint's validation set as one distribution, and compares with what training reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from wdro_train import tables
+from wdro_train.attacks import WPGD
+from wdro_train.errors import UserError
+from wdro_train.evaluation.subject import load_arrays, load_subject
+from wdro_train.losses import correct
+from wdro_train.sweep import METRICS_FILE
+from wdro_train.threat import WassersteinBall
+
+
+def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[tuple[str, float]]:
+    """Accuracy under every attack of the check.
+
+    Args:
+        path: A checkpoint written by `train.py`.
+        steps: Steps of each attack.
+        limit: First so many validation images only; None for all.
+        seed: Seeds the random starts.
+
+    Returns:
+        Attack and accuracy in [0, 1].
+    """
+    subject = load_subject(path)
+    arrays = load_arrays(subject.config, "val", limit)
+    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
+    rows = []
+    for p, loss, random_start in product(dict.fromkeys((ball.p, math.inf)), ("ce", "redlr"), (False, True)):
+        for keep in ("best", "cheapest") if math.isfinite(p) else ("best",):
+            attack = WPGD(
+                p=p,
+                norm=ball.norm,
+                delta=ball.delta,
+                loss=loss,
+                steps=steps,
+                random_start=random_start,
+                keep=keep,
+                batch_size=512,
+            )
+            found = attack(subject.model, x, y, generator=torch.Generator().manual_seed(seed))
+            assert found.adv_logits is not None
+            start = "random start" if random_start else "clean start"
+            name = f"W-PGD-{steps} {keep}, W_{p:g}" if math.isfinite(p) else f"PGD-{steps}, pointwise"
+            rows.append((f"{name}, {loss}, {start}", correct(found.adv_logits, y).double().mean().item()))
+    return rows
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m wdro_train.masking", description=__doc__.split("\n\n")[0])
+    parser.add_argument("ckpt", help="checkpoint written by train.py")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each attack")
+    parser.add_argument("--limit", type=int, default=None, help="first so many validation images only")
+    arguments = parser.parse_args()
+    try:
+        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    metrics = Path(arguments.ckpt).resolve().parent.parent / METRICS_FILE
+    reported = json.loads(metrics.read_text())["val"]["adv_acc"] if metrics.is_file() else None
+    body = [["val/adv_acc as training reported it", tables.number(reported), ""]] if reported is not None else []
+    for name, accuracy in rows:
+        change = "" if reported is None else f"{100 * (accuracy - reported):+.1f}"
+        body.append([name, tables.number(accuracy), change])
+    tables.show("accuracy left on the validation set", ["attack", "accuracy", "points"], body)
+
+
+if __name__ == "__main__":
+    main()
