@@ -1,0 +1,7 @@
+"""Certificates: radii within which no attack can flip an image, and so lower bounds on worst-case accuracy."""
+
+from wdro_train.certificates.base import Certificate, Radii
+from wdro_train.certificates.relaxation import LinearRelaxation
+from wdro_train.certificates.smoothing import RandomizedSmoothing
+
+__all__ = ["Certificate", "LinearRelaxation", "Radii", "RandomizedSmoothing"]

@@ -1,0 +1,51 @@
+"""What every certificate shares: the protocol and its result.
+
+A certified radius is a lower bound on d_i, the distance from the image to its nearest misclassified point. In place
+of the distances in `RobustnessCurve` certified radii give a lower bound on worst-case accuracy, for every radius and
+every Wasserstein order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Radii:
+    """Certified radii of a batch.
+
+    Attributes:
+        radii: r_i with no misclassified point at ||x' - x_i||_s < r_i, x' in [0, 1]^n; float64, shape [N]; 0 where
+            the image is misclassified or nothing could be certified.
+        correct: The images classified correctly to begin with, boolean, shape [N].
+        norm: Ground norm s.
+        level: Probability with which all radii hold simultaneously; 1 for a deterministic certificate.
+        about: The classifier that the certificate speaks of, in words.
+    """
+
+    radii: Tensor
+    correct: Tensor
+    norm: float
+    level: float
+    about: str
+
+
+class Certificate(Protocol):
+    """A map from a batch to certified radii."""
+
+    norm: float
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Radii:
+        """Certify a batch.
+
+        Args:
+            model: Maps images to logits.
+            x: Images in [0, 1], shape [N, C, H, W].
+            y: Labels, shape [N].
+            generator: Source of noise; None for the default one.
+        """
+        ...

@@ -1,0 +1,121 @@
+"""Affine functions of a layer's values, and their bounds: the objects that linear relaxation carries backwards.
+
+A form holds M functions for each of L windows of a map [C, H, W]. Windows are laid out like those of a convolution
+(kernel, stride, padding), so functions of few pixels, such as the neurons of a convolution, stay small; one window
+over the whole map is the dense case, and a flat layer of F values is a map [F, 1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wdro_train.box import free_gradient
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Form:
+    """constant + <coefficients, window>.
+
+    Attributes:
+        coefficients: Shape [B, L, M, C, k, k']; B or L may be 1 for what images or windows share. Zero where a
+            window hangs over the edge of the map.
+        constant: Shape [B, L, M], or broadcastable to it.
+        stride: Distance of neighbouring windows.
+        padding: How far the first window hangs over the edge.
+    """
+
+    coefficients: Tensor
+    constant: Tensor
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+
+    @classmethod
+    def both_signs(cls, channels: int, like: Tensor) -> Form:
+        """Every value of a map with `channels` channels, and minus it: M = 2 channels."""
+        eye = torch.eye(channels, dtype=like.dtype, device=like.device)
+        coefficients = torch.cat([eye, -eye]).view(1, 1, 2 * channels, channels, 1, 1)
+        return cls(coefficients, coefficients.new_zeros(1, 1, 1))
+
+    def windows(self, values: Tensor) -> Tensor:
+        """The windows of maps [B, C, H, W], with zeros past the edge; shape [B, L, C k k']."""
+        kernel = tuple(self.coefficients.shape[-2:])
+        if kernel == values.shape[-2:] and self.padding == (0, 0):
+            return values.flatten(1)[:, None]
+        return functional.unfold(values, kernel, stride=self.stride, padding=self.padding).transpose(1, 2)
+
+    def at(self, values: Tensor) -> Tensor:
+        """The functions' values at maps [B, C, H, W]; shape [B, L, M]."""
+        return self.constant + _dot(self.coefficients.flatten(3), self.windows(values))
+
+    def over_box(self, low: Tensor, high: Tensor) -> Tensor:
+        """The functions' minima over low <= values <= high; shape [B, L, M]."""
+        width = self.windows((high - low) / 2)
+        return self.at((low + high) / 2) - _dot(self.coefficients.flatten(3).abs(), width)
+
+    def over_ball(self, x: Tensor, radii: Tensor, dual: float) -> Tensor:
+        """A lower bound of the functions over ||x' - x|| <= radius and x' in [0, 1]^n.
+
+        f(x) - radius ||a_free||_*, a_free the coefficients along which a pixel on the edge of the box may still
+        move down the function.
+
+        Args:
+            x: Images, shape [B, C, H, W].
+            radii: Shape [B].
+            dual: Exponent of the dual norm.
+
+        Returns:
+            Shape [B, L, M].
+        """
+        free = free_gradient(-self.coefficients.flatten(3), self.windows(x)[:, :, None])
+        lengths: Tensor = torch.linalg.vector_norm(free, ord=dual, dim=-1)
+        return self.at(x) - radii.to(x)[:, None, None] * lengths
+
+    def through_relu(self, low: Tensor, high: Tensor) -> Form:
+        """A lower bound as a form of the values z before a ReLU, for low <= z <= high.
+
+        relu(z) <= s (z - low) with s = high / (high - low), and relu(z) >= z or 0, whichever encloses the smaller
+        area (Zhang et al. 2018, CROWN); exact where the sign of z is known.
+
+        Args:
+            low: Shape [B, C, H, W].
+            high: Same shape.
+        """
+        above = high.clamp(min=0) / (high.clamp(min=0) - low.clamp(max=0)).clamp(min=torch.finfo(low.dtype).tiny)
+        below = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, (high > -low).to(low)))
+        flat = self.coefficients.flatten(3)
+        rising, falling = flat.clamp(min=0), flat.clamp(max=0)
+        below, above, kink = (self.windows(v) for v in (below, above, -above * low.clamp(max=0)))
+        pulled = torch.addcmul(rising * below[:, :, None], falling, above[:, :, None])
+        constant = self.constant + _dot(falling, kink)
+        return replace(
+            self, coefficients=pulled.view(*pulled.shape[:3], *self.coefficients.shape[3:]), constant=constant
+        )
+
+    def through_scale(self, scale: Tensor, shift: Tensor) -> Form:
+        """The form of z, given that of scale z + shift; scale and shift have shape [C]."""
+        constant = self.constant + (self.coefficients.sum((-2, -1)) @ shift)
+        return replace(self, coefficients=self.coefficients * scale[:, None, None], constant=constant)
+
+    def clipped(self, shape: tuple[int, int, int]) -> Form:
+        """Without what hangs over the edge of maps [C, H, W]: zeros there, or for one window only, nothing there."""
+        if self.padding == (0, 0):
+            return self
+        (_, height, width), (top, left) = shape, self.padding
+        inside = self.coefficients[..., top : top + height, left : left + width]
+        ones = self.windows(self.coefficients.new_ones(1, *shape))
+        if ones.shape[1] == 1:
+            return replace(self, coefficients=inside, padding=(0, 0))
+        mask = ones.view(1, -1, 1, *self.coefficients.shape[3:])
+        return replace(self, coefficients=self.coefficients * mask)
+
+
+def _dot(coefficients: Tensor, values: Tensor) -> Tensor:
+    """[B, L, M, K] times [B, L, K], broadcasting; shape [B, L, M]."""
+    product: Tensor = torch.einsum("blmk,blk->blm", coefficients, values)
+    return product
