@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from wdro_train.attacks import WPGD
 from wdro_train.evaluation.engine import Batches, Engine, first_order_grid
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.robustness_curve import RobustnessCurve
 
 
 def pgd_whole_set(
@@ -74,9 +75,9 @@ def poster_rows(
     deltas: list[float],
     steps: int,
     box: bool,
-    worst_accuracy: Callable[[float, float, NDArray[np.float64]], float],
+    flips: list[NDArray[np.float64]],
 ) -> list[dict[str, Any]]:
-    """One row a loss, order and radius.
+    """One row a loss, order and radius; `with_worst_case` completes them.
 
     Args:
         engine: The set and the network.
@@ -86,8 +87,7 @@ def poster_rows(
         deltas: Radii > 0.
         steps: Steps of W-PGD.
         box: See `WFGSM` and `WPGD`.
-        worst_accuracy: Takes p, delta and the flips W-PGD found; returns A_delta by the knapsack over all
-            distances known, these included.
+        flips: Gets the distances at which W-PGD flipped each image, one entry a row.
 
     Returns:
         Rows with the keys of `report.json`, `poster`.
@@ -97,11 +97,11 @@ def poster_rows(
         grid = first_order_grid(engine, norm=norm, loss=loss, orders=orders, deltas=deltas, box=box)
         for p in orders:
             for delta in deltas:
-                pgd_acc, v_pgd, flips = pgd_whole_set(
+                pgd_acc, v_pgd, found = pgd_whole_set(
                     engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box
                 )
                 lower = lower_bounds(grid.w0, grid.v0, grid.v_q[p, delta], delta, grid.upsilon[p])
-                worst = worst_accuracy(p, delta, flips)
+                flips.append(found)
                 rows.append(
                     {
                         "loss": loss,
@@ -117,8 +117,6 @@ def poster_rows(
                         "fgsm_acc": grid.fgsm_acc[p, delta],
                         "fgsm_spent": grid.spent[p, delta],
                         "pgd_acc": pgd_acc,
-                        "worst_acc": worst,
-                        "ratio": accuracy_ratio(worst, grid.clean_acc),
                         "ratio_pgd": accuracy_ratio(pgd_acc, grid.clean_acc),
                         "ratio_upper": accuracy_ratio(grid.fgsm_acc[p, delta], grid.clean_acc),
                         "ratio_lower_attack": lower.attack,
@@ -127,6 +125,20 @@ def poster_rows(
                     }
                 )
     return rows
+
+
+def with_worst_case(rows: list[dict[str, Any]], curve: RobustnessCurve) -> list[dict[str, Any]]:
+    """The rows with A_delta and R = A_delta / A by the knapsack over all distances known.
+
+    Args:
+        rows: From `poster_rows`.
+        curve: Pooled over all attacks, W-PGD's flips included.
+    """
+    done = []
+    for row in rows:
+        worst = curve.accuracy(row["delta"], row["p"])
+        done.append(row | {"worst_acc": worst, "ratio": accuracy_ratio(worst, curve.clean_accuracy)})
+    return done
 
 
 class _Share:

@@ -21,10 +21,11 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.data import ImageArrays
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
+from wdro_train.evaluation.certify import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
 from wdro_train.evaluation.output import publish
 from wdro_train.evaluation.pictures import Pairs, flipped_pairs
-from wdro_train.evaluation.poster import poster_rows
+from wdro_train.evaluation.poster import poster_rows, with_worst_case
 from wdro_train.evaluation.store import PieceStore
 from wdro_train.evaluation.subject import Subject, load_arrays, load_subject, newest_checkpoint
 from wdro_train.robustness_curve import RobustnessCurve
@@ -116,12 +117,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
         found = find_distances(engine, attack)
         pool = [found.distances]
-
-        def worst_accuracy(p: float, delta: float, flips: Any) -> float:
-            pool.append(flips)
-            return RobustnessCurve.pool(pool).accuracy(delta, p)
-
-        poster = []
+        poster: list[dict[str, Any]] = []
         if cfg.poster is not None:
             chosen = [ball.p] if cfg.poster.p is None else [parse_number(p, "poster.p") for p in cfg.poster.p]
             poster = poster_rows(
@@ -132,8 +128,13 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
                 deltas=_radii(cfg.poster.deltas, [ball.delta / 4, ball.delta / 2, ball.delta]),
                 steps=cfg.poster.pgd_steps,
                 box=cfg.poster.box,
-                worst_accuracy=worst_accuracy,
+                flips=pool,
             )
+        certified, certificate = None, None
+        if cfg.certificate is not None and cfg.certificate.method is not None:
+            settings = {key: cfg.certificate[key] for key in ("method", "sigma", "samples", "alpha")}
+            sure = make_certificate(**settings, norm=ball.norm, images=len(arrays.labels), batch_size=cfg.batch_size)
+            certified, certificate = certified_curve(engine, sure, cfg.certificate.method)
     curve = RobustnessCurve.pool(pool)
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
     return {
@@ -150,10 +151,10 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
             "histogram": reports.histogram(curve.distances),
         },
         "band": {"alpha": cfg.curve.alpha, "sided": band.sided, "width": band.width, "level": band.level},
-        "curves": reports.curve_rows(curve, orders, deltas, band, None),
+        "curves": reports.curve_rows(curve, orders, deltas, band, certified),
         "worst_case": reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures),
-        "poster": poster,
-        "certificate": None,
+        "poster": with_worst_case(poster, curve),
+        "certificate": certificate,
         "peers": [],
         "warnings": [],
     }
@@ -243,6 +244,17 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
                 for row in model["curves"]
             ],
         )
+        if model["certificate"] is not None:
+            sure = model["certificate"]
+            lower = RobustnessCurve(sure["radii"])
+            tables.show(
+                f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})",
+                ["ball", *(f"delta {delta:.4g}" for delta in wanted)],
+                [
+                    [f"W_{row['p']:g}", *(tables.number(a) for a in lower.accuracies(wanted, row["p"]))]
+                    for row in model["curves"]
+                ],
+            )
         console.print(
             f"W_{worst['p']:g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
             f"correct images, up to distance {worst['marginal_distance']:.4g}",
