@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
+from wdro_train.certificates.relaxation import Method
 from wdro_train.errors import UserError
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.store import Arrays
@@ -31,8 +32,8 @@ def make_certificate(
     Raises:
         UserError: Unknown method, or smoothing for another norm than 2.
     """
-    if method == "crown" or method == "ibp":
-        return LinearRelaxation(norm=norm, method=method)
+    if method in ("crown", "ibp"):
+        return LinearRelaxation(norm=norm, method=cast(Method, method))
     if method != "smoothing":
         raise UserError(f"certificate.method={method!r} is unknown; choose crown, ibp, smoothing or null")
     if norm != 2:
