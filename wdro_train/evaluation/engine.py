@@ -7,6 +7,7 @@ from its last finished batch.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -110,7 +111,9 @@ def find_distances(engine: Engine, attack: MinimalDistance, stage: str = "distan
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = attack(engine.model, x, y, generator=generator)
         with attack_mode(engine.model), torch.no_grad():
-            rivals = forward(engine.model, found.x_adv, attack.batch_size).argmax(1)
+            logits = forward(engine.model, found.x_adv, attack.batch_size)
+        others = logits.scatter(1, y[:, None], -math.inf).argmax(1)  # in a tie the label would come first
+        rivals = torch.where(found.distances.isfinite(), others, y)
         return {
             "distances": found.distances.cpu().numpy(),
             "labels": y.cpu().numpy(),
