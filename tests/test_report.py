@@ -95,7 +95,8 @@ def enclosed(folder):
     orders = [float(row["p"]) for row in model["curves"]]
     rows = reports.curve_rows(found, orders, model["curves"][0]["deltas"], found.band(0.05), sure)
     model["curves"] = reports.as_json(rows)
-    model["certificate"] = {"method": "crown", "level": 1.0, "about": "the network itself"}
+    about = {"method": "crown", "level": 1.0, "about": "the network itself"}
+    model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": sure.distances.tolist()}
     return report
 
 
@@ -127,6 +128,13 @@ def test_reports_follow_the_schema(report):
 def test_schema_refuses(spoil, report):
     spoil(report)
     assert invalid(report)
+
+
+def test_certified_report_follows_the_schema(enclosed):
+    assert not invalid(enclosed)
+    assert "between the two" in page_of(enclosed)
+    enclosed["models"][0]["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
+    assert "between the two" not in page_of(enclosed)  # two classifiers
 
 
 def objects(schema, path="report"):
@@ -192,6 +200,15 @@ def test_figures_are_written(folder, report):
         assert 300 < picture.shape[0] < 2500, name
         assert 500 < picture.shape[1] < 3000, name
         assert picture[..., :3].std() > 0.01, name
+
+
+def test_nothing_sticks_out(report, enclosed):
+    for one in (report, enclosed, spoilt(report)):
+        for draw in (figures.robustness_curves, figures.distance_histograms, figures.first_order, figures.ratios):
+            figure = draw(one)
+            figure.canvas.draw()
+            box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, draw.__name__
 
 
 def test_curves_of_one_model_share_a_panel(enclosed):
@@ -316,7 +333,7 @@ def spoilt(report, url="x"):
     for model in report["models"]:
         model |= {"name": payload, "checkpoint": payload, "warnings": [{"text": payload}]}
         model["peers"] = [{"name": payload, payload: 1.0}]
-        model["certificate"] = {"about": payload, payload: payload}
+        model["certificate"] = {"about": payload, "method": payload, payload: payload}
         for row in model["poster"]:
             row["loss"] += payload
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from wdro_train.evaluation import reading
 from wdro_train.evaluation.pictures import Pairs
 from wdro_train.evaluation.reading import Report, colour, number, numbers
 
-_PANEL = (5.4, 4.0)
+_PANEL = (5.6, 4.2)
 _DPI = 150
 
 
@@ -70,11 +71,11 @@ def robustness_curves(report: Report) -> Figure:
     for ax in panels:
         ax.set(xlabel=_radius(report), ylabel=r"worst-case accuracy $A_\delta$", ylim=(-0.02, 1.02))
     _legend(figure, panels)
-    sure = "\ndashed: certified lower bound" if reading.has_certificate(report) else ""
-    figure.suptitle(
-        f"solid: attack, an upper bound on the sample; band: {100 * level:g} %, all radii and orders at once{sure}",
-        fontsize=9,
-    )
+    note = reading.certificate_note(report)
+    lines = ["solid: attack, an upper bound on the sample"]
+    lines += [f"band: {100 * level:g} %, all radii and orders at once"]
+    lines += [] if note is None else [f"dashed: {note}"]
+    figure.suptitle("\n".join(textwrap.fill(line, int(15 * figure.get_figwidth())) for line in lines), fontsize=9)
     return figure
 
 
@@ -90,7 +91,7 @@ def distance_histograms(report: Report) -> Figure:
             ax.legend(fontsize=8)
         ax.set(xlabel=f"distance to the nearest flip found ({_norm(model['norm'])})", ylabel="correct images")
         ax.set_title(
-            f"{_plain(model['name'])}: {found['misclassified']} misclassified, {found['not_flipped']} not flipped",
+            f"{_plain(model['name'])}\n{found['misclassified']} misclassified, {found['not_flipped']} not flipped",
             fontsize=9,
         )
     return figure
@@ -186,9 +187,12 @@ def _panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]
 def _legend(figure: Figure, panels: list[Axes]) -> None:
     """One legend for all panels, below them."""
     entries = {text: handle for ax in panels for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    columns = min(len(entries), 2 if any(len(text) > 30 for text in entries) else 5) or 1
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        longest = max(len(text.replace("$", "").replace("{", "").replace("}", "")) for text in entries)
+        columns = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * longest)))
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, len(entries)), fontsize=8
+        )
 
 
 def _plain(name: str) -> str:

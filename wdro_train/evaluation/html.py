@@ -90,7 +90,7 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
         curves=plots.robustness_curves(report),
         ratios=plots.ratios(report) if reading.losses(report) else [],
         grid=reading.grid(report),
-        certified=reading.has_certificate(report),
+        certified=reading.certificate_note(report),
         poster_columns=_POSTER,
         upsilon=reading.upsilon_name(report),
         config=json.dumps(report["config"], indent=1),

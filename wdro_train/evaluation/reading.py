@@ -37,7 +37,7 @@ def percent(value: Any) -> str:
 
 def loss_name(loss: str) -> str:
     """A loss as the theory writes it."""
-    return {"ce": "CE", "dlr": "DLR", "redlr": "ReDLR"}.get(loss, loss)
+    return {"ce": "CE", "dlr": "DLR", "redlr": "ReDLR"}.get(loss, label(loss))
 
 
 def label(name: str, length: int = 36) -> str:
@@ -79,9 +79,17 @@ def upsilon_name(report: Report) -> str:
     return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the poster's formula, no box)"
 
 
-def has_certificate(report: Report) -> bool:
-    """Whether any curve has a certified lower bound."""
-    return any(row["certified"] is not None for model in report["models"] for row in model["curves"])
+def certificate_note(report: Report) -> str | None:
+    """What the certified curves bound, in words; None if there are none.
+
+    Attack and certified curve enclose the truth only where both speak of the same classifier.
+    """
+    found = [model["certificate"] for model in report["models"] if model["certificate"] is not None]
+    if not found:
+        return None
+    same = all(certificate["method"] != "smoothing" for certificate in found)
+    about = ", ".join(dict.fromkeys(certificate["about"] for certificate in found))
+    return f"certified lower bound of {about}" + ("; the truth lies between the two" if same else "")
 
 
 def accuracy_at(curve: Report, delta: float, key: str = "accuracy") -> float:
