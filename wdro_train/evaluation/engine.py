@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,10 @@ class Engine:
     seed: int = 0
     reducer: Reducer = field(default_factory=LocalReducer)
     progress: Callable[[str, int], None] = lambda stage, done: None
+
+    def first(self, batches: int) -> Engine:
+        """The same engine over the first so many batches."""
+        return replace(self, batches=list(islice(self.batches, batches)))
 
     def run(self, stage: str, work: Work) -> int:
         """Do a stage: every batch that is not in the store yet.

@@ -21,13 +21,16 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.data import ImageArrays
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
+from wdro_train.evaluation import trust
 from wdro_train.evaluation.certify import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
 from wdro_train.evaluation.output import publish
+from wdro_train.evaluation.peers import run_peer
 from wdro_train.evaluation.pictures import Pairs, flipped_pairs
 from wdro_train.evaluation.poster import poster_rows, with_worst_case
 from wdro_train.evaluation.store import PieceStore
 from wdro_train.evaluation.subject import Subject, load_arrays, load_subject, newest_checkpoint
+from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall, parse_number
 
@@ -106,7 +109,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     reducer = default_reducer()
     with _bars(quiet=reducer.rank > 0) as bars:
         engine = Engine(
-            subject.model,
+            subject.model if cfg.expectation == 1 else ExpectedLogits(subject.model, cfg.expectation),
             batches,
             store,
             device,
@@ -135,7 +138,29 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
             settings = {key: cfg.certificate[key] for key in ("method", "sigma", "samples", "alpha")}
             sure = make_certificate(**settings, norm=ball.norm, images=len(arrays.labels), batch_size=cfg.batch_size)
             certified, certificate = certified_curve(engine, sure, cfg.certificate.method)
+        alarms = [trust.randomness(engine.model, next(iter(batches))[0].to(device))]
+        peers: list[dict[str, Any]] = []
+        threat = RobustnessCurve.pool(pool)
+        if cfg.peers.autoattack:
+            peer, flips = run_peer(engine, ball, attacks=None, name="AutoAttack")
+            peers.append(peer)
+            pool.append(flips)
+            alarms.append(trust.peer_wins(threat, peer))
+        if cfg.peers.square:
+            peer, flips = run_peer(engine, ball, attacks=["square"], name="Square", batches=1)
+            peers.append(peer)
+            alarms.append(trust.black_box_wins(threat, flips.tolist(), ball.delta))
+            pool.append(np.concatenate([flips, np.full(len(threat) - len(flips), np.inf)]))
     curve = RobustnessCurve.pool(pool)
+    rows = with_worst_case(poster, curve)
+    alarms += [
+        trust.zero_gradients(found),
+        trust.nonfinite_gradients(found),
+        trust.never_flipped(found),
+        trust.cheaper_elsewhere(found, curve, ball.p, ball.delta),
+        trust.stronger_does_worse(rows),
+        trust.bound_above_ratio(rows),
+    ]
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
     return {
         "name": _name(subject),
@@ -153,10 +178,10 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         "band": {"alpha": cfg.curve.alpha, "sided": band.sided, "width": band.width, "level": band.level},
         "curves": reports.curve_rows(curve, orders, deltas, band, certified),
         "worst_case": reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures),
-        "poster": with_worst_case(poster, curve),
+        "poster": rows,
         "certificate": certificate,
-        "peers": [],
-        "warnings": [],
+        "peers": peers,
+        "warnings": [alarm for alarm in alarms if alarm is not None],
     }
 
 
@@ -267,6 +292,12 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
                 "first-order values and W-PGD (ratio_lower* are asymptotic)",
                 ["", *(f"{row['loss']} W_{row['p']:g} {row['delta']:.4g}" for row in rows)],
                 [[key, *(tables.number(row[key]) for row in rows)] for key in keys],
+            )
+        for peer in model["peers"]:
+            console.print(
+                f"{peer['name']} at p = inf, radius {peer['delta']:.4g}: leaves {peer['accuracy']:.4f} of "
+                f"{peer['images']} images, in {peer['seconds']:.1f} s",
+                soft_wrap=True,
             )
         for warning in model["warnings"]:
             console.print(f"warning: {warning['text']}", soft_wrap=True)

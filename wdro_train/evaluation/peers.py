@@ -1,0 +1,82 @@
+"""Reference attacks at p = inf from the package pyautoattack (extra `peers`)."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.errors import UserError
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.store import Arrays
+from wdro_train.losses import correct
+from wdro_train.threat import WassersteinBall
+
+_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
+
+
+def run_peer(
+    engine: Engine, ball: WassersteinBall, *, attacks: list[str] | None, name: str, batches: int | None = None
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """AutoAttack, or some of its parts, at the ball's radius.
+
+    Args:
+        engine: The set and the network.
+        ball: Gives norm and radius.
+        attacks: Parts by their names in pyautoattack, such as `square`; None for the standard version.
+        name: For the report.
+        batches: First so many batches of the set only; None for all.
+
+    Returns:
+        Row of the report's `peers`, and the distance of each image's flip (inf for none), shape [n].
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    autoattack = _package()
+
+    def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
+        started = time.perf_counter()
+        kinds = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": attacks}
+        with attack_mode(engine.model):
+            attack = autoattack.AutoAttack(
+                engine.model, norm=_NAMES[ball.norm], eps=ball.delta, seed=engine.seed, device=str(x.device), **kinds
+            )
+            found = attack.run_standard_evaluation(x, y, batch_size=len(x))
+            x_adv = (found[0] if isinstance(found, tuple) else found).clamp(0, 1).to(x)
+            with torch.no_grad():
+                flipped = ~correct(forward(engine.model, x_adv), y)
+                wrong = ~correct(forward(engine.model, x), y)
+        distances = torch.where(flipped, ball.distances(x_adv - x), math.inf)
+        distances = torch.where(wrong, 0.0, distances)
+        seconds = time.perf_counter() - started
+        return {"distances": distances.cpu().numpy(), "seconds": np.full(1, seconds)}
+
+    stage = f"peer_{name}_{ball.norm:g}_{ball.delta:g}"
+    limited = engine if batches is None else engine.first(batches)
+    joined = engine.store.join(stage, limited.run(stage, work), ("distances", "seconds"))
+    distances = np.asarray(joined["distances"])
+    row = {
+        "name": name,
+        "norm": ball.norm,
+        "delta": ball.delta,
+        "p": math.inf,
+        "images": len(distances),
+        "accuracy": float(np.isinf(distances).mean()),
+        "seconds": float(joined["seconds"].sum()),
+    }
+    return row, distances
+
+
+def _package() -> Any:
+    try:
+        import pyautoattack
+    except ImportError:
+        raise UserError("AutoAttack is not installed; run pip install -e '.[peers]'") from None
+    return pyautoattack
