@@ -75,7 +75,7 @@ def robustness_curves(report: Report) -> Figure:
     lines = ["solid: attack, an upper bound on the sample"]
     lines += [f"band: {100 * level:g} %, all radii and orders at once"]
     lines += [] if note is None else [f"dashed: {note}"]
-    figure.suptitle("\n".join(textwrap.fill(line, int(15 * figure.get_figwidth())) for line in lines), fontsize=9)
+    figure.suptitle("\n".join(textwrap.fill(line, int(13 * figure.get_figwidth())) for line in lines), fontsize=9)
     return figure
 
 
