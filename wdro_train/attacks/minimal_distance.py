@@ -15,7 +15,9 @@ from wdro_train.losses import LossFunction, correct, margin
 from wdro_train.threat import WassersteinBall, per_image
 
 _LAST_STEP = 0.01
-_FIRST_GROWTH, _LAST_GROWTH = 0.1, 0.005
+_FIRST_GROWTH, _LAST_GROWTH = 0.2, 0.005
+# Of that while no flip is known; without a least, rounding leaves the iterate just short of a flat boundary for ever.
+_LEAST_GROWTH, _MOST_GROWTH = 0.2, 5.0
 _BISECTIONS = 8
 _POLISHES = 2
 _OVERSHOOT = 1e-4
@@ -31,7 +33,7 @@ class Distances:
         x_adv: The flipped images in [0, 1], float32; the clean image where nothing was found.
         clean_correct: The images classified correctly to begin with, boolean, shape [N].
         nonfinite_gradients: Number of (image, step) pairs whose gradient was not finite.
-        zero_gradients: Number of correct images whose first gradient vanished.
+        zero_gradients: Number of correct images whose gradient at the image itself vanished.
     """
 
     distances: Tensor
@@ -44,11 +46,12 @@ class Distances:
 class MinimalDistance:
     """Minimum-norm attack with a radius of its own for every image.
 
-    Each step moves up the margin by a fraction of the image's current radius and projects onto that radius; the
-    radius shrinks below the best flip found so far, and grows while there is none. Step and rate of change fall
-    along a cosine, so that the iterate settles on the boundary (the scheme of FMN, Pintor et al. 2021, with steps
-    relative to the radius, free gradients in the box, and the l_1 step a conditional-gradient one). Flips are then
-    pulled back by bisection, moved to the foot of the perpendicular on the linearised boundary, and re-checked.
+    Each step moves up the margin, in the best direction inside the box, by a multiple of the image's current radius
+    and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there is none.
+    Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of FMN,
+    Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-gradient
+    ones). Flips are then pulled back by bisection, moved to the foot of the perpendicular on the linearised boundary,
+    and re-checked.
 
     Misclassified images have distance 0 and cost one forward pass. A run costs `steps` forward and backward
     passes for each restart and target, and a few forward passes.
@@ -58,7 +61,7 @@ class MinimalDistance:
         steps: Gradient steps of a run.
         restarts: Runs against the strongest rival class; all but the first start from random points.
         targets: Further runs, against the first so many rival classes, one each.
-        step_size: First step in units of the current radius.
+        step_size: First step in units of the current radius (norms 2 and inf).
         batch_size: Images per forward pass; None for all at once.
     """
 
@@ -69,7 +72,7 @@ class MinimalDistance:
         steps: int = 30,
         restarts: int = 1,
         targets: int = 0,
-        step_size: float = 1.0,
+        step_size: float = 3.0,
         batch_size: int | None = None,
     ) -> None:
         self.ball = WassersteinBall(math.inf, norm, 0.0)
@@ -121,25 +124,33 @@ class _Search:
         self.zero = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def run(self, logits: Tensor, generator: torch.Generator | None) -> None:
-        """All starts and targets, then the refinement."""
+        """All starts and targets, each refined before the nearest flips are kept: another run never makes it worse."""
         rivals = logits.float().scatter(1, self.y[:, None], -math.inf).argsort(dim=1, descending=True)
-        for restart in range(self.attack.restarts):
-            self._descend(margin, self._start(generator) if restart else self.x)
-        for rank in range(min(self.attack.targets, logits.shape[1] - 1)):
-            self._descend(_margin_to(rivals[:, rank]), self.x)
+        targets = min(self.attack.targets, logits.shape[1] - 1)
+        for run in range(self.attack.restarts + targets):
+            rank = run - self.attack.restarts
+            best, distances = self.points, self.distances
+            start = self._start(generator) if 0 < run < self.attack.restarts else self.x
+            self.points, self.distances = self.x, torch.full_like(distances, math.inf)
+            self._descend(margin if rank < 0 else _margin_to(rivals[:, rank]), start, first=run == 0)
+            self._refine()
+            self._take(best, distances, distances < math.inf)
+        self._recheck()
+
+    def _refine(self) -> None:
+        """Bring this run's flips down to the boundary."""
         self._bisect()
         for _ in range(_POLISHES):
             self._polish()
         self._bisect()
-        self._recheck()
 
-    def _descend(self, loss: LossFunction, start: Tensor) -> None:
-        """One run of shrinking and growing radii."""
+    def _descend(self, loss: LossFunction, start: Tensor, first: bool = False) -> None:
+        """One run of shrinking and growing radii; the first one counts the images without gradient."""
         point, radii = start, None
         found = torch.full_like(self.distances, math.inf)
         for step in range(self.attack.steps):
             ease = 0.5 * (1 + math.cos(math.pi * step / self.attack.steps))
-            fraction = _LAST_STEP + (self.attack.step_size - _LAST_STEP) * ease
+            share = _LAST_STEP + (1 - _LAST_STEP) * ease
             rate = _LAST_GROWTH + (_FIRST_GROWTH - _LAST_GROWTH) * ease
             here = input_gradient(self.model, point, self.y, loss, self.attack.batch_size)
             self.nonfinite += here.nonfinite
@@ -153,29 +164,29 @@ class _Search:
                 # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
                 linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
                 if radii is None:
-                    self.zero += (steepness == 0).sum()
+                    self.zero += (steepness == 0).sum() * first
                     radii = linear
                 else:
                     grown = radii * (1 + rate)
-                    searching = torch.minimum(torch.maximum(linear, radii), radii * (1 + 10 * rate))
+                    least, most = radii * (1 + _LEAST_GROWTH * rate), radii * (1 + _MOST_GROWTH * rate)
+                    searching = linear.clamp(least, most)
                     radii = torch.where(
                         flipped,
                         torch.minimum(radii, found) * (1 - rate),
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self._diameter())
-                point = self._move(point, slope, radii, fraction)
+                point = self._move(point, slope, radii, share)
         with torch.no_grad():
             self._check(point)
 
-    def _move(self, point: Tensor, slope: Tensor, radii: Tensor, fraction: float) -> Tensor:
-        """One step of a fraction of the radius, inside the box and the radius."""
+    def _move(self, point: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
+        """The best step in the box, brought back to the radius; for s = 1 a share of the way to the best vertex."""
         if self.ball.norm == 1:
             u = point - self.x
-            u = u + fraction * (ascend(self.ball, self.x, slope, radii) - self.x - u)
+            u = u + share * (ascend(self.ball, self.x, slope, radii) - self.x - u)
         else:
-            step = per_image(fraction * radii, point) * self.ball.direction(slope)
-            u = (point + step).clamp(0, 1) - self.x
+            u = ascend(self.ball, point, slope, share * self.attack.step_size * radii) - self.x
         return (self.x + self.ball.shrink(u, self.ball.distances(u), radii)).clamp(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
