@@ -205,7 +205,10 @@ def input_gradient(
     logits = forward(model, x)
     losses = loss(logits, y)
     scale = _loss_scale(x.device)
-    (gradient,) = torch.autograd.grad(losses.sum() * scale, x)
+    gradient = torch.zeros_like(x)
+    if losses.requires_grad:  # a network of steps (quantised, say) has no gradient, which is worth a count, not a crash
+        (found,) = torch.autograd.grad(losses.sum() * scale, x, allow_unused=True)
+        gradient = gradient if found is None else found
     finite = gradient.flatten(1).isfinite().all(1) & losses.detach().isfinite()
     usable = finite.view(-1, *[1] * (x.dim() - 1))
     gradient = torch.where(usable, gradient / scale, torch.zeros_like(gradient))

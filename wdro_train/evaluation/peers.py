@@ -18,6 +18,7 @@ from wdro_train.evaluation.store import Arrays
 from wdro_train.losses import correct
 from wdro_train.threat import WassersteinBall
 
+_ROUNDING = 1e-5  # of float32 images: what the attack calls inside the ball is inside
 _NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
 
@@ -53,7 +54,9 @@ def run_peer(
             with torch.no_grad():
                 flipped = ~correct(forward(engine.model, x_adv), y)
                 wrong = ~correct(forward(engine.model, x), y)
-        distances = torch.where(flipped, ball.distances(x_adv - x), math.inf)
+        distances = ball.distances(x_adv - x)
+        within = distances <= ball.delta * (1 + _ROUNDING)
+        distances = torch.where(flipped & within, distances.clamp(max=ball.delta), math.inf)
         distances = torch.where(wrong, 0.0, distances)
         seconds = time.perf_counter() - started
         return {"distances": distances.cpu().numpy(), "seconds": np.full(1, seconds)}
