@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -122,6 +123,20 @@ def histogram(distances: NDArray[np.float64], bins: int = 40) -> dict[str, Any]:
         "misclassified": int((distances == 0).sum()),
         "not_flipped": int(np.isinf(distances).sum()),
     }
+
+
+def tell_apart(models: list[dict[str, Any]]) -> None:
+    """Number models of the same name, in place.
+
+    >>> models = [{"name": "best"}, {"name": "last"}, {"name": "best"}]
+    >>> tell_apart(models)
+    >>> [model["name"] for model in models]
+    ['best (1)', 'last', 'best (3)']
+    """
+    counts = Counter(model["name"] for model in models)
+    for k, model in enumerate(models, 1):
+        if counts[model["name"]] > 1:
+            model["name"] += f" ({k})"
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:

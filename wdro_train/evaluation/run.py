@@ -89,6 +89,7 @@ def evaluate(cfg: DictConfig) -> float:
             stores[-1].discard()
         fabric.barrier()
         report["models"].append(_judge(cfg, subject, ball, stores[-1], fabric.device))
+    reports.tell_apart(report["models"])
     fabric.barrier()
     if not fabric.is_global_zero:
         return float(report["models"][0]["worst_case"]["accuracy"])
