@@ -263,6 +263,8 @@ def test_vanished_gradients_count_once_an_image(extra):
 
 
 DELTA = {INF: 0.1, 2: 1.0}
+# What AutoAttack (pyautoattack 0.2.0, standard version, seed 0) leaves of the adversarial network at these radii.
+AUTOATTACK = {INF: 0.684, 2: 0.594}
 
 
 @lru_cache
@@ -284,6 +286,12 @@ def test_reference_knapsack_accuracy(s, most):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
     assert curve.clean_accuracy == pytest.approx(0.852)
     assert 0.05 < curve.accuracy(DELTA[s], p=2) <= most
+
+
+@pytest.mark.parametrize("s", AUTOATTACK)
+def test_pointwise_accuracy_is_autoattacks(s):
+    curve = RobustnessCurve(reference_distances("adversarial", s).distances)
+    assert curve.accuracy(DELTA[s], p=INF) <= AUTOATTACK[s] + 0.005
 
 
 @pytest.mark.parametrize(

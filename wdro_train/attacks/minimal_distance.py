@@ -14,6 +14,8 @@ from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, correct, margin
 from wdro_train.threat import WassersteinBall, per_image
 
+_FIRST_RADIUS = 2.0  # in units of the linearised distance
+_SOFTNESS = 0.3
 _LAST_STEP = 0.01
 _FIRST_GROWTH, _LAST_GROWTH = 0.2, 0.005
 # Of that while no flip is known; without a least, rounding leaves the iterate just short of a flat boundary for ever.
@@ -46,8 +48,8 @@ class Distances:
 class MinimalDistance:
     """Minimum-norm attack with a radius of its own for every image.
 
-    Each step moves up the margin, in the best direction inside the box, by a multiple of the image's current radius
-    and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there is none.
+    Each step moves up the softened margin, in the best direction inside the box, by a multiple of the image's current
+    radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there is none.
     Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of FMN,
     Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-gradient
     ones). Flips are then pulled back by bisection, moved to the foot of the perpendicular on the linearised boundary,
@@ -59,8 +61,8 @@ class MinimalDistance:
     Args:
         norm: Ground norm: 1, 2 or inf.
         steps: Gradient steps of a run.
-        restarts: Runs against the strongest rival class; all but the first start from random points.
-        targets: Further runs, against the first so many rival classes, one each.
+        restarts: Runs against the nearest rival classes; all but the first start from random points.
+        targets: Further runs, one against each of the so many strongest rival classes.
         step_size: First step in units of the current radius (norms 2 and inf).
         batch_size: Images per forward pass; None for all at once.
     """
@@ -132,7 +134,7 @@ class _Search:
             best, distances = self.points, self.distances
             start = self._start(generator) if 0 < run < self.attack.restarts else self.x
             self.points, self.distances = self.x, torch.full_like(distances, math.inf)
-            self._descend(margin if rank < 0 else _margin_to(rivals[:, rank]), start, first=run == 0)
+            self._descend(_soft_margin if rank < 0 else _margin_to(rivals[:, rank]), start, first=run == 0)
             self._refine()
             self._take(best, distances, distances < math.inf)
         self._recheck()
@@ -165,7 +167,7 @@ class _Search:
                 linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
                 if radii is None:
                     self.zero += (steepness == 0).sum() * first
-                    radii = linear
+                    radii = _FIRST_RADIUS * linear
                 else:
                     grown = radii * (1 + rate)
                     least, most = radii * (1 + _LEAST_GROWTH * rate), radii * (1 + _MOST_GROWTH * rate)
@@ -238,6 +240,21 @@ class _Search:
         flipped = ~correct(forward(self.model, self.points, self.attack.batch_size), self.y)
         self.distances = torch.where(flipped, self.distances, math.inf)
         self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
+
+
+def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin, [B], with the gradient of tau log sum_j exp(f_j / tau) - f_y, tau a fraction of the margin.
+
+    Far from the boundary rivals that lie together pull together, which avoids many local minima; tau vanishes at the
+    boundary, and with it the difference from the margin.
+    """
+    wide = logits.float()
+    hard = margin(wide, labels).detach()
+    resolution = torch.finfo(wide.dtype).eps * wide.detach().abs().amax(1)
+    tau = torch.maximum(_SOFTNESS * hard.abs(), resolution).clamp_min(torch.finfo(wide.dtype).tiny)
+    rivals = wide.scatter(1, labels[:, None], -math.inf) / tau[:, None]
+    soft = tau * rivals.logsumexp(1) - wide.gather(1, labels[:, None]).squeeze(1)
+    return hard + (soft - soft.detach())
 
 
 def _margin_to(rival: Tensor) -> LossFunction:
