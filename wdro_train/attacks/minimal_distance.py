@@ -49,11 +49,11 @@ class MinimalDistance:
     """Minimum-norm attack with a radius of its own for every image.
 
     Each step moves up the softened margin, in the best direction inside the box, by a multiple of the image's current
-    radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there is none.
-    Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of FMN,
-    Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-gradient
-    ones). Flips are then pulled back by bisection, moved to the foot of the perpendicular on the linearised boundary,
-    and re-checked.
+    radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there
+    is none. Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of
+    FMN, Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-
+    gradient ones). Flips are then pulled back by bisection, moved to the foot of the perpendicular on the linearised
+    boundary, and re-checked.
 
     Misclassified images have distance 0 and cost one forward pass. A run costs `steps` forward and backward
     passes for each restart and target, and a few forward passes.
