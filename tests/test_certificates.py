@@ -238,6 +238,15 @@ def test_no_flip_in_the_whole_box(s):
     assert LinearRelaxation(norm=s)(net, x, torch.zeros(3).long()).radii.tolist() == [math.inf] * 3
 
 
+def test_interval_bounds_help_linear_ones():
+    """relu(3 x - 1) + 0.1 > 0 is plain from the interval, and lost to the linear bound relu(z) >= z."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for parameter, value in zip(net.parameters(), ([[3.0]], [-1.0], [[1.0], [0.0]], [0.1, 0.0]), strict=True):
+            parameter.copy_(torch.tensor(value))
+    assert LinearRelaxation(norm="inf")(net, torch.tensor([[0.5]]), torch.tensor([0])).radii.item() == math.inf
+
+
 class Doubled(nn.Sequential):
     def forward(self, x):
         return 2 * super().forward(x)
