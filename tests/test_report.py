@@ -187,6 +187,27 @@ def test_pictures_are_the_flips(tmp_path):
     assert flipped_pairs(store, batches, [], norm=math.inf) is None
 
 
+class _Coarse(torch.nn.Module):
+    """Logits in steps of a half, with the gradients of what they are made from: flips end in exact ties."""
+
+    def forward(self, x):
+        logits = x.flatten(1) @ torch.eye(4)
+        return logits + ((2 * logits).round() / 2 - logits).detach()
+
+
+def test_a_tie_is_reported_under_the_rival(tmp_path):
+    x, y = 0.4 * torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(30, dtype=torch.int64)
+    x[:, 0, 0, 0] += 0.5
+    found = find_distances(
+        Engine(_Coarse(), [(x, y)], PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
+    )
+    points = torch.from_numpy(PieceStore(tmp_path, {}).load("distances", 0, ("points",))["points"]).movedim(-1, 0)
+    moved = (found.distances > 0) & np.isfinite(found.distances)
+    assert (_Coarse()(points).argmax(1).numpy() == 0)[moved].any()  # ties, and the label comes first
+    assert (found.rivals[moved] > 0).all()
+    assert (found.rivals[~moved & found.correct] == 0).all()
+
+
 # Figures
 
 
