@@ -35,7 +35,8 @@ class WorstCase:
     Attributes:
         accuracy: A_delta, in [0, 1].
         weights: a_i, the share of image i's mass that moves to its boundary point, shape [N], in [0, 1].
-        multiplier: The optimal lambda of the dual (0 where the budget is not used up; NaN at p = inf).
+        multiplier: The optimal lambda of the dual (0 where the budget is not used up; inf where floating point ends;
+            NaN at p = inf).
         marginal_distance: D = lambda^(-1/p), distance of the image that is split (inf if none is).
         dual: The dual's value of 1 - A_delta.
         spent: ((1/N) sum a_i d_i^p)^(1/p), at most delta.
@@ -142,7 +143,8 @@ class RobustnessCurve:
         if whole < n and math.isfinite(self._sorted[whole]):
             weights[self._order[whole]] = split
             marginal = float(self._sorted[whole])
-        multiplier = 0.0 if math.isinf(marginal) else marginal**-p
+        with np.errstate(over="ignore", under="ignore"):
+            multiplier = float(np.float64(marginal) ** -p)  # 0 where marginal = inf
         moved = weights > 0
         scale = float(self.distances[moved].max(initial=0.0)) or 1.0
         cost = float((weights[moved] * (self.distances[moved] / scale) ** p).sum()) / n
