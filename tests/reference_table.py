@@ -29,5 +29,5 @@ if __name__ == "__main__":
             shares = [record, *(p.double().mean().item() for p in pgd), curve.accuracy(delta, 2)]
             shares += [best.accuracy(delta, 2), curve.accuracy(delta, 1), curve.accuracy(delta, math.inf)]
             rows.append([f"{name} {delta:g}", *(f"{100 * share:.1f}" for share in shares)])
-    header = ["ball", "2023 W-PGD", "W-PGD ReDLR", "W-PGD CE", "knapsack W_2", "more effort", "knapsack W_1", "knapsack W_inf"]
-    tables.show("accuracy left (%), 500 images", header, rows)
+    names = ["2023 W-PGD", "W-PGD ReDLR", "W-PGD CE", "knapsack W_2", "more effort", "knapsack W_1", "knapsack W_inf"]
+    tables.show("accuracy left (%), 500 images", ["ball", *names], rows)

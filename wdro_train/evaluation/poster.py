@@ -96,12 +96,14 @@ def poster_rows(
     for loss in losses:
         grid = first_order_grid(engine, norm=norm, loss=loss, orders=orders, deltas=deltas, box=box)
         for p in orders:
-            for delta in deltas:
+            highest = grid.v0  # balls are nested: what reached a smaller radius is inside the larger one
+            for delta in sorted(deltas):
                 pgd_acc, v_pgd, found = pgd_whole_set(
                     engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box
                 )
                 lower = lower_bounds(grid.w0, grid.v0, grid.v_q[p, delta], delta, grid.upsilon[p])
                 flips.append(found)
+                highest = max(highest, v_pgd, grid.v_q[p, delta])
                 rows.append(
                     {
                         "loss": loss,
@@ -113,7 +115,7 @@ def poster_rows(
                         "upsilon": grid.upsilon[p],
                         "v_first_order": first_order_value(grid.v0, delta, grid.upsilon[p]),
                         "v_q": grid.v_q[p, delta],
-                        "v_pgd": max(v_pgd, grid.v_q[p, delta]),
+                        "v_pgd": highest,
                         "fgsm_acc": grid.fgsm_acc[p, delta],
                         "fgsm_spent": grid.spent[p, delta],
                         "pgd_acc": pgd_acc,

@@ -287,13 +287,14 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
             soft_wrap=True,
         )
         if model["poster"]:
-            rows = model["poster"]
-            keys = [key for key in rows[0] if key not in ("loss", "p", "norm", "delta")]
-            tables.show(
-                "first-order values and W-PGD (ratio_lower* are asymptotic)",
-                ["", *(f"{row['loss']} W_{row['p']:g} {row['delta']:.4g}" for row in rows)],
-                [[key, *(tables.number(row[key]) for row in rows)] for key in keys],
-            )
+            keys = [key for key in model["poster"][0] if key not in ("loss", "p", "norm", "delta")]
+            for loss in dict.fromkeys(row["loss"] for row in model["poster"]):
+                rows = [row for row in model["poster"] if row["loss"] == loss]
+                tables.show(
+                    f"first-order values and W-PGD, {loss} (ratio_lower* are asymptotic)",
+                    ["", *(f"W_{row['p']:g} {row['delta']:.4g}" for row in rows)],
+                    [[key, *(tables.number(row[key]) for row in rows)] for key in keys],
+                )
         for peer in model["peers"]:
             console.print(
                 f"{peer['name']} at p = inf, radius {peer['delta']:.4g}: leaves {peer['accuracy']:.4f} of "

@@ -6,6 +6,7 @@ believe it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,8 @@ def stronger_does_worse(rows: Sequence[dict[str, Any]]) -> Warning_ | None:
 
 def bound_above_ratio(rows: Sequence[dict[str, Any]]) -> Warning_ | None:
     """The asymptotic lower bound lies above the ratio: it is a first-order estimate, and does not hold there."""
-    above = [row["ratio_lower"] - row["ratio"] for row in rows]
+    gaps = [row["ratio_lower"] - row["ratio"] for row in rows]
+    above = [gap for gap in gaps if not math.isnan(gap)]  # an undefined bound says nothing
     broken = sum(gap > 1e-9 for gap in above)
     if not broken:
         return None
