@@ -7,13 +7,12 @@ finds is looked at again, and a point that does not flip counts as not found.
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,29 +22,16 @@ from torch import Tensor, nn
 from wdro_train import tables
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.configuration import register_resolvers
 from wdro_train.errors import UserError
+from wdro_train.evaluation.peers import autoattack, require
+from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
 from wdro_train.losses import correct
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 
 Attacker = Callable[[nn.Module, Tensor, Tensor], Tensor]
-_AUTOATTACK_NORMS = {math.inf: "Linf", 2.0: "L2", 1.0: "L1"}
 _DEEPFOOL_CANDIDATES = 10
-
-
-def require_peer(package: str) -> ModuleType:
-    """Import a reference library that only comparisons need.
-
-    Args:
-        package: `foolbox` or `pyautoattack`.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError:
-        raise UserError(f"{package} is not installed; run: pip install -e '.[peers]'") from None
 
 
 class PassCounter:
@@ -137,7 +123,7 @@ def ours(norm: float, steps: int, **options: int) -> Attacker:
 
 
 def wpgd(ball: WassersteinBall, steps: int) -> Attacker:
-    """This project's W-PGD at one radius, which leaves the cheapest flips it can pay for."""
+    """This project's W-PGD at one radius, as on the poster."""
     attack = WPGD(p=ball.p, norm=ball.norm, delta=ball.delta, loss="ce", steps=steps, keep="best")
     return lambda model, x, y: attack(model, x, y).x_adv
 
@@ -157,7 +143,7 @@ def peers(norm: float, budget: int, classes: int) -> Iterator[tuple[str, Attacke
     Raises:
         UserError: Foolbox is not installed.
     """
-    attacks = require_peer("foolbox").attacks
+    attacks = require("foolbox").attacks
     short = {math.inf: "LInf", 2.0: "L2", 1.0: "L1"}[norm]
     fmn = getattr(attacks, f"{short}FMNAttack")
     yield "FMN", _foolbox(fmn(steps=budget))
@@ -174,38 +160,8 @@ def peers(norm: float, budget: int, classes: int) -> Iterator[tuple[str, Attacke
 
 def _foolbox(attack: Any) -> Attacker:
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        wrapped = require_peer("foolbox").PyTorchModel(model, bounds=(0, 1), device=x.device)
+        wrapped = require("foolbox").PyTorchModel(model, bounds=(0, 1), device=x.device)
         points: Tensor = attack(wrapped, x, y, epsilons=None)[1]
-        return points
-
-    return run
-
-
-def autoattack(norm: float, radius: float, seed: int = 0, version: str = "standard") -> Attacker:
-    """AutoAttack (Croce and Hein 2020), which asks for flips within a radius only; images it cannot flip stay.
-
-    Args:
-        norm: 1, 2 or inf.
-        radius: epsilon.
-        seed: Of its random starts.
-        version: `standard`, or `square` for the black-box Square attack alone.
-
-    Raises:
-        UserError: pyautoattack is not installed.
-    """
-    library = require_peer("pyautoattack")
-    named = {"version": "custom", "attacks": ["square"]} if version == "square" else {"version": version}
-
-    def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        attack = library.AutoAttack(
-            model, norm=_AUTOATTACK_NORMS[norm], eps=radius, seed=seed, device=x.device, **named
-        )
-        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        try:
-            points: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
-        finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
         return points
 
     return run
@@ -231,7 +187,7 @@ def compare(
     if ball.p > 1:
         rest.append((f"W-PGD, 50 steps, radius {ball.delta:g}", wpgd(ball, 50)))
     if with_autoattack:
-        rest.append((f"AutoAttack, radius {ball.delta:g}", autoattack(ball.norm, ball.delta)))
+        rest.append((f"AutoAttack, radius {ball.delta:g}", lambda model, x, y: autoattack(model, x, y, ball)))
     return [first, *(measure(name, attack, model, x, y, ball) for name, attack in rest)]
 
 
@@ -268,8 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     parser.add_argument("--autoattack", action="store_true", help="AutoAttack at the radius, for p = inf (slow)")
     given = parser.parse_args(arguments)
 
-    from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
-
+    register_resolvers()
     subject = load_subject(given.checkpoint or newest_checkpoint())
     trained = subject.config["attack"]
     ball = WassersteinBall(
@@ -290,12 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    from wdro_train.configuration import register_resolvers
-    from wdro_train.doors import sentence
-
-    register_resolvers()
     try:
         main()
     except UserError as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.errors import UserError
@@ -40,17 +41,12 @@ def run_peer(
     Raises:
         UserError: The package is not installed.
     """
-    autoattack = _package()
+    require("pyautoattack")
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         started = time.perf_counter()
-        kinds = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": attacks}
         with attack_mode(engine.model):
-            attack = autoattack.AutoAttack(
-                engine.model, norm=_NAMES[ball.norm], eps=ball.delta, seed=engine.seed, device=str(x.device), **kinds
-            )
-            found = attack.run_standard_evaluation(x, y, batch_size=len(x))
-            x_adv = (found[0] if isinstance(found, tuple) else found).clamp(0, 1).to(x)
+            x_adv = autoattack(engine.model, x, y, ball, seed=engine.seed, attacks=attacks)
             with torch.no_grad():
                 flipped = ~correct(forward(engine.model, x_adv), y)
                 wrong = ~correct(forward(engine.model, x), y)
@@ -77,9 +73,40 @@ def run_peer(
     return row, distances
 
 
-def _package() -> Any:
+def autoattack(
+    model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, *, seed: int = 0, attacks: list[str] | None = None
+) -> Tensor:
+    """AutoAttack (Croce and Hein 2020) at the ball's radius; call inside `attack_mode`.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        x: Images, shape [B, C, H, W].
+        y: Labels, shape [B].
+        ball: Gives norm and radius.
+        seed: Of its random starts.
+        attacks: Parts by their names in pyautoattack; None for the standard version.
+
+    Returns:
+        Images in [0, 1], same shape; where nothing was found the clean ones.
+    """
+    kinds = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": attacks}
+    attack = require("pyautoattack").AutoAttack(
+        model, norm=_NAMES[ball.norm], eps=ball.delta, seed=seed, device=str(x.device), **kinds
+    )
+    found: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    return found.clamp(0, 1).to(x)
+
+
+def require(package: str) -> Any:
+    """A package that only comparisons need.
+
+    Args:
+        package: `foolbox` or `pyautoattack`.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
-        import pyautoattack
+        return importlib.import_module(package)
     except ImportError:
-        raise UserError("AutoAttack is not installed; run pip install -e '.[peers]'") from None
-    return pyautoattack
+        raise UserError(f"{package} is not installed; run pip install -e '.[peers]'") from None
