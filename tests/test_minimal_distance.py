@@ -148,22 +148,22 @@ def test_a_class_that_the_box_does_not_reach(s):
     assert (found.distances[:3] == 0).all()
 
 
-class Bend(nn.Module):
-    """Two classes whose margin rises steeply with the mean of the image and then slowly, to 0 at a mean of 0.3."""
+class Flattening(nn.Module):
+    """Two classes whose margin flattens out like a cube towards the boundary, a mean of 0.3."""
 
     def forward(self, x):
-        mean = x.flatten(1).mean(1)
-        margin = torch.minimum(40 * (mean - 0.1) - 1, 2 * (mean - 0.3))
+        short = 0.3 - x.flatten(1).mean(1)
+        margin = -(short.clamp_min(0) ** 3) + (-short).clamp_min(0)
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
-@pytest.mark.parametrize("s", NORMS)
-def test_a_boundary_that_is_approached_from_below_is_crossed(s):
-    """Steps to where the linearised margin is 0 end an ulp short of a flat boundary, half of the time."""
-    x = 0.1 * torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = MinimalDistance(norm=s)(Bend(), x, torch.zeros(100, dtype=torch.int64))
-    exact = (0.3 - x.double().flatten(1).mean(1)) * {INF: 1, 2: PIXELS**0.5, 1: PIXELS}[s]
-    torch.testing.assert_close(found.distances, exact, rtol=1e-3, atol=ULPS)
+@pytest.mark.parametrize("s", [INF, 2])
+def test_a_flattening_boundary_is_crossed(s):
+    """The linearised margin always promises a boundary too near: steps to where it is 0 would never get there."""
+    x = 0.1 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = MinimalDistance(norm=s, steps=12)(Flattening(), x, torch.zeros(20, dtype=torch.int64))
+    exact = (0.3 - x.double().flatten(1).mean(1)) * {INF: 1, 2: PIXELS**0.5}[s]
+    assert (found.distances / exact).max() < 1.01
 
 
 @pytest.mark.parametrize("s", NORMS)

@@ -18,7 +18,7 @@ _FIRST_RADIUS = 2.0  # in units of the linearised distance
 _SOFTNESS = 0.3
 _LAST_STEP = 0.01
 _FIRST_GROWTH, _LAST_GROWTH = 0.2, 0.005
-# Of that while no flip is known; without a least, rounding leaves the iterate just short of a flat boundary for ever.
+# Of that while no flip is known: the linearised boundary may always lie too near.
 _LEAST_GROWTH, _MOST_GROWTH = 0.2, 5.0
 _BISECTIONS = 8
 _POLISHES = 2
