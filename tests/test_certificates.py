@@ -312,7 +312,8 @@ def test_smoothing_a_linear_classifier():
     assert result.radii.max() < sigma * gaussian.ppf((0.05 / 300) ** (1 / 4000)) * 1.001
     assert (result.norm, result.level) == (2, 0.95)
     assert f"{sigma:g}" in result.about
-    wrong = smoothing(net, x, 1 - y, generator=torch.Generator().manual_seed(0))
+    hasty = RandomizedSmoothing(sigma=sigma, total_images=300, n0=1, n=4000, alpha=0.05)  # lets wrong labels through
+    wrong = hasty(net, x, 1 - y, generator=torch.Generator().manual_seed(0))
     assert (wrong.radii == 0).all()
     assert wrong.correct[true.abs() > 0.1 * sigma].sum() == 0
     assert result.correct[true.abs() > 0.1 * sigma].all()
@@ -339,26 +340,30 @@ def test_clopper_pearson(count):
 
 
 class Brightest(nn.Module):
-    """Class k where pixel k is the brightest; NaN if the last pixel is on."""
+    """Class k where pixel k is on and no other; class 0 is NaN if the last pixel is on."""
 
     def forward(self, x):
-        z = x.flatten(1)
-        return torch.where(z[:, -1:] > 0.5, torch.nan, z[:, :4])
+        z = x.flatten(1).round()
+        return torch.where((z[:, -1:] > 0) & (torch.arange(4) == 0), torch.nan, z[:, :4])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_votes_go_to_their_image(batch_size):
-    x = torch.zeros(6, 1, 2, 3)
-    for image, pixel in enumerate([2, 0, 3, 1]):
+    x = torch.zeros(6, 1, 2, 3)  # the fifth is a tie
+    for image, pixel in {0: 2, 1: 0, 2: 3, 3: 1, 5: -1}.items():
         x[image].view(-1)[pixel] = 1.0
-    x[5].view(-1)[-1] = 1.0  # NaN; image 4 stays a tie but for the noise
     smoothing = RandomizedSmoothing(sigma=0.02, total_images=6, n0=30, n=40, batch_size=batch_size)
     result = smoothing(Brightest(), x, torch.tensor([2, 0, 3, 1, 0, 0]), generator=torch.Generator().manual_seed(0))
     full = smoothing.radius(torch.tensor([40])).item()
     assert full > 0
     assert result.radii.tolist() == [full] * 4 + [0, 0]
-    assert result.correct[:4].all()
-    assert not result.correct[5]
+    assert result.correct.tolist() == [True] * 4 + [False, False]
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_a_tie_is_nobodys_vote(label):
+    smoothing = RandomizedSmoothing(sigma=0.02, total_images=1, n=40)
+    assert not smoothing(Brightest(), torch.zeros(1, 1, 2, 3), torch.tensor([label])).correct
 
 
 def test_noise_is_not_clamped():
