@@ -14,6 +14,7 @@ from wdro_train.evaluation import trust
 from wdro_train.evaluation.certify import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
 from wdro_train.evaluation.peers import run_peer
+from wdro_train.evaluation.poster import poster_rows
 from wdro_train.evaluation.store import PieceStore
 from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
@@ -56,6 +57,28 @@ class Broken(nn.Module):
         return torch.where(bad[:, None], torch.nan, 1.0) * self.model(x)
 
 
+class Rooted(nn.Module):
+    """A square root somewhere in the preprocessing: its slope at black pixels is infinite."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.sqrt() ** 2)
+
+
+class Shattered(nn.Module):
+    """Wrinkles far below what the network sees turn the sign of every other gradient."""
+
+    def __init__(self, model, size=0.01, waves=150.0):
+        super().__init__()
+        self.model, self.size, self.waves = model, size, waves
+
+    def forward(self, x):
+        return self.model(x + self.size * torch.sin(self.waves * x))
+
+
 class Constant(nn.Module):
     """Always class 9."""
 
@@ -93,11 +116,14 @@ def test_masked_gradients_are_seen(tmp_path):
     assert trust.never_flipped(masked)["figure"] > 0.5
 
 
-def test_nan_gradients_are_counted(tmp_path):
-    broken = found(Broken(reference_network("standard")), tmp_path)
+def test_nan_outputs_are_wrong_and_nan_gradients_counted(tmp_path):
+    broken = found(Broken(reference_network("standard")), tmp_path / "outputs")
     assert np.isfinite(broken.distances[~broken.correct]).all()
-    alarm = trust.nonfinite_gradients(broken)
-    assert alarm is None or alarm["figure"] > 0
+    rooted = found(Rooted(reference_network("adversarial")), tmp_path / "gradients", steps=8)
+    assert trust.nonfinite_gradients(rooted)["figure"] == 8 * rooted.correct.sum()
+    assert trust.zero_gradients(rooted)["figure"] == 1.0
+    assert np.isinf(rooted.distances[rooted.correct]).all()
+    assert "raise distances.steps" in trust.never_flipped(rooted)["text"]
 
 
 def test_a_constant_network_is_never_flipped(tmp_path):
@@ -121,7 +147,21 @@ def test_cheaper_flips_elsewhere_are_seen(sound):
     assert trust.cheaper_elsewhere(sound, better, 2, 0.05)["figure"] > 0.01
 
 
-ROW = {"loss": "ce", "p": 2.0, "delta": 0.1, "fgsm_acc": 0.5, "pgd_acc": 0.4, "ratio": 0.4, "ratio_lower": 0.3}
+def test_gradients_that_mislead_make_the_stronger_attack_worse(tmp_path):
+    def rows(model, name):
+        grid = {"losses": ["ce"], "orders": [2.0, math.inf], "deltas": [0.1], "steps": 20}
+        return poster_rows(engine(model, tmp_path / name, n=120), norm=math.inf, box=True, flips=[], **grid)
+
+    honest = rows(reference_network("adversarial"), "honest")
+    # Under W_2 the cross-entropy is raised further on images that are wrong already: no sign of anything.
+    assert honest[0]["pgd_acc"] > honest[0]["fgsm_acc"] + 0.01
+    assert trust.stronger_does_worse(honest) is None
+    alarm = trust.stronger_does_worse(rows(Shattered(reference_network("adversarial")), "masked"))
+    assert alarm["figure"] > 0.02
+    assert "W_inf" in alarm["text"]
+
+
+ROW = {"loss": "redlr", "p": 2.0, "delta": 0.1, "fgsm_acc": 0.5, "pgd_acc": 0.4, "ratio": 0.4, "ratio_lower": 0.3}
 
 
 @pytest.mark.parametrize(

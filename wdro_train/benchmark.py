@@ -185,9 +185,9 @@ def compare(
         classes = model(x[:1]).shape[1]
     rest = list(peers(ball.norm, round(first.backward), classes))
     if ball.p > 1:
-        rest.append((f"W-PGD, 50 steps, radius {ball.delta:g}", wpgd(ball, 50)))
+        rest.append(("W-PGD, 50 steps", wpgd(ball, 50)))
     if with_autoattack:
-        rest.append((f"AutoAttack, radius {ball.delta:g}", lambda model, x, y: autoattack(model, x, y, ball)))
+        rest.append(("AutoAttack", lambda model, x, y: autoattack(model, x, y, ball)))
     return [first, *(measure(name, attack, model, x, y, ball) for name, attack in rest)]
 
 
@@ -235,11 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     outcomes = compare(subject.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
     tables.show(
         f"{subject.path}: {len(y)} {given.split} images, l_{ball.norm:g}",
-        ["attack", "median distance", f"W_{ball.p:g} {ball.delta:.4g}", f"W_inf {ball.delta:.4g}",
-         "gradients/image", "forwards/image", "time"],
+        ["attack", "median", f"W_{ball.p:g}", "W_inf", "gradients", "forwards", "time"],
         rows(outcomes, ball),
-        "accuracy left in the ball, by the knapsack over the distances; gradients counted at the network, over "
-        f"correct images; time relative to MinimalDistance ({outcomes[0].seconds:.2f} s)",
+        f"median distance of correct images; accuracy left in the ball of radius {ball.delta:.4g}, by the knapsack "
+        "over the distances; gradients and forward passes a correct image, counted at the network; time relative to "
+        f"MinimalDistance ({outcomes[0].seconds:.2f} s)",
     )  # fmt: skip
     return outcomes
 

@@ -63,7 +63,12 @@ def cheaper_elsewhere(found: FoundDistances, curve: RobustnessCurve, p: float, d
 
 
 def stronger_does_worse(rows: Sequence[dict[str, Any]]) -> Warning_ | None:
-    """W-PGD, of many steps, leaves more accuracy than one step of W-FGSM."""
+    """W-PGD, of many steps, leaves more accuracy than one step of W-FGSM.
+
+    With CE or DLR and p < inf this says nothing: the budget goes where the loss grows, which is on images that are
+    wrong already. Those rows are left out.
+    """
+    rows = [row for row in rows if math.isinf(row["p"]) or row["loss"] == "redlr"]
     gaps = [row["pgd_acc"] - row["fgsm_acc"] for row in rows]
     if not gaps or max(gaps) <= _POINT:
         return None
