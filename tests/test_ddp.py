@@ -24,6 +24,8 @@ ATTACKS = {
 SCOPES = ("batch", "running")
 NORMS = {"inf": 0.1, "2": 0.6, "3": 0.3}
 SIZES = (20, 21)
+# Kernels round differently for other batch sizes: in double precision that is no excuse.
+PRECISIONS = {"64-true": 1e-6, "32-true": 1e-5}
 JUDGED = {
     "W_2 inf": lambda: [adversary()],
     "W_2 2": lambda: [adversary(norm=2, delta=0.6)],
@@ -66,10 +68,11 @@ def attacked(kind, norm, scope, n):
     return found
 
 
-def judged(name, world):
+def judged(name, precision, world):
     """Everything logged on 41 images in batches of 16."""
     module = classifier(fitted())
-    door = trainer(JUDGED[name](), devices=world, strategy="ddp" if world > 1 else "auto")
+    strategy = "ddp" if world > 1 else "auto"
+    door = trainer(JUDGED[name](), devices=world, strategy=strategy, precision=precision)
     logged = dict(door.validate(module, loader(41, 16 // world, start=300), verbose=False)[0])
     return logged | door.test(module, loader(37, 16 // world, start=400), verbose=False)[0]
 
@@ -96,7 +99,7 @@ def trained(name, world):
 def everything(world):
     with torch.random.fork_rng():
         return (
-            {name: judged(name, world) for name in JUDGED},
+            {(name, precision): judged(name, precision, world) for name in JUDGED for precision in PRECISIONS},
             {name: trained(name, world) for name in OBJECTIVES},
             {case: attacked(*case) for case in attack_cases()},
         )
@@ -131,12 +134,14 @@ def test_attack(both, case):
     assert min(moved) > 0
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", JUDGED)
-def test_validation_and_test_metrics(both, name):
-    one, *ranks = (found[0][name] for found in both)
+def test_validation_and_test_metrics(both, name, precision):
+    one, *ranks = (found[0][name, precision] for found in both)
     assert one.keys() >= {"val/clean_acc", "test/clean_acc"}
+    tolerance = PRECISIONS[precision]
     for two in ranks:
-        assert two == pytest.approx(one, rel=1e-6, abs=1e-6, nan_ok=True)
+        assert two == pytest.approx(one, rel=tolerance, abs=tolerance, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
