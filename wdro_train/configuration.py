@@ -80,13 +80,19 @@ def check_adversary(trainer: L.Trainer, module: RobustClassifier) -> None:
         UserError: The objective, or the choice of the best checkpoint, needs an adversary.
     """
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, DistributionalAdversary) for callback in callbacks):
-        return
-    if module.objective.needs_adversary:
+    adversary = next((callback for callback in callbacks if isinstance(callback, DistributionalAdversary)), None)
+    if adversary is None and module.objective.needs_adversary:
         raise UserError(
             f"the objective {type(module.objective).__name__} needs an adversary in training; "
             "use objective=standard callbacks=no_adversary, or keep callbacks=default"
         )
+    measured = {
+        "val/adv_acc": None if adversary is None else adversary.val_attack,
+        "val/worst_acc": None if adversary is None else adversary.distances,
+    }
     for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/adv_acc":
-            raise UserError("val/adv_acc chooses the checkpoint but needs an adversary; use callbacks=no_adversary")
+        if isinstance(callback, ModelCheckpoint) and measured.get(callback.monitor or "", callback) is None:
+            raise UserError(
+                f"{callback.monitor} chooses the checkpoint but is not measured; use callbacks=no_adversary, "
+                "callbacks=default (val/adv_acc) or callbacks=worst_case (val/worst_acc)"
+            )

@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from wdro_train.attacks.base import AttackResult, LabelRange, check_batch, check_labels
 from wdro_train.data.padding import batch_weight
 from wdro_train.distributed import default_reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import ce
-from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, Mean
+from wdro_train.metrics import CleanAccuracy, Mean
 from wdro_train.objectives import Objective, ObjectiveResult, Standard
 from wdro_train.threat import WassersteinBall
 
 Batch = tuple[Tensor, Tensor]
 CONFIG_KEY = "wdro_train_config"
+_SHOWN = ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Adversary(Protocol):
     @property
     def ball(self) -> WassersteinBall:
         """The threat that is trained and judged against."""
+        ...
+
+    def metrics(self) -> list[Metric]:
+        """What is measured on the evidence, as fresh metrics."""
         ...
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, batch_idx: int) -> AttackResult:
@@ -98,9 +103,8 @@ class RobustClassifier(L.LightningModule):
         Metrics follow: `val/adv_acc` and the bounds exist only with an adversary.
         """
         self.adversary = adversary
-        ball = None if adversary is None else adversary.ball
         for stage in ("val", "test"):
-            self.metrics[stage] = _collection(stage, ball).to(self.device)
+            self.metrics[stage] = _collection(stage, adversary).to(self.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, m] of images [B, C, H, W] in [0, 1]."""
@@ -114,20 +118,20 @@ class RobustClassifier(L.LightningModule):
         x, y = batch
         weight = batch_weight(self.trainer, len(x), batch_idx, x.device)
         reducer = default_reducer()
-        x_adv, log = x, {}
+        x_adv, importance, log = x, None, {}
         if self.objective.needs_adversary and self.adversary is not None:
             attack = self.adversary.perturb(self, x, y, batch_idx)
-            x_adv = attack.x_adv
+            x_adv, importance = attack.x_adv, attack.importance
             # Means over ranks are logged: a rank's share of a count times the number of ranks.
             log = {
                 "upsilon": attack.upsilon,
                 "spent": self.adversary.ball.spent(attack.distances, weight, reducer),
                 "zero_gradients": attack.zero_gradients * reducer.world_size,
                 "nonfinite_gradients": attack.nonfinite_gradients * reducer.world_size,
-            }
+            } | attack.terms
         else:
             self._labels = check_batch(x, y)
-        result = self.objective(self, x, x_adv, y, reducer=reducer)
+        result = self.objective(self, x, x_adv, y, importance=importance, reducer=reducer)
         self._labels = None
         self._refuse_nonfinite(result.loss, batch_idx)
         self._log_training(result, y, weight, log)
@@ -186,7 +190,7 @@ class RobustClassifier(L.LightningModule):
         assert isinstance(metrics, MetricCollection)
         values = metrics.compute()
         metrics.reset()
-        shown = {f"{stage}/{key}" for key in ("clean_acc", "adv_acc", "ratio", "ratio_upper", "ratio_lower")}
+        shown = {f"{stage}/{key}" for key in _SHOWN}
         self.log_dict({k: v for k, v in values.items() if k in shown}, prog_bar=True)
         self.log_dict({k: v for k, v in values.items() if k not in shown})
         if self.mean_loss.update_called:
@@ -235,9 +239,7 @@ class RobustClassifier(L.LightningModule):
             )
 
 
-def _collection(stage: str, ball: WassersteinBall | None) -> MetricCollection:
+def _collection(stage: str, adversary: Adversary | None) -> MetricCollection:
     """The metrics of a stage; the adversarial ones only when there is a threat to measure."""
-    metrics: list[Any] = [CleanAccuracy()]
-    if ball is not None:
-        metrics += [AdversarialAccuracy(ball), FirstOrderBounds(ball)]
+    metrics: list[Any] = [CleanAccuracy(), *(adversary.metrics() if adversary is not None else [])]
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)

@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> float | None:
         cfg: The composed configuration of `conf/train.yaml`.
 
     Returns:
-        `val/adv_acc` of the best epoch, for sweepers that optimise it.
+        What chose the best epoch (`val/adv_acc`, `val/worst_acc`), for sweepers that optimise it.
     """
     _quiet(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -55,7 +55,7 @@ def train(cfg: DictConfig) -> float | None:
             report["wandb_offline"] = offline_runs(trainer.loggers)
     if trainer.is_global_zero:
         _present(cfg, report)
-    result: float | None = report["val"].get("adv_acc")
+    result: float | None = report["val"].get(str(report["monitor"]).removeprefix("val/"))
     return result
 
 
@@ -84,7 +84,8 @@ def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule
 def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> Report:
     """The report: validation values of the best epoch, and the test of its checkpoint."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)), "")
+    chosen = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
+    best = chosen.best_model_path if chosen is not None else ""
     epoch = read_checkpoint(best)["epoch"] if best else trainer.current_epoch - 1
     history = next((c.epochs for c in callbacks if isinstance(c, ValidationHistory)), {})
     report: Report = {
@@ -94,6 +95,7 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
         "epoch": epoch,
         "epochs": trainer.current_epoch,
         "checkpoint": best or None,
+        "monitor": chosen.monitor if chosen is not None else None,
         "val": history.get(epoch) or _values(trainer, "val/"),
     }
     if cfg.test:

@@ -1,9 +1,23 @@
 """Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
 
 from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.marginal import DualAscent, Fixed, Marginal
 from wdro_train.attacks.minimal_distance import Distances, MinimalDistance
 from wdro_train.attacks.pool import Pool
 from wdro_train.attacks.w_fgsm import WFGSM
 from wdro_train.attacks.w_pgd import WPGD
+from wdro_train.attacks.worst_case import WorstCase
 
-__all__ = ["WFGSM", "WPGD", "Attack", "AttackResult", "Distances", "MinimalDistance", "Pool"]
+__all__ = [
+    "WFGSM",
+    "WPGD",
+    "Attack",
+    "AttackResult",
+    "Distances",
+    "DualAscent",
+    "Fixed",
+    "Marginal",
+    "MinimalDistance",
+    "Pool",
+    "WorstCase",
+]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class AttackResult:
         nonfinite_gradients: Number of (image, step) pairs whose gradient was not finite, int64 scalar.
         adv_logits: Logits at x_adv, where the attack had computed them.
         best_mean_loss: Largest mean loss over the iterates, where the attack had computed all of them.
+        importance: Weight of each image in the training loss, shape [B]; None for equal ones.
+        terms: Further scalars for the log.
     """
 
     x_adv: Tensor
@@ -47,6 +49,8 @@ class AttackResult:
     nonfinite_gradients: Tensor
     adv_logits: Tensor | None = None
     best_mean_loss: Tensor | None = None
+    importance: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Attack(Protocol):
@@ -74,6 +78,19 @@ class Attack(Protocol):
             reducer: Joins the ranks that share the global batch; None for one process.
             generator: Source of random starts, seeded alike on all ranks; None for the default one.
         """
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What learns from batch to batch, and belongs into checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
         ...
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -14,15 +15,18 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from wdro_train import moments
-from wdro_train.attacks import WFGSM, WPGD, Attack, AttackResult, Pool
-from wdro_train.attacks.base import forward
+from wdro_train.attacks import WFGSM, WPGD, Attack, AttackResult, MinimalDistance, Pool
+from wdro_train.attacks.base import Stateful, attack_mode, forward
 from wdro_train.data.padding import batch_weight, only_loader
 from wdro_train.distributed import LocalReducer, Reducer, default_reducer
 from wdro_train.errors import UserError
+from wdro_train.losses import correct
+from wdro_train.metrics import AdversarialAccuracy, FirstOrderBounds, WorstCaseAccuracy
 from wdro_train.module import Evidence, RobustClassifier
-from wdro_train.sensitivity import RunningScope, WholeSetScope
+from wdro_train.sensitivity import WholeSetScope
 from wdro_train.threat import WassersteinBall
 
 _STAGES = {RunningStage.TRAINING: 0, RunningStage.VALIDATING: 1, RunningStage.TESTING: 2}
@@ -32,8 +36,9 @@ class DistributionalAdversary(L.Callback):
     """Attacks training batches, and judges validation and test batches.
 
     In training the module calls `perturb` when its objective asks for adversarial images. In validation and
-    test `judge` runs two attacks: `first_order` (W-FGSM, whose images are Q_delta: bounds and ratios), and
-    `val_attack` (`adv_acc`, `ratio`). With `whole_set=True` one extra forward and backward pass over the set
+    test `judge` runs up to three: `first_order` (W-FGSM, whose images are Q_delta: bounds and ratios),
+    `val_attack` (`adv_acc`, `ratio`) and `distances` (`worst_acc`, the exact worst case over the whole set). With
+    `whole_set=True` one extra forward and backward pass over the set
     comes first, so that Upsilon, Q_delta and the bounds are those of the whole set. `val_attack` treats every
     global batch as a distribution of its own (p = inf: no difference).
 
@@ -43,8 +48,9 @@ class DistributionalAdversary(L.Callback):
     Args:
         attack: The training attack.
         val_attack: The validation attack; by default 10 steps of W-PGD with ReDLR and 10 with CE, of which the
-            cheapest flips are kept.
-        first_order: W-FGSM for the bounds; by default with ReDLR.
+            cheapest flips are kept. None: no `adv_acc`.
+        first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
+        distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
     """
@@ -53,23 +59,29 @@ class DistributionalAdversary(L.Callback):
         self,
         attack: Attack,
         *,
-        val_attack: Attack | None = None,
-        first_order: WFGSM | None = None,
+        val_attack: Attack | Literal["default"] | None = "default",
+        first_order: WFGSM | Literal["default"] | None = "default",
+        distances: MinimalDistance | None = None,
         whole_set: bool = True,
         seed: int = 0,
     ) -> None:
         ball = attack.ball
         threat: dict[str, Any] = {"p": ball.p, "norm": ball.norm, "delta": ball.delta}
         self.attack = attack
-        self.val_attack: Attack = val_attack or Pool(
-            [WPGD(**threat, loss=loss, steps=10, keep="cheapest") for loss in ("redlr", "ce")]
-        )
-        self.first_order = first_order or WFGSM(**threat, loss="redlr")
+        if val_attack == "default":
+            val_attack = Pool([WPGD(**threat, loss=loss, steps=10, keep="cheapest") for loss in ("redlr", "ce")])
+        self.val_attack: Attack | None = val_attack
+        self.first_order = WFGSM(**threat, loss="redlr") if first_order == "default" else first_order
+        self.distances = distances
+        if distances is not None and distances.ball.norm != ball.norm:
+            raise UserError(
+                f"distances in the l_{distances.ball.norm:g} norm say nothing about an l_{ball.norm:g} ball"
+            )
         self.whole_set = whole_set
         self.seed = seed
         self._reducer: Reducer = LocalReducer()
         self._trainer: L.Trainer | None = None
-        self._q_attack = self.first_order
+        self._q_attack: WFGSM | None = self.first_order
 
     @property
     def ball(self) -> WassersteinBall:
@@ -102,26 +114,52 @@ class DistributionalAdversary(L.Callback):
         """The training attack on one batch."""
         return self._run(self.attack, model, x, y, batch_idx)
 
+    def metrics(self) -> list[Metric]:
+        """What `judge` gives evidence for, as fresh metrics."""
+        metrics: list[Metric] = []
+        if self.val_attack is not None:
+            metrics.append(AdversarialAccuracy(self.ball))
+        if self.first_order is not None:
+            metrics.append(FirstOrderBounds(self.ball))
+        if self.distances is not None:
+            metrics.append(WorstCaseAccuracy(self.ball))
+        return metrics
+
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, batch_idx: int) -> Evidence:
-        """Both evaluation attacks on one batch."""
-        q = self._run(self._q_attack, model, x, y, batch_idx)
-        adv = self._run(self.val_attack, model, x, y, batch_idx)
+        """The evaluation attacks on one batch."""
+        weight = self.weight(len(x), batch_idx, x.device)
+        measures = {"labels": y, "weight": weight}
+        if self._q_attack is not None and self.first_order is not None:
+            q = self._run(self._q_attack, model, x, y, batch_idx)
+            with torch.no_grad():
+                q_logits = forward(model, q.x_adv)
+            measures |= {
+                "clean_logits": q.logits,
+                "clean_losses": q.losses,
+                "q_logits": q_logits,
+                "q_losses": self.first_order.loss(q_logits, y),
+                "dual_norms": q.dual_norms,
+                "q_distances": q.distances,
+            }
+        else:
+            with attack_mode(model), torch.no_grad():
+                measures["clean_logits"] = forward(model, x.clone().float())
+        x_adv, adv_logits = x, None
+        flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        if self.distances is not None:
+            found = self.distances(model, x, y, generator=self._generator(batch_idx, x.device))
+            x_adv, flips = found.x_adv, found.distances
+        if self.val_attack is not None:
+            adv = self._run(self.val_attack, model, x, y, batch_idx)
+            x_adv, adv_logits = adv.x_adv, adv.adv_logits
+            measures["distances"] = adv.distances
         with torch.no_grad():
-            q_logits = forward(model, q.x_adv)
-            adv_logits = forward(model, adv.x_adv) if adv.adv_logits is None else adv.adv_logits
-        measures = {
-            "clean_logits": q.logits,
-            "clean_losses": q.losses,
-            "q_logits": q_logits,
-            "q_losses": self.first_order.loss(q_logits, y),
-            "dual_norms": q.dual_norms,
-            "q_distances": q.distances,
-            "adv_logits": adv_logits,
-            "distances": adv.distances,
-            "labels": y,
-            "weight": self.weight(len(x), batch_idx, x.device),
-        }
-        return Evidence(measures, adv.x_adv, adv_logits)
+            adv_logits = forward(model, x_adv) if adv_logits is None else adv_logits
+        if self.val_attack is not None:
+            measures["adv_logits"] = adv_logits
+            flips = torch.where(~correct(adv_logits, y), torch.minimum(flips, measures["distances"]), flips)
+        measures["flips"] = torch.where(correct(measures["clean_logits"], y), flips, 0.0)
+        return Evidence(measures, x_adv, adv_logits)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Upsilon of the whole validation set."""
@@ -139,25 +177,32 @@ class DistributionalAdversary(L.Callback):
         return batch_weight(self._trainer, size, batch_idx, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running scope's estimates, if the training attack keeps any."""
-        scope = getattr(self.attack, "scope", None)
-        return {"scope": scope.state_dict()} if isinstance(scope, RunningScope) else {}
+        """What the training attack, or its scope, has learnt."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the running scope."""
-        scope = getattr(self.attack, "scope", None)
-        if isinstance(scope, RunningScope) and "scope" in state_dict:
-            scope.load_state_dict(state_dict["scope"])
+        """Continue with what it had learnt."""
+        for name, part in self._stateful().items():
+            if name in state_dict:
+                part.load_state_dict(state_dict[name])
+
+    def _stateful(self) -> dict[str, Stateful]:
+        parts = {"attack": self.attack, "scope": getattr(self.attack, "scope", None)}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
     def _run(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor, batch_idx: int) -> AttackResult:
+        weight = self.weight(len(x), batch_idx, x.device)
+        generator = self._generator(batch_idx, x.device)
+        return attack(model, x, y, weight=weight, reducer=self._reducer, generator=generator)
+
+    def _generator(self, batch_idx: int, device: torch.device) -> torch.Generator:
+        """Seeded by seed, stage, epoch and batch, alike on all ranks."""
         assert self._trainer is not None
         stage = self._trainer.state.stage
         epoch = self._trainer.current_epoch if stage == RunningStage.TRAINING else 0
         code = 1 if stage is None else _STAGES.get(stage, 1)
         key = np.random.SeedSequence([self.seed, code, epoch, batch_idx])
-        generator = torch.Generator(x.device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        weight = self.weight(len(x), batch_idx, x.device)
-        return attack(model, x, y, weight=weight, reducer=self._reducer, generator=generator)
+        return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def _measure(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loaders: Any, limits: list[int | float]
@@ -166,7 +211,7 @@ class DistributionalAdversary(L.Callback):
         if len(limits) != 1:
             raise UserError(f"{len(limits)} evaluation sets are not supported; pass a single dataloader")
         self._q_attack = self.first_order
-        if not self.whole_set:
+        if self.first_order is None or not self.whole_set:
             return
         loader = only_loader(loaders)
         q = self.first_order.ball.q

@@ -31,7 +31,7 @@ class OverfittingWarning(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best one."""
-        if trainer.sanity_checking or self.multi_step not in trainer.callback_metrics:
+        if trainer.sanity_checking or not {self.one_step, self.multi_step} <= trainer.callback_metrics.keys():
             return
         one = float(trainer.callback_metrics[self.one_step])
         many = float(trainer.callback_metrics[self.multi_step])

@@ -1,5 +1,11 @@
 """torchmetrics of robustness over a whole dataset."""
 
-from wdro_train.metrics.robustness import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, Mean
+from wdro_train.metrics.robustness import (
+    AdversarialAccuracy,
+    CleanAccuracy,
+    FirstOrderBounds,
+    Mean,
+    WorstCaseAccuracy,
+)
 
-__all__ = ["AdversarialAccuracy", "CleanAccuracy", "FirstOrderBounds", "Mean"]
+__all__ = ["AdversarialAccuracy", "CleanAccuracy", "FirstOrderBounds", "Mean", "WorstCaseAccuracy"]

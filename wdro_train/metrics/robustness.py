@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from wdro_train import moments
 from wdro_train.losses import correct
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 
 
@@ -133,6 +135,42 @@ class AdversarialAccuracy(_SummedMetric):
             ratio=accuracy_ratio(adv_acc, (self.clean_hits / self.total).item()),
             spent=moments.power_mean(self.displacement, self.p),
         )
+
+
+class WorstCaseAccuracy(Metric):
+    """A_delta of the whole set, by the knapsack over the distances an attack has found: an upper bound.
+
+    Keys: `worst_acc`, `worst_ratio` (A_delta / A).
+
+    >>> metric = WorstCaseAccuracy(WassersteinBall(p=1, norm="inf", delta=0.5))
+    >>> metric.update(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.ones(4))
+    >>> metric.compute()
+    {'worst_acc': tensor(0.3750), 'worst_ratio': tensor(0.5000)}
+
+    Args:
+        ball: The threat; any p in [1, inf].
+        **kwargs: Passed to `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    found: list[Tensor]
+
+    def __init__(self, ball: WassersteinBall, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.p, self.delta = ball.p, ball.delta
+        self.add_state("found", [], dist_reduce_fx="cat")
+
+    def update(self, flips: Tensor, weight: Tensor) -> None:
+        """Add a batch: distance of each image's flip [B], 0 if misclassified and inf if none; weight [B]."""
+        self.found.append(flips[weight > 0].double())
+
+    def compute(self) -> dict[str, Tensor]:
+        """The worst-case accuracy over the set as one distribution."""
+        curve = RobustnessCurve(dim_zero_cat(self.found).cpu().numpy())
+        worst = curve.accuracy(self.delta, self.p)
+        values = {"worst_acc": worst, "worst_ratio": accuracy_ratio(worst, curve.clean_accuracy)}
+        return {key: torch.as_tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
 
 
 class FirstOrderBounds(_SummedMetric):

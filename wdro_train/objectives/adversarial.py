@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wdro_train.distributed import Reducer
 from wdro_train.losses import ce
-from wdro_train.objectives.base import ObjectiveResult
+from wdro_train.objectives.base import ObjectiveResult, weighted_mean
 
 
 class Adversarial:
@@ -15,8 +15,15 @@ class Adversarial:
     needs_adversary = True
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
     ) -> ObjectiveResult:
         """Cross-entropy on x_adv; see `Objective`."""
         logits = model(x_adv)
-        return ObjectiveResult(ce(logits, y).mean(), None, logits, {})
+        return ObjectiveResult(weighted_mean(ce(logits, y), importance), None, logits, {})

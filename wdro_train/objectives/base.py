@@ -37,7 +37,14 @@ class Objective(Protocol):
     needs_adversary: bool
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
     ) -> ObjectiveResult:
         """The objective on one batch.
 
@@ -46,6 +53,12 @@ class Objective(Protocol):
             x: Clean images, shape [B, C, H, W].
             x_adv: Perturbed images, same shape; the clean ones when no adversary is attached.
             y: Labels, shape [B].
+            importance: Weight of each image's loss under attack, shape [B]; None for equal ones.
             reducer: Joins the ranks that share the global batch.
         """
         ...
+
+
+def weighted_mean(losses: Tensor, importance: Tensor | None) -> Tensor:
+    """Mean of losses times importance, [B] each; the importance is not normalised: it is part of the objective."""
+    return losses.mean() if importance is None else (losses * importance.to(losses)).mean()

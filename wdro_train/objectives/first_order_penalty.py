@@ -35,7 +35,14 @@ class FirstOrderPenalty:
         self.loss = resolve_loss(loss)
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
     ) -> ObjectiveResult:
         """Loss and penalty on x; see `Objective`."""
         x = x.detach().float().requires_grad_()

@@ -15,7 +15,14 @@ class Standard:
     needs_adversary = False
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
     ) -> ObjectiveResult:
         """Cross-entropy on x; see `Objective`."""
         logits = model(x)

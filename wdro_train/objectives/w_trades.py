@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from wdro_train.distributed import Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import ce
-from wdro_train.objectives.base import ObjectiveResult
+from wdro_train.objectives.base import ObjectiveResult, weighted_mean
 
 
 class WTrades:
@@ -30,11 +30,19 @@ class WTrades:
         self.beta = beta
 
     def __call__(
-        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, reducer: Reducer | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
     ) -> ObjectiveResult:
         """Both images in one forward pass, so that BatchNorm sees one batch; see `Objective`."""
         clean, adv = model(torch.cat([x, x_adv.to(x.dtype)])).chunk(2)
         log_clean, log_adv = clean.float().log_softmax(1), adv.float().log_softmax(1)
-        kl = (log_clean.exp() * (log_clean - log_adv)).sum(1).mean()
+        kls = (log_clean.exp() * (log_clean - log_adv)).sum(1)
+        kl = weighted_mean(kls, importance)
         natural = ce(clean, y).mean()
         return ObjectiveResult(natural + self.beta * kl, clean, adv, {"ce": natural.detach(), "kl": kl.detach()})

@@ -1,0 +1,124 @@
+"""How far the worst case reaches: the marginal distance D = lambda^(-1/p) of theory, sections 5 and 10.
+
+Images nearer to the decision boundary than D are worth the adversary's budget, the others are not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wdro_train.errors import UserError
+from wdro_train.threat import WassersteinBall
+
+
+class Marginal(Protocol):
+    """A running estimate of the marginal distance."""
+
+    def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
+        """How far to attack, scalar, float64.
+
+        Args:
+            ball: The threat.
+            x: The images to be attacked, for their device and size.
+        """
+        ...
+
+    def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
+        """Learn from the global batch, the same on every rank.
+
+        Args:
+            ball: The threat.
+            flips: Distance of each image's flip, shape [N]: 0 for misclassified images, inf where none was found.
+            weight: Shape [N]; 0 for padding.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+
+class Fixed:
+    """The same reach for ever, whatever the ball (margin maximisation, Ding et al. 2020).
+
+    Args:
+        distance: In units of the ground norm, > 0.
+    """
+
+    def __init__(self, distance: float) -> None:
+        self.distance = WassersteinBall(math.inf, math.inf, distance).delta
+        if not self.distance > 0:
+            raise UserError(f"attack.marginal.distance={distance} reaches no image; choose a positive one")
+
+    def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
+        """The distance."""
+        return torch.full((), self.distance, dtype=torch.float64, device=x.device)
+
+    def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
+        """Nothing to learn."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class DualAscent:
+    """Follows the multiplier of the knapsack, so that ball and network alone decide how far to attack.
+
+    log D <- log D + rate (delta^p - spent) / delta^p, with spent = E[d^p; 0 < d <= D] over the global batch: while the
+    flips nearer than D cost less than the budget, D grows. D stays in [delta, limit ||(1, ..., 1)||_s]. At p = inf the
+    marginal distance is delta.
+
+    Args:
+        rate: Of the ascent, >= 0.
+        limit: Largest D, as a share of the box's diameter.
+        safety: The attack reaches safety * D, so that images that are just too far for today's budget stay there.
+    """
+
+    def __init__(self, rate: float = 0.05, limit: float = 0.6, safety: float = 1.0) -> None:
+        if not (rate >= 0 and 0 < limit <= 1 and safety > 0):
+            raise UserError(
+                f"attack.marginal: rate={rate}, limit={limit}, safety={safety}; "
+                "choose rate >= 0, limit in (0, 1] and safety > 0"
+            )
+        self.rate, self.limit, self.safety = float(rate), float(limit), float(safety)
+        self._distance: Tensor | None = None
+
+    def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
+        """`safety` times D, and no further than the box."""
+        size = x[0].numel()
+        diameter = 1.0 if math.isinf(ball.norm) else float(size ** (1 / ball.norm))
+        self._most = self.limit * diameter
+        if self._distance is None:
+            self._distance = torch.full((), ball.delta, dtype=torch.float64)
+        self._distance = self._distance.to(x.device)
+        return (self.safety * self._distance).clamp(max=diameter)
+
+    def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
+        """One step of ascent."""
+        assert self._distance is not None
+        if math.isinf(ball.p) or ball.delta == 0:
+            return
+        near = torch.where(flips <= self._distance, flips, 0.0) / ball.delta
+        spent = (weight * near.pow(ball.p)).sum() / weight.sum()
+        most = max(self._most, ball.delta)
+        self._distance = (self._distance * (self.rate * (1 - spent)).exp()).clamp(ball.delta, most)
+
+    def state_dict(self) -> dict[str, Any]:
+        """D."""
+        return {} if self._distance is None else {"distance": self._distance}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from D."""
+        self._distance = state_dict.get("distance", self._distance)

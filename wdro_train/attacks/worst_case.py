@@ -1,0 +1,193 @@
+"""The exact worst case to train on: every correct image at its own decision boundary, if that is near enough."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks.base import AttackResult, attack_mode, check_batch, check_labels, forward, input_gradient
+from wdro_train.attacks.marginal import DualAscent, Marginal
+from wdro_train.attacks.w_pgd import random_start
+from wdro_train.box import ascend, free_gradient, move
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import LossFunction, resolve_loss
+from wdro_train.losses import correct as is_correct
+from wdro_train.threat import WassersteinBall, per_image
+
+
+class WorstCase:
+    """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
+
+    grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
+    worst-case accuracy are the images nearer to the boundary than D, at their boundary points. Images that flip are
+    pulled back to the boundary by bisection; those that do not stay at distance D, which keeps them there;
+    misclassified images stay clean. D follows from the ball and the network through `marginal`.
+
+    The result is a training set, not a point of the ball: images that do not flip cost more than the budget.
+
+    One forward pass over the batch, a forward and a backward pass a step over the images that have not flipped yet,
+    and a forward pass a bisection over those that have. One collective under DDP.
+
+    Args:
+        p: Wasserstein order in [1, inf].
+        norm: Ground norm: 2 or inf (others work where `box.ascend` does).
+        delta: Radius.
+        loss: What the steps ascend.
+        steps: Number of gradient steps.
+        step_size: Length of the whole path in units of the reach.
+        random_start: Start from uniform noise of size delta.
+        bisections: Halvings of the segment from the image to its flip.
+        weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
+        marginal: How far to reach; by default dual ascent on the multiplier.
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float,
+        norm: float,
+        delta: float,
+        loss: str | LossFunction = "ce",
+        steps: int = 8,
+        step_size: float = 1.875,
+        random_start: bool = True,
+        bisections: int = 3,
+        weighted: bool = False,
+        marginal: Marginal | None = None,
+    ) -> None:
+        if steps < 1 or bisections < 0:
+            raise UserError(f"attack.steps={steps}, attack.bisections={bisections}: choose at least 1 and 0")
+        if not step_size > 0:
+            raise UserError(f"attack.step_size={step_size} does not ascend; choose a positive one")
+        self.ball = WassersteinBall(p, norm, delta)
+        self.loss = resolve_loss(loss)
+        self.steps, self.bisections = int(steps), int(bisections)
+        self.step_size = float(step_size)
+        self.random_start = random_start
+        self.weighted = weighted
+        self.marginal: Marginal = marginal if marginal is not None else DualAscent()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch; see `Attack`."""
+        labels = check_batch(x, y)
+        reducer = reducer or LocalReducer()
+        with attack_mode(model):
+            x, y = x.clone().float(), y.clone().long()
+            weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
+            with torch.no_grad():
+                logits = forward(model, x)
+            check_labels(labels, logits.shape[1])
+            right = is_correct(logits, y)
+            reach = self.marginal.reach(self.ball, x)
+            # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
+            start = random_start(self.ball, x, reducer, generator) if self.random_start else x
+            search = _Search(self, model, x, y, start, reach)
+            search.run(right.nonzero().squeeze(1))
+            search.refine()
+            flips = torch.where(right, search.flips, 0.0)
+            distances = self.ball.distances(search.points - x)
+            parts = reducer.gather(torch.stack([flips, weight, search.dual_norms])).transpose(0, 1).flatten(1)
+            self.marginal.update(self.ball, parts[0], parts[1])
+            return AttackResult(
+                x_adv=search.points,
+                distances=distances,
+                upsilon=moments.power_mean(moments.moment(parts[2], parts[1], self.ball.q), self.ball.q),
+                dual_norms=search.dual_norms,
+                losses=self.loss(logits, y),
+                logits=logits,
+                zero_gradients=(right & (search.dual_norms == 0)).sum(),
+                nonfinite_gradients=search.nonfinite,
+                importance=self._importance(distances, right, reach) if self.weighted else None,
+                terms={
+                    "reach": reach,
+                    "flipped": (weight * (flips > 0) * flips.isfinite()).sum() / weight.sum(),
+                    "spent": self.ball.spent(torch.where(parts[0].isfinite(), parts[0], 0.0), parts[1]),
+                },
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The marginal distance."""
+        return self.marginal.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from it."""
+        self.marginal.load_state_dict(state_dict)
+
+    def _importance(self, distances: Tensor, right: Tensor, reach: Tensor) -> Tensor:
+        """(d / reach)^(p-1), [B]; at p = inf flips at the reach only, which is no weight at all: 1."""
+        if math.isinf(self.ball.p):
+            return torch.ones_like(distances)
+        relative = (distances / torch.where(reach > 0, reach, 1.0)).clamp(max=1.0)
+        return torch.where(right, relative.pow(self.ball.p - 1), 1.0)
+
+
+class _Search:
+    """The state of one batch: where every image is, and how far its flip."""
+
+    def __init__(self, attack: WorstCase, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor) -> None:
+        self.attack, self.ball, self.model = attack, attack.ball, model
+        self.x, self.y, self.start, self.reach = x, y, start, reach
+        self.points = x.clone()
+        self.flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        self.dual_norms = torch.zeros_like(self.flips)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
+
+    def run(self, rows: Tensor) -> None:
+        """Move the images `rows` until they flip (one transfer to the host a step: how many are left)."""
+        point = self.start[rows]
+        step_length = self.attack.step_size / self.attack.steps * self.reach
+        for step in range(self.attack.steps):
+            if not len(rows):
+                return
+            here = input_gradient(self.model, point, self.y[rows], self.attack.loss)
+            self.nonfinite += here.nonfinite
+            slope = free_gradient(here.gradient, point)
+            if step == 0:
+                self.dual_norms[rows] = self.ball.dual_norms(slope)
+            left = self._settle(rows, point, here.logits)
+            rows, point, slope = rows[left], point[left], slope[left]
+            u = ascend(self.ball, point, slope, step_length.expand(len(rows))) - self.x[rows]
+            point = move(self.x[rows], self.ball.shrink(u, self.ball.distances(u), self.reach.expand(len(rows))))
+        if len(rows):
+            with torch.no_grad():
+                self._settle(rows, point, forward(self.model, point))
+            self.points[rows] = point
+
+    def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
+        """Put down the images that have flipped; returns the places of the others."""
+        flipped = ~is_correct(logits, self.y[rows])
+        distances = self.ball.distances(point - self.x[rows])
+        self.flips[rows] = torch.where(flipped, distances, math.inf)
+        self.points[rows] = point
+        return (~flipped).nonzero().squeeze(1)
+
+    @torch.no_grad()
+    def refine(self) -> None:
+        """Pull flips back along the segment to their image, as far as they stay flips."""
+        rows = self.flips.isfinite().nonzero().squeeze(1)
+        if not len(rows) or not self.attack.bisections:
+            return
+        x, u = self.x[rows], self.points[rows] - self.x[rows]
+        low = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+        high = torch.ones_like(low)
+        for _ in range(self.attack.bisections):
+            middle = (low + high) / 2
+            point = move(x, per_image(middle, x) * u)
+            flipped = ~is_correct(forward(self.model, point), self.y[rows])
+            high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
+        self.points[rows] = move(x, per_image(high, x) * u)
+        self.flips[rows] = self.ball.distances(self.points[rows] - x)
