@@ -91,6 +91,17 @@ def redlr(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(correct(logits, labels), value, torch.zeros_like(value))
 
 
+def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) in nats, shape [B], >= 0.
+
+    Args:
+        reference: Shape [B, m].
+        logits: Shape [B, m].
+    """
+    log_reference, log_other = _wide(reference).log_softmax(1), _wide(logits).log_softmax(1)
+    return (log_reference.exp() * (log_reference - log_other)).sum(1)
+
+
 LOSSES: dict[str, LossFunction] = {"ce": ce, "dlr": dlr, "redlr": redlr}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -63,6 +64,14 @@ class Adversary(Protocol):
         ...
 
 
+class WeightAdversary(Protocol):
+    """Moves the weights up the loss before its gradient is taken, and back afterwards."""
+
+    def perturb(self, module: RobustClassifier, loss: Callable[[], Tensor]) -> None:
+        """Perturb the weights."""
+        ...
+
+
 class RobustClassifier(L.LightningModule):
     """Trains a classifier on an objective; with an adversary attached, on and against its images.
 
@@ -90,6 +99,7 @@ class RobustClassifier(L.LightningModule):
         self.make_scheduler = scheduler
         self.config = config
         self.adversary: Adversary | None = None
+        self.weight_adversary: WeightAdversary | None = None
         self.train_clean = CleanAccuracy()
         self.train_adv = CleanAccuracy()
         self.train_means = nn.ModuleDict()
@@ -131,7 +141,10 @@ class RobustClassifier(L.LightningModule):
             } | attack.terms
         else:
             self._labels = check_batch(x, y)
-        result = self.objective(self, x, x_adv, y, importance=importance, reducer=reducer)
+        evaluate = partial(self.objective, self, x, x_adv, y, importance=importance, reducer=reducer)
+        if self.weight_adversary is not None:
+            self.weight_adversary.perturb(self, lambda: evaluate().loss)
+        result = evaluate()
         self._labels = None
         self._refuse_nonfinite(result.loss, batch_idx)
         self._log_training(result, y, weight, log)

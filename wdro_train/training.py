@@ -99,13 +99,10 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
         "val": history.get(epoch) or _values(trainer, "val/"),
     }
     if cfg.test:
-        trainer.test(
-            module,
-            datamodule=data,
-            ckpt_path=best or None,
-            verbose=False,
-            weights_only=True if best else None,
-        )
+        if best:
+            # Not by the trainer, whose weight averaging would restore the weights that it averages.
+            module.load_state_dict(read_checkpoint(best)["state_dict"])
+        trainer.test(module, datamodule=data, verbose=False)
         report["test"] = _values(trainer, "test/")
     return report
 

@@ -43,6 +43,7 @@ class WorstCase:
         random_start: Start from uniform noise of size delta.
         bisections: Halvings of the segment from the image to its flip.
         weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
+        beyond: Importance of the images that did not flip; 0 leaves them out, as margin maximisation does.
         marginal: How far to reach; by default dual ascent on the multiplier.
     """
 
@@ -58,6 +59,7 @@ class WorstCase:
         random_start: bool = True,
         bisections: int = 3,
         weighted: bool = False,
+        beyond: float = 1.0,
         marginal: Marginal | None = None,
     ) -> None:
         if steps < 1 or bisections < 0:
@@ -69,7 +71,7 @@ class WorstCase:
         self.steps, self.bisections = int(steps), int(bisections)
         self.step_size = float(step_size)
         self.random_start = random_start
-        self.weighted = weighted
+        self.weighted, self.beyond = weighted, float(beyond)
         self.marginal: Marginal = marginal if marginal is not None else DualAscent()
 
     def __call__(
@@ -111,7 +113,7 @@ class WorstCase:
                 logits=logits,
                 zero_gradients=(right & (search.dual_norms == 0)).sum(),
                 nonfinite_gradients=search.nonfinite,
-                importance=self._importance(distances, right, reach) if self.weighted else None,
+                importance=self._importance(flips, reach),
                 terms={
                     "reach": reach,
                     "flipped": (weight * (flips > 0) * flips.isfinite()).sum() / weight.sum(),
@@ -127,12 +129,18 @@ class WorstCase:
         """Continue from it."""
         self.marginal.load_state_dict(state_dict)
 
-    def _importance(self, distances: Tensor, right: Tensor, reach: Tensor) -> Tensor:
-        """(d / reach)^(p-1), [B]; at p = inf flips at the reach only, which is no weight at all: 1."""
-        if math.isinf(self.ball.p):
-            return torch.ones_like(distances)
-        relative = (distances / torch.where(reach > 0, reach, 1.0)).clamp(max=1.0)
-        return torch.where(right, relative.pow(self.ball.p - 1), 1.0)
+    def _importance(self, flips: Tensor, reach: Tensor) -> Tensor | None:
+        """(d / reach)^(p-1) for flips, `beyond` where there is none and 1 for misclassified images, [B].
+
+        At p = inf all flips count the same.
+        """
+        if not self.weighted and self.beyond == 1:
+            return None
+        importance = torch.ones_like(flips)
+        if self.weighted and not math.isinf(self.ball.p):
+            relative = (flips / torch.where(reach > 0, reach, 1.0)).clamp(max=1.0).pow(self.ball.p - 1)
+            importance = torch.where(flips > 0, relative, importance)
+        return torch.where(flips.isfinite(), importance, self.beyond)
 
 
 class _Search:

@@ -68,6 +68,7 @@ class DistributionalAdversary(L.Callback):
         ball = attack.ball
         threat: dict[str, Any] = {"p": ball.p, "norm": ball.norm, "delta": ball.delta}
         self.attack = attack
+        self._ball = ball
         if val_attack == "default":
             val_attack = Pool([WPGD(**threat, loss=loss, steps=10, keep="cheapest") for loss in ("redlr", "ce")])
         self.val_attack: Attack | None = val_attack
@@ -85,8 +86,8 @@ class DistributionalAdversary(L.Callback):
 
     @property
     def ball(self) -> WassersteinBall:
-        """The threat of the training attack."""
-        return self.attack.ball
+        """The threat that is judged: the training attack's, whatever a warm-up makes of it."""
+        return self._ball
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Attach to the module.

@@ -3,7 +3,8 @@
 from wdro_train.objectives.adversarial import Adversarial
 from wdro_train.objectives.base import Objective, ObjectiveResult
 from wdro_train.objectives.first_order_penalty import FirstOrderPenalty
+from wdro_train.objectives.mart import Mart
 from wdro_train.objectives.standard import Standard
 from wdro_train.objectives.w_trades import WTrades
 
-__all__ = ["Adversarial", "FirstOrderPenalty", "Objective", "ObjectiveResult", "Standard", "WTrades"]
+__all__ = ["Adversarial", "FirstOrderPenalty", "Mart", "Objective", "ObjectiveResult", "Standard", "WTrades"]

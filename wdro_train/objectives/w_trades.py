@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wdro_train.distributed import Reducer
 from wdro_train.errors import UserError
-from wdro_train.losses import ce
+from wdro_train.losses import ce, kl_divergence
 from wdro_train.objectives.base import ObjectiveResult, weighted_mean
 
 
@@ -41,8 +41,6 @@ class WTrades:
     ) -> ObjectiveResult:
         """Both images in one forward pass, so that BatchNorm sees one batch; see `Objective`."""
         clean, adv = model(torch.cat([x, x_adv.to(x.dtype)])).chunk(2)
-        log_clean, log_adv = clean.float().log_softmax(1), adv.float().log_softmax(1)
-        kls = (log_clean.exp() * (log_clean - log_adv)).sum(1)
-        kl = weighted_mean(kls, importance)
+        kl = weighted_mean(kl_divergence(clean, adv), importance)
         natural = ce(clean, y).mean()
         return ObjectiveResult(natural + self.beta * kl, clean, adv, {"ce": natural.detach(), "kl": kl.detach()})

@@ -1,0 +1,45 @@
+"""TRADES' inner attack: away from the network's own prediction instead of away from the label."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.attacks.base import AttackResult, attack_mode, forward
+from wdro_train.attacks.w_pgd import WPGD
+from wdro_train.distributed import Reducer
+from wdro_train.losses import kl_divergence
+
+
+class KLPGD:
+    """W-PGD on J = KL(f(x) || f(x')), f(x) the network's prediction on the clean image (Zhang et al. 2019).
+
+    One forward pass more than W-PGD. The KL has no gradient at x' = x, so the start is always random.
+
+    Args:
+        **threat: Arguments of `WPGD` (p, norm, delta, steps, step_size, ...) but `loss`, `keep` and `random_start`.
+    """
+
+    def __init__(self, **threat: Any) -> None:
+        self._attack = WPGD(**threat, random_start=True, keep="last")
+        self.ball = self._attack.ball
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch; see `Attack`."""
+        with attack_mode(model), torch.no_grad():
+            prediction = forward(model, x.clone().float())
+        attack = copy.copy(self._attack)
+        attack.loss = lambda logits, labels: kl_divergence(prediction, logits)
+        return attack(model, x, y, weight=weight, reducer=reducer, generator=generator)

@@ -1,0 +1,150 @@
+"""The penalised worst case: every image pays for its own displacement at a common price."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train import moments
+from wdro_train.attacks.base import AttackResult, attack_mode, check_batch, checked_loss, input_gradient
+from wdro_train.attacks.w_pgd import random_start
+from wdro_train.box import ascend, free_gradient, move
+from wdro_train.distributed import LocalReducer, Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import LossFunction, resolve_loss
+from wdro_train.threat import WassersteinBall
+
+
+class Lagrangian:
+    """x' maximises J(x') - lambda (||x' - x||_s - free)_+^p, image by image; lambda follows the budget.
+
+    The Lagrangian of the Wasserstein ball (Sinha, Namkoong, Duchi 2018), with the price lambda found by dual ascent
+    instead of fixed: log lambda <- log lambda + rate (spent - delta^p) / delta^p, spent = E (||x' - x|| - free)_+^p
+    over the global batch. With free > 0 displacements up to a hard radius cost nothing and the excess is charged: the
+    soft ball of unified distributional robustness (Bui et al. 2022, in their spirit rather than by their formulas).
+
+    A step goes up the loss and comes back to the radius at which, to first order, another unit of distance costs what
+    it wins: free + (||g||_* / (p lambda))^(1/(p-1)).
+
+    Args:
+        p: Order of the penalty and of the ball, in (1, inf).
+        norm: Ground norm in [1, inf].
+        delta: The budget.
+        loss: `ce`, `dlr`, `redlr` or a per-image loss.
+        steps: Number of gradient steps.
+        step_size: Length of the whole path in units of each image's radius.
+        free: Distance that costs nothing, >= 0.
+        random_start: Start from uniform noise of size delta.
+        rate: Of the dual ascent.
+        limit: Largest displacement, as a share of the box's diameter.
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float,
+        norm: float,
+        delta: float,
+        loss: str | LossFunction = "ce",
+        steps: int = 8,
+        step_size: float = 1.875,
+        free: float = 0.0,
+        random_start: bool = True,
+        rate: float = 0.05,
+        limit: float = 0.6,
+    ) -> None:
+        self.ball = WassersteinBall(p, norm, delta).require_first_order("the Lagrangian attack")
+        if math.isinf(self.ball.p):
+            raise UserError("attack.p=inf has no price per distance; use attack=w_pgd, which is its hard ball")
+        self.free = WassersteinBall(math.inf, norm, free).delta
+        if steps < 1 or not (step_size > 0 and rate >= 0 and 0 < limit <= 1) or self.ball.delta == 0:
+            raise UserError(
+                f"attack: steps={steps}, step_size={step_size}, rate={rate}, limit={limit}, delta={delta}; "
+                "choose steps >= 1, step_size > 0, rate >= 0, limit in (0, 1] and delta > 0"
+            )
+        self.loss = resolve_loss(loss)
+        self.steps, self.step_size = int(steps), float(step_size)
+        self.random_start = random_start
+        self.rate, self.limit = float(rate), float(limit)
+        self._log_price: Tensor | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weight: Tensor | None = None,
+        reducer: Reducer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult:
+        """Perturb a batch; see `Attack`."""
+        loss = checked_loss(self.loss, check_batch(x, y))
+        reducer = reducer or LocalReducer()
+        with attack_mode(model):
+            x, y = x.clone().float(), y.clone().long()
+            x_adv = random_start(self.ball, x, reducer, generator) if self.random_start else x
+            nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
+            for step in range(self.steps):
+                here = input_gradient(model, x_adv, y, loss)
+                nonfinite += here.nonfinite
+                slope = free_gradient(here.gradient, x_adv)
+                dual_norms = self.ball.dual_norms(slope)
+                if step == 0:
+                    first, first_norms = here, dual_norms
+                    slopes = reducer.gather(moments.moment(dual_norms, weight, self.ball.q))
+                    upsilon = moments.power_mean(moments.merge(slopes, self.ball.q), self.ball.q)
+                    self._start_price(upsilon)
+                radii = self._radii(dual_norms, x)
+                u = ascend(self.ball, x_adv, slope, self.step_size / self.steps * radii) - x
+                x_adv = move(x, self.ball.shrink(u, self.ball.distances(u), radii))
+            distances = self.ball.distances(x_adv - x)
+            excess = self.ball.spent((distances - self.free).clamp_min(0.0), weight, reducer)
+            price = self._price().exp()
+            self._pay(excess)
+            return AttackResult(
+                x_adv=x_adv,
+                distances=distances,
+                upsilon=upsilon,
+                dual_norms=first_norms,
+                losses=first.losses,
+                logits=first.logits,
+                zero_gradients=(first_norms == 0).sum(),
+                nonfinite_gradients=nonfinite,
+                terms={"price": price, "excess": excess},
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The price."""
+        return {} if self._log_price is None else {"log_price": self._log_price}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from it."""
+        self._log_price = state_dict.get("log_price", self._log_price)
+
+    def _price(self) -> Tensor:
+        assert self._log_price is not None
+        return self._log_price
+
+    def _start_price(self, upsilon: Tensor) -> None:
+        """At first the price at which W-FGSM spends the budget: p lambda delta^(p-1) = Upsilon."""
+        if self._log_price is None and upsilon > 0:
+            self._log_price = (upsilon / (self.ball.p * self.ball.delta ** (self.ball.p - 1))).log()
+        elif self._log_price is None:
+            self._log_price = torch.zeros_like(upsilon)
+        self._log_price = self._log_price.to(upsilon.device)
+
+    def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
+        """Where another unit of distance costs what it wins, shape [B]."""
+        size = x[0].numel()
+        diameter = 1.0 if math.isinf(self.ball.norm) else float(size ** (1 / self.ball.norm))
+        worth = (dual_norms / (self.ball.p * self._price().exp())).pow(1 / (self.ball.p - 1))
+        return (self.free + worth).clamp(max=self.limit * diameter)
+
+    def _pay(self, excess: Tensor) -> None:
+        """One step of dual ascent on the price."""
+        overspent = ((excess / self.ball.delta).pow(self.ball.p) - 1).clamp(max=1 / max(self.rate, 1e-6))
+        self._log_price = self._price() + self.rate * overspent

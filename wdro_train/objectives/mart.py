@@ -1,0 +1,50 @@
+"""MART: misclassification-aware adversarial training (Wang et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.distributed import Reducer
+from wdro_train.errors import UserError
+from wdro_train.losses import ce, kl_divergence
+from wdro_train.objectives.base import ObjectiveResult, weighted_mean
+
+
+class Mart:
+    """Minimise E[BCE(f(x'), y)] + beta E[KL(f(x) || f(x')) (1 - f_y(x))], x' the attack's image of x.
+
+    BCE = -log f_y(x') - log(1 - max over j != y of f_j(x')): the runner-up class is pushed down too, and the pull
+    between clean and perturbed predictions counts more where the clean one is unsure of the label.
+
+    Args:
+        beta: Weight of the KL term, >= 0.
+    """
+
+    needs_adversary = True
+
+    def __init__(self, beta: float = 5.0) -> None:
+        if not beta >= 0:
+            raise UserError(f"objective.beta={beta} is not a weight; choose beta >= 0")
+        self.beta = beta
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        *,
+        importance: Tensor | None = None,
+        reducer: Reducer | None = None,
+    ) -> ObjectiveResult:
+        """Both images in one forward pass, so that BatchNorm sees one batch; see `Objective`."""
+        clean, adv = model(torch.cat([x, x_adv.to(x.dtype)])).chunk(2)
+        rival = adv.float().softmax(1).scatter(1, y[:, None], 0.0).amax(1)
+        # Just below 1: a rival that is certain in floating point must not make the loss infinite.
+        boosted = ce(adv, y) - torch.log1p(-rival.clamp(max=1 - 1e-6))
+        own = clean.float().softmax(1).gather(1, y[:, None]).squeeze(1)
+        kl = kl_divergence(clean, adv) * (1 - own)
+        loss = weighted_mean(boosted + self.beta * kl, importance)
+        terms = {"bce": boosted.detach().mean(), "kl": kl.detach().mean()}
+        return ObjectiveResult(loss, clean, adv, terms)
