@@ -22,6 +22,7 @@ from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
+from wdro_train.finetuning import start_from
 from wdro_train.sweep import METRICS_FILE
 
 Report = dict[str, Any]
@@ -42,6 +43,8 @@ def train(cfg: DictConfig) -> float | None:
     module = build_module(cfg)
     if cfg.ckpt_path is not None:
         check_weights(module, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
+    if cfg.finetune.ckpt_path is not None:
+        start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
     with closing_wandb():
