@@ -1,0 +1,247 @@
+"""Judge every run of a training study alike, and make its table and figures: `python -m wdro_train.study FOLDER`.
+
+FOLDER holds one run a subfolder, named `<method>_<seed>`, as `python train.py +study=fashion_linf` leaves them. What
+was judged before is not judged again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from wdro_train import tables
+from wdro_train.attacks.base import Stateful, attack_mode, forward
+from wdro_train.benchmark import PassCounter, measure
+from wdro_train.callbacks import AdversarialWeightPerturbation
+from wdro_train.checkpoint import read_checkpoint
+from wdro_train.configuration import register_resolvers
+from wdro_train.data import ImageArrays
+from wdro_train.errors import UserError
+from wdro_train.evaluation.engine import robustness_curve
+from wdro_train.evaluation.peers import autoattack
+from wdro_train.evaluation.run import ArrayBatches
+from wdro_train.evaluation.subject import Subject, load_arrays, load_subject
+from wdro_train.losses import correct
+from wdro_train.robustness_curve import RobustnessCurve
+from wdro_train.sweep import METRICS_FILE
+from wdro_train.threat import WassersteinBall, parse_number
+
+matplotlib.use("Agg", force=False)
+Result = dict[str, Any]
+_ORDERS = {"1": 1.0, "2": 2.0, "inf": math.inf}
+_GRID = 41
+_COUNTED = 512
+
+
+def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Result:
+    """One run's numbers on its test set: curves, accuracies, and what a training step costs.
+
+    Args:
+        run: Its folder.
+        norm: Ground norm.
+        deltas: Radii of the table.
+        limit: First so many images only; None for all.
+    """
+    subject = load_subject(run / "checkpoints/best.ckpt")
+    arrays = load_arrays(subject.config, "test", limit)
+    curve = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
+    grid = np.linspace(0, 2 * max(deltas), _GRID)
+    method, _, seed = run.name.rpartition("_")
+    trained = json.loads((run / METRICS_FILE).read_text())
+    return {
+        "method": method,
+        "seed": int(seed),
+        "command": trained["command"],
+        "trained_for": trained["threat"],
+        "epochs": trained["epochs"],
+        "images": len(curve),
+        "norm": f"{norm:g}",
+        "clean": curve.clean_accuracy,
+        "deltas": grid.tolist(),
+        "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in _ORDERS.items()},
+        "accuracies": {name: {f"{d:g}": curve.accuracy(d, p) for d in deltas} for name, p in _ORDERS.items()},
+        "passes": passes(subject, load_arrays(subject.config, "train", _COUNTED)),
+    }
+
+
+def passes(subject: Subject, arrays: ImageArrays) -> float:
+    """Forward and backward passes of one training step, in pairs an image, counted at the network.
+
+    Args:
+        subject: The trained network and its configuration.
+        arrays: Images to count on.
+    """
+    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    attack, objective = instantiate(subject.config["attack"]), instantiate(subject.config["objective"])
+    for key, state in read_checkpoint(subject.path).get("callbacks", {}).items():
+        if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
+            attack.load_state_dict(state["attack"])
+    with PassCounter(subject.model) as attacked:
+        x_adv = x
+        if objective.needs_adversary:
+            x_adv = attack(subject.model, x, y, generator=torch.Generator().manual_seed(0)).x_adv
+    with PassCounter(subject.model) as trained:
+        objective(subject.model, x, x_adv, y).loss.backward()
+    # The backward pass to the weights, one for every image that went forward; twice with perturbed weights.
+    times = 1 + sum(
+        str(node.get("_target_", "")).endswith(AdversarialWeightPerturbation.__name__)
+        for node in subject.config["callbacks"].values()
+        if node
+    )
+    pairs = (attacked.forward + attacked.backward) / 2 + times * (trained.forward + trained.backward / 2)
+    return float(pairs / len(x))
+
+
+def check(run: Path, norm: float, delta: float, limit: int) -> Result:
+    """AutoAttack, Square included, against the distances on the same images, at p = inf.
+
+    Args:
+        run: Its folder.
+        norm: Ground norm.
+        delta: Radius.
+        limit: First so many images.
+    """
+    subject = load_subject(run / "checkpoints/best.ckpt")
+    arrays = load_arrays(subject.config, "test", limit)
+    ball = WassersteinBall(math.inf, norm, delta)
+    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), subject.model, x, y, ball)
+    with attack_mode(subject.model), torch.no_grad():
+        clean = correct(forward(subject.model, x), y).double().mean().item()
+    ours = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
+    # What AutoAttack calls inside the ball is inside, up to the rounding of float32 images.
+    theirs = RobustnessCurve(found.distances).accuracy(delta * (1 + 1e-5), math.inf)
+    return {
+        "images": limit,
+        "delta": delta,
+        "clean": clean,
+        "autoattack": theirs,
+        "minimal_distance": ours.accuracy(delta, math.inf),
+    }
+
+
+def summary(results: list[Result], deltas: list[float]) -> list[dict[str, str]]:
+    """One row a method: mean and standard deviation over seeds, in percent."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["method"]].append(result)
+    wide, narrow = f"{max(deltas):g}", f"{min(deltas):g}"
+    rows = []
+    for method, group in groups.items():
+        row = {"training": method, "seeds": str(len(group)), "clean": _spread([r["clean"] for r in group])}
+        for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide), ("1", narrow)):
+            row[f"W_{p} {delta}"] = _spread([r["accuracies"][p][delta] for r in group])
+        row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
+        checked = [r["check"] for r in group if "check" in r]
+        row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
+        row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
+        rows.append(row)
+    return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
+
+
+def _spread(values: list[float]) -> str:
+    percent = [100 * value for value in values]
+    return f"{statistics.mean(percent):.1f}" + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
+
+
+def figures(results: list[Result], deltas: list[float], folder: Path) -> list[Path]:
+    """Curves of the leading methods with their confidence band, and clean against W_2 accuracy."""
+    wide = f"{max(deltas):g}"
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["method"]].append(result)
+    mean = {m: np.mean([r["accuracies"]["2"][wide] for r in g]) for m, g in groups.items()}
+    leading = sorted(groups, key=lambda m: -mean[m])[:6]
+    curves = Figure(figsize=(10, 4), layout="constrained")
+    for ax, p in zip(curves.subplots(1, 2, sharey=True), ("2", "inf"), strict=True):
+        for method in leading:
+            group = groups[method]
+            values = np.mean([r["curves"][p] for r in group], axis=0)
+            (line,) = ax.plot(group[0]["deltas"], values, label=method)
+            width = RobustnessCurve(np.zeros(group[0]["images"])).band(0.05).width
+            low, high = np.clip(values - width, 0, 1), np.clip(values + width, 0, 1)
+            ax.fill_between(group[0]["deltas"], low, high, alpha=0.15, color=line.get_color())
+        ax.set_title(f"W_{p}, l_{results[0]['norm']}")
+        ax.set_xlabel("radius")
+        ax.set_ylabel("worst-case accuracy (attack: an upper bound)")
+    curves.axes[0].legend()
+    scatter = Figure(figsize=(6, 4.5), layout="constrained")
+    ax = scatter.subplots()
+    for method, group in groups.items():
+        x, y = [r["clean"] for r in group], [r["accuracies"]["2"][wide] for r in group]
+        ax.scatter(x, y, s=18)
+        ax.annotate(
+            method, (float(np.mean(x)), float(np.mean(y))), fontsize=7, xytext=(4, 3), textcoords="offset points"
+        )
+    ax.set_xlabel("clean accuracy")
+    ax.set_ylabel(f"worst-case accuracy, W_2 radius {wide}")
+    made = [folder / "curves.png", folder / "clean_against_w2.png"]
+    for figure, path in zip((curves, scatter), made, strict=True):
+        figure.savefig(path, dpi=120)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m wdro_train.study", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="one run a subfolder, named <method>_<seed>")
+    parser.add_argument("--out", type=Path, required=True, help="where the results go")
+    parser.add_argument("--norm", default="inf", help="ground norm (default inf)")
+    parser.add_argument("--deltas", default="0.05,0.1", help="two radii (default 0.05,0.1)")
+    parser.add_argument("--limit", type=int, default=None, help="first so many test images only")
+    parser.add_argument("--autoattack", default="", help="methods to check with AutoAttack, such as pgd_at,worst_case")
+    parser.add_argument("--autoattack-images", type=int, default=1000, help="on so many images (default 1000)")
+    given = parser.parse_args(arguments)
+
+    register_resolvers()
+    norm = parse_number(given.norm, "--norm")
+    deltas = [parse_number(delta, "--deltas") for delta in given.deltas.split(",")]
+    runs = sorted(path.parent.parent for path in given.folder.glob("*/checkpoints/best.ckpt"))
+    runs = [run for run in runs if (run / METRICS_FILE).is_file()]
+    if not runs and not list(given.out.glob("runs/*.json")):
+        raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
+    (given.out / "runs").mkdir(parents=True, exist_ok=True)
+    for run in track(runs, description="judging"):
+        file = given.out / "runs" / f"{run.name}.json"
+        result = json.loads(file.read_text()) if file.is_file() else judge(run, norm, deltas, given.limit)
+        if result["method"] in given.autoattack.split(",") and "check" not in result:
+            result["check"] = check(run, norm, max(deltas), given.autoattack_images)
+        file.write_text(json.dumps(result) + "\n")
+    results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
+    rows = summary(results, deltas)
+    with (given.out / "table.csv").open("w", newline="") as file_:
+        writer = csv.DictWriter(file_, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figures(results, deltas, given.out)
+    width = 100 * RobustnessCurve(np.zeros(results[0]["images"])).band(0.05).width
+    tables.show(
+        f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{norm:g}",
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        f"mean and standard deviation over seeds, %; each accuracy also has a band of +-{width:.2f} points at 95 % for "
+        "the choice of images; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and backward "
+        "passes of a training step, in pairs an image",
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
