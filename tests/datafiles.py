@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pickle
 import struct
 
@@ -48,6 +49,18 @@ def write_cifar(root, dataset, sets, label_key, monkeypatch):
     names = [f"class {k}" for k in range(int(labels.max()) + 1)]
     digest = _pickle(folder / dataset.meta["filename"], {dataset.meta["key"]: names})
     monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": digest})
+
+
+def write_vit(folder, channels=1, size=8, mean=None, std=None):
+    """The `config.json` of a tiny vision transformer, and with a mean its `preprocessor_config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = {"model_type": "vit", "image_size": size, "patch_size": 4, "num_channels": channels, **sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+    if mean is not None:
+        preset = {"image_processor_type": "ViTImageProcessor", "do_normalize": True, "image_mean": mean}
+        (folder / "preprocessor_config.json").write_text(json.dumps(preset | {"image_std": std}))
+    return folder
 
 
 def _pickle(path, content):

@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from datafiles import write_vit
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +20,7 @@ from wdro_train.attacks import WPGD, AttackResult
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.configuration import (
     build_data,
+    build_model,
     build_module,
     build_trainer,
     check_adversary,
@@ -36,6 +38,17 @@ OPTIONS = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name != "hydra" and path.stem != "evaluate"
 )
+# What has no default, and sizes that a test can bear.
+NEEDS = {
+    ("model", "torchvision"): ["model.name=resnet18", "model.small_stem=true"],
+    ("model", "wrn_28_10"): ["model.width=1", "model.depth=10"],
+    ("model", "wrn_34_10"): ["model.width=1", "model.depth=16"],
+    ("model", "preact_resnet18"): ["model.width=4"],
+    ("model", "timm"): ["model.name=test_resnet"],
+    ("model", "huggingface"): ["model.name={config}", "model.pretrained=false"],
+    ("model", "robustbench"): ["model.name=Wong2020Fast", "model.pretrained=false", "data=cifar10"],
+}
+EXTRA_PACKAGE = {"timm": "timm", "huggingface": "transformers", "robustbench": "robustbench"}
 
 
 @pytest.fixture
@@ -66,10 +79,13 @@ def test_every_group_is_covered():
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
-def test_every_option_builds_a_run(group, option, configure):
+def test_every_option_builds_a_run(group, option, configure, tmp_path):
     """All objects of a run; what needs absent hardware or several processes is refused by Lightning itself."""
     logger = [] if group == "logger" else ["logger=none"]
     extra = ["objective=standard"] if (group, option) == ("callbacks", "no_adversary") else []
+    if group == "model" and option in EXTRA_PACKAGE:
+        pytest.importorskip(EXTRA_PACKAGE[option])
+    extra += [need.format(config=write_vit(tmp_path / "vit")) for need in NEEDS.get((group, option), [])]
     cfg = configure(f"{group}={option}", *logger, *extra)
     assert plain(cfg)
     module = build_module(cfg)
@@ -188,7 +204,7 @@ def test_unknown_option_lists_the_known_ones(configure):
 )
 def test_bad_value_is_one_sentence(override, part, message, configure):
     try:
-        instantiate(configure(override)[part])
+        (build_model if part == "model" else instantiate)(configure(override)[part])
     except Exception as error:
         found = str(user_error_in(error))
     assert re.search(message, found)

@@ -9,11 +9,13 @@ import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.dashboards import build_loggers
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError
+from wdro_train.models import load_weights
 from wdro_train.module import RobustClassifier
 from wdro_train.threat import WassersteinBall, parse_number
 
@@ -46,10 +48,33 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def build_model(node: DictConfig, *, trained_elsewhere: bool = True) -> nn.Module:
+    """The network of a configuration group `model`.
+
+    Args:
+        node: `_target_`, its arguments, and `weights`: a file to load into whatever it makes.
+        trained_elsewhere: False leaves out weights of files and of model zoos, where a checkpoint's replace them.
+
+    Raises:
+        UserError: An argument without default is not given, or the weights are another network's.
+    """
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            raise UserError(f"this model has no default for model.{key}; give model.{key}=...")
+    arguments = plain(node)
+    weights = arguments.pop("weights", None)
+    if not trained_elsewhere and "pretrained" in arguments:
+        arguments["pretrained"] = False
+    model: nn.Module = instantiate(arguments)
+    if trained_elsewhere and weights is not None:
+        load_weights(model, weights)
+    return model
+
+
 def build_module(cfg: DictConfig) -> RobustClassifier:
     """The LightningModule of a training configuration."""
     return RobustClassifier(
-        instantiate(cfg.model),
+        build_model(cfg.model),
         objective=instantiate(cfg.objective),
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_data, plain
+from wdro_train.configuration import build_data, build_model, plain
 from wdro_train.data import ImageArrays
 from wdro_train.errors import UserError
 from wdro_train.module import CONFIG_KEY, RobustClassifier
@@ -65,7 +64,7 @@ def load_subject(
             raise UserError(
                 f"{path} asks to run {target}; if you trust the checkpoint, name it yourself with {group}._target_=..."
             )
-    network: nn.Module = instantiate(config.model)
+    network = build_model(config.model, trained_elsewhere=False)
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])

@@ -1,8 +1,27 @@
 """Model constructors: shape, number of classes and normalisation in, a module on [0, 1] images out."""
 
 from wdro_train.models.expectation import ExpectedLogits
+from wdro_train.models.huggingface import huggingface_model
 from wdro_train.models.layers import Normalize
+from wdro_train.models.preact_resnet import preact_resnet18
 from wdro_train.models.resnet import resnet18
+from wdro_train.models.robustbench_models import robustbench_model
 from wdro_train.models.small_cnn import small_cnn
+from wdro_train.models.timm_models import timm_model
+from wdro_train.models.torchvision_models import torchvision_model
+from wdro_train.models.weights import load_weights
+from wdro_train.models.wide_resnet import wide_resnet
 
-__all__ = ["ExpectedLogits", "Normalize", "resnet18", "small_cnn"]
+__all__ = [
+    "ExpectedLogits",
+    "Normalize",
+    "huggingface_model",
+    "load_weights",
+    "preact_resnet18",
+    "resnet18",
+    "robustbench_model",
+    "small_cnn",
+    "timm_model",
+    "torchvision_model",
+    "wide_resnet",
+]

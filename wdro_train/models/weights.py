@@ -1,0 +1,116 @@
+"""Weights from elsewhere: state dicts of other programs, found a place in a network."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wdro_train.errors import UserError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "last", "best")
+# "1." is the network after the normalisation in an `nn.Sequential`.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "1.")
+_NAMED = 3  # keys an error names
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights that may carry other prefixes than the network's own names.
+
+    A wrapper such as `nn.DataParallel`, `torch.compile` or a LightningModule puts a prefix before every name; names
+    are compared without them. What an architecture lists as `unused_weights` is left out.
+
+    Args:
+        model: The network.
+        path: A `.safetensors` file, or a state dict that `torch.load(..., weights_only=True)` reads, bare or inside
+            a checkpoint.
+
+    Raises:
+        UserError: No such file, unreadable, or another network's: names missing and unexpected weights and shapes.
+    """
+    ours = model.state_dict()
+    places = _bare(ours)
+    unused = tuple(prefix for part in model.modules() for prefix in getattr(part, "unused_weights", ()))
+    found = read_weights(path)
+    theirs = {bare: found[name] for bare, name in _bare(found).items() if not (unused and bare.startswith(unused))}
+    # Counters of batches are absent from old checkpoints and of no use in evaluation.
+    needed = {bare: name for bare, name in places.items() if not bare.endswith("num_batches_tracked")}
+    missing = [name for bare, name in needed.items() if bare not in theirs]
+    unexpected = sorted(theirs.keys() - places.keys())
+    misfits = [
+        f"{name} has shape {tuple(theirs[bare].shape)}, not {tuple(ours[name].shape)}"
+        for bare, name in places.items()
+        if bare in theirs and theirs[bare].shape != ours[name].shape
+    ]
+    complaints = [
+        f"{what} {_some(names)}"
+        for what, names in (("it lacks", missing), ("it has the unexpected", unexpected), ("in it", misfits))
+        if names
+    ]
+    if complaints:
+        raise UserError(
+            f"model.weights={path} does not fit this network: {'; '.join(complaints)}; "
+            "choose the model and data it was trained with"
+        )
+    model.load_state_dict({name: theirs.get(bare, ours[name]) for bare, name in places.items()})
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, out of whatever wraps it.
+
+    Args:
+        path: See `load_weights`.
+
+    Raises:
+        UserError: No such file, unreadable, or without weights.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no file model.weights={path}; give a .safetensors file or a state dict")
+    try:
+        content: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.weights={path} cannot be read ({reason}); save it as .safetensors or with torch.save(state_dict)"
+        ) from error
+    lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
+    while isinstance(content, Mapping) and (inner := _wrapped(content)) is not None:
+        content = inner
+    found = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    found.pop("n_averaged", None)  # of `torch.optim.swa_utils.AveragedModel`
+    if lightning and any(name.startswith("model.") for name in found):  # the rest are losses and metrics
+        found = {name: value for name, value in found.items() if name.startswith("model.")}
+    if not found:
+        raise UserError(f"model.weights={path} holds no named weights; save it with torch.save(network.state_dict())")
+    return found
+
+
+def _wrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """What a checkpoint keeps the weights in, if it is one."""
+    return next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Names by what is left of them without the prefixes that all of them share."""
+    bare = {name: name for name in names}
+    while prefix := next((one for one in _PREFIXES if bare and all(name.startswith(one) for name in bare)), ""):
+        bare = {short.removeprefix(prefix): name for short, name in bare.items()}
+    return bare
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few, and how many more."""
+    listed = list(names)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more
