@@ -11,9 +11,10 @@ import torch
 from lightning import Callback
 from shell import Arrays, adversary, classifier, digits, fitted, loader, run, trainer
 
-from wdro_train.attacks import WFGSM, WPGD, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, MinimalDistance, Pool, WorstCase
+from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.distributed import default_reducer
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, WTrades
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
 
 ATTACKS = {
     "w_fgsm": WFGSM,
@@ -31,6 +32,9 @@ JUDGED = {
     "W_2 2": lambda: [adversary(norm=2, delta=0.6)],
     "W_inf inf": lambda: [adversary(p="inf")],
     "batch Upsilon": lambda: [adversary(whole_set=False)],
+    "worst case": lambda: [
+        adversary(val_attack=None, first_order=None, distances=MinimalDistance(norm="inf", steps=5))
+    ],
     "none": list,
 }
 OBJECTIVES = {
@@ -39,7 +43,13 @@ OBJECTIVES = {
     "running": Adversarial,
     "first_order_penalty": partial(FirstOrderPenalty, p=2, norm="inf", delta=0.05),
     "w_trades": WTrades,
+    "mart": Mart,
+    "worst_case": Adversarial,
+    "lagrangian": Adversarial,
+    "kl_pgd": WTrades,
 }
+THREAT = {"p": 2, "norm": "inf", "delta": 0.1, "steps": 4}
+TRAINED_ON = {"worst_case": WorstCase, "lagrangian": Lagrangian, "kl_pgd": KLPGD}
 
 
 def attack_cases():
@@ -89,8 +99,11 @@ def trained(name, world):
     """Loss of every step, everything logged in the last epoch, and the weights."""
     curve = Curve()
     module = classifier(objective=OBJECTIVES[name](), optimizer=partial(torch.optim.SGD, lr=0.1))
-    callbacks = [curve, adversary(scope="running" if name == "running" else "batch")]
-    door = trainer(callbacks, devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=2)
+    judge = adversary(scope="running" if name == "running" else "batch")
+    if name in TRAINED_ON:
+        judge = DistributionalAdversary(TRAINED_ON[name](**THREAT))
+    callbacks = [curve, judge]
+    door = trainer(callbacks, devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=3)
     door.fit(module, datamodule=Arrays(batch_size=16, num_workers=0))
     logged = {key: float(value) for key, value in door.callback_metrics.items()}
     return curve.losses, logged, [p.detach() for p in module.parameters()]
@@ -147,7 +160,7 @@ def test_validation_and_test_metrics(both, name, precision):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training(both, name):
     one, *ranks = (found[1][name] for found in both)
-    assert len(one[0]) == 2 * (105 // 16)
+    assert len(one[0]) == 3 * (105 // 16)
     assert one[0][-1] < one[0][0]
     for two in ranks:
         assert two[0] == pytest.approx(one[0], rel=1e-4)

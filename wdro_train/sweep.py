@@ -20,8 +20,9 @@ from wdro_train import doors, tables
 
 METRICS_FILE = "metrics.json"
 ERROR_FILE = "error.txt"
-_METRICS = ("clean_acc", "adv_acc", "ratio", "ratio_upper", "ratio_lower")
-_SHOWN = ("val/clean_acc", "val/adv_acc", "test/clean_acc", "test/adv_acc", "test/ratio")
+_METRICS = ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
+_SHOWN = ("val/clean_acc", "val/adv_acc", "val/worst_acc", "test/clean_acc", "test/adv_acc", "test/worst_acc")
+_SHOWN += ("test/ratio",)
 
 Row = dict[str, str]
 
@@ -65,13 +66,14 @@ class SweepTable(Callback):
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        shown = [key for key in _SHOWN if any(row[key] for row in rows)] or ["val/clean_acc"]
         lines = []
         for row, what in zip(rows, overrides, strict=True):
             varied = " ".join(item for item in what if item not in common)
-            lines.append([row["job"], varied, *(_short(row[key]) for key in _SHOWN)])
+            lines.append([row["job"], varied, *(_short(row[key]) for key in shown)])
         tables.show(
             f"sweep of {len(rows)} jobs" + (f", all with {' '.join(common)}" if common else ""),
-            ["job", "overrides", *(key.replace("/", "\n") for key in _SHOWN)],
+            ["job", "overrides", *(key.replace("/", "\n") for key in shown)],
             lines,
             caption=f"more in {folder / 'sweep.csv'}",
             texts=2,
