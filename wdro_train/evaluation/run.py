@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from wdro_train.evaluation.peers import run_peer
 from wdro_train.evaluation.pictures import Pairs, flipped_pairs
 from wdro_train.evaluation.poster import poster_rows, with_worst_case
 from wdro_train.evaluation.store import PieceStore
-from wdro_train.evaluation.subject import Subject, load_arrays, load_subject, newest_checkpoint
+from wdro_train.evaluation.subject import Subject, foreign_subject, load_arrays, load_subject, newest_checkpoint
 from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall, parse_number
@@ -68,17 +67,10 @@ def evaluate(cfg: DictConfig) -> float:
     """
     fabric = L.Fabric(accelerator=cfg.accelerator, devices=cfg.devices, strategy="auto" if cfg.devices == 1 else "ddp")
     fabric.launch()
-    chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
-    paths = [chosen] if isinstance(chosen, str) else list(chosen)
-    console = Console(quiet=not fabric.is_global_zero)
-    if cfg.ckpt_path is None:
-        console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {paths[0]}", soft_wrap=True)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     report = reports.header({str(k): v for k, v in config.items()})
-    subjects = [
-        load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths
-    ]
+    subjects = _subjects(cfg, fabric)
     ball = _threat(cfg, subjects[0])
     report |= {"threat": {"p": ball.p, "norm": ball.norm, "delta": ball.delta}, "split": cfg.split}
     stores = []
@@ -99,6 +91,18 @@ def evaluate(cfg: DictConfig) -> float:
         store.discard()
     _present(report, made)
     return float(report["models"][0]["worst_case"]["accuracy"])
+
+
+def _subjects(cfg: DictConfig, fabric: L.Fabric) -> list[Subject]:
+    """The checkpoints given; or the model given, as it is; or the newest run's best checkpoint."""
+    if cfg.ckpt_path is None and cfg.get("model") is not None:
+        return [foreign_subject(cfg, fabric.device)]
+    chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
+    if cfg.ckpt_path is None:
+        console = Console(quiet=not fabric.is_global_zero)
+        console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {chosen}", soft_wrap=True)
+    paths = [chosen] if isinstance(chosen, str) else list(chosen)
+    return [load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths]
 
 
 def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: PieceStore, device: torch.device) -> Any:
@@ -164,8 +168,8 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     ]
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
     return {
-        "name": _name(subject),
-        "checkpoint": str(subject.path),
+        "name": subject.name,
+        "checkpoint": subject.source,
         "trained_with": subject.config,
         "images": len(curve),
         "clean_accuracy": curve.clean_accuracy,
@@ -204,9 +208,8 @@ def _key(cfg: DictConfig, subject: Subject, ball: WassersteinBall) -> dict[str, 
     settings = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(settings, dict)
     relevant = ("distances", "split", "batch_size", "limit", "expectation", "seed", "certificate", "peers")
-    weights = hashlib.sha256(subject.path.read_bytes()).hexdigest()
     return {
-        "weights": weights,
+        "weights": subject.fingerprint(),
         "norm": ball.norm,
         "data": subject.config["data"],
         "model": subject.config["model"],
@@ -216,12 +219,6 @@ def _key(cfg: DictConfig, subject: Subject, ball: WassersteinBall) -> dict[str, 
 
 def _radii(given: Any, default: list[float]) -> list[float]:
     return default if given is None else [parse_number(value, "deltas") for value in given]
-
-
-def _name(subject: Subject) -> str:
-    """A short name: the run folder, or the file."""
-    folder = subject.path.resolve().parent
-    return subject.path.stem if folder.name != "checkpoints" else f"{folder.parent.parent.name}/{folder.parent.name}"
 
 
 def _median(curve: RobustnessCurve) -> float:

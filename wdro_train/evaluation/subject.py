@@ -1,7 +1,8 @@
-"""What is judged: a network rebuilt from a checkpoint, and a set of images."""
+"""What is judged: a network, rebuilt from a checkpoint or trained elsewhere, and a set of images."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_data, build_model, plain
+from wdro_train.configuration import build_data, build_model, default_delta, plain
 from wdro_train.data import ImageArrays
 from wdro_train.errors import UserError
 from wdro_train.module import CONFIG_KEY, RobustClassifier
@@ -24,12 +25,22 @@ class Subject:
     Attributes:
         model: In evaluation mode, on the device it is judged on.
         config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
-        path: The checkpoint.
+        name: A short name: the run folder, the file, or the network's name in its zoo.
+        source: Where the weights came from.
     """
 
     model: nn.Module
     config: dict[str, Any]
-    path: Path
+    name: str
+    source: str
+
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_subject(
@@ -68,7 +79,37 @@ def load_subject(
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])
-    return Subject(module.model.eval().to(device), plain(config), Path(path))
+    return Subject(module.model.eval().to(device), plain(config), _name(Path(path)), str(path))
+
+
+def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subject:
+    """A network that was trained elsewhere, from the configuration groups `model` and `data` alone.
+
+    Its threat is p = 2 in the l_inf norm with the dataset's radius, unless `attack` says otherwise.
+
+    Args:
+        cfg: With `model`, `data`, `attack` and `seed`.
+        device: Where to put the network.
+
+    Raises:
+        UserError: No data, or a network without weights.
+    """
+    if cfg.get("data") is None:
+        raise UserError("a model without checkpoint needs images to be judged on; give data=... too")
+    node, data = cfg.model, cfg.data
+    model = build_model(node)
+    if node.get("weights") is None and not node.get("pretrained", False):
+        raise UserError(
+            f"{node._target_.rpartition('.')[-1]} has no weights; give model.weights=..., model.pretrained=true or "
+            "ckpt_path=..."
+        )
+    norm = "inf" if cfg.attack.norm is None else cfg.attack.norm
+    delta = default_delta(data.delta, norm) if cfg.attack.delta is None else cfg.attack.delta
+    threat = {"p": 2 if cfg.attack.p is None else cfg.attack.p, "norm": norm, "delta": delta}
+    config = {"model": plain(node), "data": plain(data), "attack": threat, "seed": cfg.seed}
+    name = str(node.get("name") or node._target_.rpartition(".")[-1])
+    source = name if node.get("weights") is None else str(node.weights)
+    return Subject(model.eval().to(device), config, name if node.get("weights") is None else Path(source).stem, source)
 
 
 def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageArrays:
@@ -90,6 +131,12 @@ def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) ->
     data.prepare_data()
     arrays = data.arrays(split)
     return ImageArrays(arrays.images[:limit], arrays.labels[:limit], arrays.scale)
+
+
+def _name(path: Path) -> str:
+    """The run folder of a checkpoint, or the file."""
+    folder = path.resolve().parent
+    return path.stem if folder.name != "checkpoints" else f"{folder.parent.parent.name}/{folder.parent.name}"
 
 
 def newest_checkpoint(root: str | Path = "runs") -> str:

@@ -52,7 +52,7 @@ def robustbench_model(
         return network
     try:
         network = utils.load_model(name, model_dir=root, dataset=data, threat_model=threat)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # what its download, torch.load and load_state_dict raise has no common base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.name={name} could not be loaded from {root}/{data}/{threat}/{name}.pt ({reason}); "

@@ -43,7 +43,10 @@ def torchvision_model(
         raise UserError(f"model.name={name} is not a classifier of torchvision; see torchvision.models.list_models()")
     weights = models.get_model_weights(name).DEFAULT if pretrained else None
     classes = _IMAGENET if pretrained else num_classes
-    network = models.get_model(name, weights=weights, num_classes=classes, **(options or {}))
+    try:
+        network = models.get_model(name, weights=weights, num_classes=classes, **(options or {}))
+    except TypeError as error:
+        raise UserError(f"{name} does not take model.options={dict(options or {})} ({error}); see its docs") from error
     if weights is not None:
         preset = weights.transforms()
         mean, std = preset.mean, preset.std
