@@ -7,6 +7,7 @@ import pickle
 import struct
 
 import numpy as np
+from PIL import Image
 
 PARTS = {"train": "train", "test": "t10k"}
 
@@ -49,6 +50,20 @@ def write_cifar(root, dataset, sets, label_key, monkeypatch):
     names = [f"class {k}" for k in range(int(labels.max()) + 1)]
     digest = _pickle(folder / dataset.meta["filename"], {dataset.meta["key"]: names})
     monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": digest})
+
+
+def write_folder(root, parts=("train",), classes=("cat", "dog"), n=8, size=(20, 24), seed=0):
+    """Colour PNGs and grey JPEGs, one folder a set and in it one a class; the classes differ in brightness."""
+    rng = np.random.default_rng(seed)
+    for part in parts:
+        for k, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(n):
+                colours = () if i % 4 == 3 else (3,)
+                low, high = 255 * k // len(classes), 255 * (k + 1) // len(classes)
+                pixels = rng.integers(low, high, (*size, *colours), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i:03d}.{'png' if colours else 'JPEG'}")
+    return root
 
 
 def write_vit(folder, channels=1, size=8, mean=None, std=None):

@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
         *(trained[key] if getattr(given, key) is None else getattr(given, key) for key in ("p", "norm", "delta"))
     )
     arrays = load_arrays(subject.config, given.split, given.limit)
-    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     outcomes = compare(subject.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
     tables.show(
         f"{subject.source}: {len(y)} {given.split} images, l_{ball.norm:g}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.dashboards import build_loggers
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError
+from wdro_train.jobs import run_folder
 from wdro_train.models import load_weights
 from wdro_train.module import RobustClassifier
 from wdro_train.threat import WassersteinBall, parse_number
@@ -36,9 +38,28 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
     return parse_number(table[key], f"data.delta.{key}")
 
 
+def count_folders(root: str, *parts: str | None) -> int:
+    """The number of folders in the first of some folders that exists: the classes of an image folder.
+
+    Args:
+        root: A folder.
+        *parts: Folders in it; None is left out.
+
+    Raises:
+        UserError: There are none.
+    """
+    for part in parts:
+        if part is not None and (folder := Path(root) / part).is_dir():
+            return sum(one.is_dir() for one in folder.iterdir())
+    raise UserError(
+        f"data.root={root} has no folder {', '.join(filter(None, parts))}; put one folder a class in train/"
+    )
+
+
 def register_resolvers() -> None:
-    """Make `${default_delta:...}` known; harmless when called twice."""
+    """Make `${default_delta:...}` and `${count_folders:...}` known; harmless when called twice."""
     OmegaConf.register_new_resolver("default_delta", default_delta, replace=True)
+    OmegaConf.register_new_resolver("count_folders", count_folders, replace=True)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -58,7 +79,7 @@ def build_model(node: DictConfig, *, trained_elsewhere: bool = True) -> nn.Modul
     Raises:
         UserError: An argument without default is not given, or the weights are another network's.
     """
-    for key in node:
+    for key in map(str, node):
         if OmegaConf.is_missing(node, key):
             raise UserError(f"this model has no default for model.{key}; give model.{key}=...")
     arguments = plain(node)
@@ -84,6 +105,9 @@ def build_module(cfg: DictConfig) -> RobustClassifier:
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
     """The data module of a configuration."""
+    for key in map(str, cfg.data):
+        if OmegaConf.is_missing(cfg.data, key):
+            raise UserError(f"these images have no default for data.{key}; give data.{key}=...")
     data: ImageDataModule = instantiate(cfg.data)
     return data
 

@@ -39,7 +39,7 @@ def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int
     """
     subject = load_subject(path)
     arrays = load_arrays(subject.config, "val", limit)
-    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
     rows = []
     for p, loss, random_start in product(dict.fromkeys((ball.p, math.inf)), ("ce", "redlr"), (False, True)):

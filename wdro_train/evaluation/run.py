@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
-from wdro_train.data import ImageArrays
+from wdro_train.data import ImageSet
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
 from wdro_train.evaluation import trust
@@ -35,14 +35,14 @@ from wdro_train.threat import WassersteinBall, parse_number
 
 
 class ArrayBatches:
-    """Batches of images in [0, 1] out of integers in memory.
+    """Batches of images in [0, 1], read when they are needed.
 
     Args:
         arrays: The set.
         batch_size: Images a batch.
     """
 
-    def __init__(self, arrays: ImageArrays, batch_size: int) -> None:
+    def __init__(self, arrays: ImageSet, batch_size: int) -> None:
         self.arrays, self.batch_size = arrays, batch_size
 
     def __len__(self) -> int:
@@ -52,8 +52,8 @@ class ArrayBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """In the order of the set."""
         for start in range(0, len(self.arrays.labels), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield self.arrays.images[rows].float() / self.arrays.scale, self.arrays.labels[rows]
+            rows = torch.arange(start, min(start + self.batch_size, len(self.arrays.labels)))
+            yield self.arrays.batch(rows), self.arrays.labels[rows]
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -169,7 +169,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
     return {
         "name": subject.name,
-        "checkpoint": subject.source,
+        "checkpoint": str(subject.path),
         "trained_with": subject.config,
         "images": len(curve),
         "clean_accuracy": curve.clean_accuracy,

@@ -13,7 +13,7 @@ from torch import nn
 
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, build_model, default_delta, plain
-from wdro_train.data import ImageArrays
+from wdro_train.data import ImageSet
 from wdro_train.errors import UserError
 from wdro_train.module import CONFIG_KEY, RobustClassifier
 
@@ -26,13 +26,13 @@ class Subject:
         model: In evaluation mode, on the device it is judged on.
         config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
         name: A short name: the run folder, the file, or the network's name in its zoo.
-        source: Where the weights came from.
+        path: Where the weights came from: the checkpoint, the file, or the network's name in its zoo.
     """
 
     model: nn.Module
     config: dict[str, Any]
     name: str
-    source: str
+    path: Path
 
     def fingerprint(self) -> str:
         """A digest of the weights."""
@@ -66,20 +66,23 @@ def load_subject(
     """
     checkpoint = read_checkpoint(path)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
+    if "augment" in config.data:
+        config.data.augment = None  # of training images; nothing of it is run here
     for group, given in (("data", data), ("model", model)):
         if given is not None:
             config[group] = OmegaConf.create(OmegaConf.to_container(given, resolve=False))
             continue
-        target = str(config[group].get("_target_"))
-        if not target.startswith("wdro_train."):
-            raise UserError(
-                f"{path} asks to run {target}; if you trust the checkpoint, name it yourself with {group}._target_=..."
-            )
+        for target in _targets(OmegaConf.to_container(config[group], resolve=False)):
+            if not target.startswith("wdro_train."):
+                raise UserError(
+                    f"{path} asks to run {target}; if you trust the checkpoint, name it yourself with "
+                    f"{group}._target_=..."
+                )
     network = build_model(config.model, trained_elsewhere=False)
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])
-    return Subject(module.model.eval().to(device), plain(config), _name(Path(path)), str(path))
+    return Subject(module.model.eval().to(device), plain(config), _name(Path(path)), Path(path))
 
 
 def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subject:
@@ -108,12 +111,12 @@ def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subj
     threat = {"p": 2 if cfg.attack.p is None else cfg.attack.p, "norm": norm, "delta": delta}
     config = {"model": plain(node), "data": plain(data), "attack": threat, "seed": cfg.seed}
     name = str(node.get("name") or node._target_.rpartition(".")[-1])
-    source = name if node.get("weights") is None else str(node.weights)
-    return Subject(model.eval().to(device), config, name if node.get("weights") is None else Path(source).stem, source)
+    path = Path(name if node.get("weights") is None else str(node.weights))
+    return Subject(model.eval().to(device), config, name if node.get("weights") is None else path.stem, path)
 
 
-def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageArrays:
-    """The images and labels of a split, as integers in memory.
+def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageSet:
+    """The images and labels of a split.
 
     Args:
         config: A configuration with a `data` entry.
@@ -130,7 +133,17 @@ def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) ->
     data = build_data(OmegaConf.create({"data": config["data"]}))
     data.prepare_data()
     arrays = data.arrays(split)
-    return ImageArrays(arrays.images[:limit], arrays.labels[:limit], arrays.scale)
+    return arrays if limit is None else arrays.take(torch.arange(min(limit, len(arrays.labels))))
+
+
+def _targets(node: Any) -> list[str]:
+    """Every `_target_` in a configuration, however deep."""
+    if isinstance(node, list):
+        return [target for part in node for target in _targets(part)]
+    if not isinstance(node, dict):
+        return []
+    own = [str(node["_target_"])] if "_target_" in node else []
+    return own + [target for part in node.values() for target in _targets(part)]
 
 
 def _name(path: Path) -> str:

@@ -71,7 +71,7 @@ def _replace_first(network: nn.Module, name: str, channels: int, small: bool) ->
         old.out_channels,
         3 if small else old.kernel_size,  # type: ignore[arg-type]
         stride=1 if small else old.stride,  # type: ignore[arg-type]
-        padding=1 if small else old.padding,
+        padding=1 if small else old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
     _put(network, path, new)
