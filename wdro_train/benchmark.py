@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     outcomes = compare(subject.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
     tables.show(
-        f"{subject.source}: {len(y)} {given.split} images, l_{ball.norm:g}",
+        f"{subject.path}: {len(y)} {given.split} images, l_{ball.norm:g}",
         ["attack", "median", f"W_{ball.p:g}", "W_inf", "gradients", "forwards", "time"],
         rows(outcomes, ball),
         f"median distance of correct images; accuracy left in the ball of radius {ball.delta:.4g}, by the knapsack "
