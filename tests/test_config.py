@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import WPGD, AttackResult
+from wdro_train.attacks import WPGD, AttackResult, WorstCase
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.configuration import (
     build_data,

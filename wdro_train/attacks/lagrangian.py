@@ -19,24 +19,25 @@ from wdro_train.threat import WassersteinBall
 
 
 class Lagrangian:
-    """x' maximises J(x') - lambda (||x' - x||_s - free)_+^p, image by image; lambda follows the budget.
+    """x' maximises J(x') - lambda (||x' - x||_s - r)_+^p, image by image, r = free delta; lambda follows the budget.
 
     The Lagrangian of the Wasserstein ball (Sinha, Namkoong, Duchi 2018), with the price lambda found by dual ascent
-    instead of fixed: log lambda <- log lambda + rate (spent - delta^p) / delta^p, spent = E (||x' - x|| - free)_+^p
-    over the global batch. With free > 0 displacements up to a hard radius cost nothing and the excess is charged: the
-    soft ball of unified distributional robustness (Bui et al. 2022, in their spirit rather than by their formulas).
+    instead of fixed: log lambda <- log lambda + rate (spent - budget^p) / budget^p, spent = E (||x' - x|| - r)_+^p over
+    the global batch, budget = (1 - free) delta. With free > 0 displacements up to a hard radius cost nothing and the
+    excess is charged: the soft ball of unified distributional robustness (Bui et al. 2022, in their spirit rather than
+    by their formulas). Either way what meets its budget is inside the ball of radius delta.
 
     A step goes up the loss and comes back to the radius at which, to first order, another unit of distance costs what
-    it wins: free + (||g||_* / (p lambda))^(1/(p-1)).
+    it wins: r + (||g||_* / (p lambda))^(1/(p-1)).
 
     Args:
         p: Order of the penalty and of the ball, in (1, inf).
         norm: Ground norm in [1, inf].
-        delta: The budget.
+        delta: Radius of the ball.
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
         steps: Number of gradient steps.
         step_size: Length of the whole path in units of each image's radius.
-        free: Distance that costs nothing, >= 0.
+        free: Share of delta that costs nothing, in [0, 1).
         random_start: Start from uniform noise of size delta.
         rate: Of the dual ascent.
         limit: Largest displacement, as a share of the box's diameter.
@@ -59,12 +60,14 @@ class Lagrangian:
         self.ball = WassersteinBall(p, norm, delta).require_first_order("the Lagrangian attack")
         if math.isinf(self.ball.p):
             raise UserError("attack.p=inf has no price per distance; use attack=w_pgd, which is its hard ball")
-        self.free = WassersteinBall(math.inf, norm, free).delta
-        if steps < 1 or not (step_size > 0 and rate >= 0 and 0 < limit <= 1) or self.ball.delta == 0:
+        sane = steps >= 1 and step_size > 0 and rate >= 0 and 0 < limit <= 1 and 0 <= free < 1
+        if not sane or self.ball.delta == 0:
             raise UserError(
-                f"attack: steps={steps}, step_size={step_size}, rate={rate}, limit={limit}, delta={delta}; "
-                "choose steps >= 1, step_size > 0, rate >= 0, limit in (0, 1] and delta > 0"
+                f"attack: steps={steps}, step_size={step_size}, rate={rate}, limit={limit}, free={free}, "
+                f"delta={delta}; choose steps >= 1, step_size > 0, rate >= 0, limit in (0, 1], free in [0, 1) and "
+                "delta > 0"
             )
+        self.free = float(free)
         self.loss = resolve_loss(loss)
         self.steps, self.step_size = int(steps), float(step_size)
         self.random_start = random_start
@@ -102,7 +105,7 @@ class Lagrangian:
                 u = ascend(self.ball, x_adv, slope, self.step_size / self.steps * radii) - x
                 x_adv = move(x, self.ball.shrink(u, self.ball.distances(u), radii))
             distances = self.ball.distances(x_adv - x)
-            excess = self.ball.spent((distances - self.free).clamp_min(0.0), weight, reducer)
+            excess = self.ball.spent((distances - self.free * self.ball.delta).clamp_min(0.0), weight, reducer)
             price = self._price().exp()
             self._pay(excess)
             return AttackResult(
@@ -125,14 +128,18 @@ class Lagrangian:
         """Continue from it."""
         self._log_price = state_dict.get("log_price", self._log_price)
 
+    def _budget(self) -> float:
+        """What the excess may cost, in units of the norm."""
+        return (1 - self.free) * self.ball.delta
+
     def _price(self) -> Tensor:
         assert self._log_price is not None
         return self._log_price
 
     def _start_price(self, upsilon: Tensor) -> None:
-        """At first the price at which W-FGSM spends the budget: p lambda delta^(p-1) = Upsilon."""
+        """At first the price at which W-FGSM spends the budget: p lambda budget^(p-1) = Upsilon."""
         if self._log_price is None and upsilon > 0:
-            self._log_price = (upsilon / (self.ball.p * self.ball.delta ** (self.ball.p - 1))).log()
+            self._log_price = (upsilon / (self.ball.p * self._budget() ** (self.ball.p - 1))).log()
         elif self._log_price is None:
             self._log_price = torch.zeros_like(upsilon)
         self._log_price = self._log_price.to(upsilon.device)
@@ -142,9 +149,9 @@ class Lagrangian:
         size = x[0].numel()
         diameter = 1.0 if math.isinf(self.ball.norm) else float(size ** (1 / self.ball.norm))
         worth = (dual_norms / (self.ball.p * self._price().exp())).pow(1 / (self.ball.p - 1))
-        return (self.free + worth).clamp(max=self.limit * diameter)
+        return (self.free * self.ball.delta + worth).clamp(max=self.limit * diameter)
 
     def _pay(self, excess: Tensor) -> None:
         """One step of dual ascent on the price."""
-        overspent = ((excess / self.ball.delta).pow(self.ball.p) - 1).clamp(max=1 / max(self.rate, 1e-6))
+        overspent = ((excess / self._budget()).pow(self.ball.p) - 1).clamp(max=1 / max(self.rate, 1e-6))
         self._log_price = self._price() + self.rate * overspent
