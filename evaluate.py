@@ -1,27 +1,6 @@
 """Judge a checkpoint: `python evaluate.py [ckpt_path=a.ckpt,b.ckpt]`."""
 
-from __future__ import annotations
-
-import sys
-
-import hydra
-from omegaconf import DictConfig
-
-from wdro_train import doors
-from wdro_train.configuration import register_resolvers
-
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> float | None:
-    """Compose, instantiate, run."""
-    from wdro_train.evaluation.run import evaluate
-
-    result: float | None = doors.run(evaluate, cfg)
-    return result
-
+from wdro_train.commands.evaluate import main
 
 if __name__ == "__main__":
-    sys.argv[1:] = doors.comma_list(sys.argv[1:], "ckpt_path")
     main()

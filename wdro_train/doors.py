@@ -1,17 +1,47 @@
-"""What `train.py` and `evaluate.py` share: bad input ends in one sentence, not in a traceback."""
+"""What the doors share: bad input ends in one sentence, and jobs on several devices get processes of their own."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from wdro_train import jobs, suggestions
+from wdro_train.configuration import register_resolvers
 from wdro_train.errors import user_error_in
+
+_RAISE = "HYDRA_FULL_ERROR"
+
+
+def open_door(main: Callable[[], Any], config_name: str) -> None:
+    """Run a command line; a key or an option that does not exist ends in one sentence that names the nearest.
+
+    Args:
+        main: Decorated by `hydra.main`.
+        config_name: Of its configuration.
+    """
+    sys.argv[1:] = jobs.quiet_rank(sys.argv[1:])
+    wanted = os.environ.get(_RAISE)
+    # Hydra prints and exits unless it is asked to raise; `run` takes the request back.
+    os.environ[_RAISE] = "1" if wanted is None else wanted
+    try:
+        main()
+    except HydraException as error:
+        reason = suggestions.sentence(error, config_name, sys.argv[1:])
+        if wanted is not None:
+            raise
+        print(f"error: {reason or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        os.environ.pop(_RAISE, None)
 
 
 def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
@@ -23,11 +53,20 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         task: What to do with the configuration.
         cfg: The composed configuration.
     """
+    os.environ.pop(_RAISE, None)
+    register_resolvers()  # launchers bring the task into processes that have never seen its module
+    address = jobs.return_address()
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping:
+        # The runs of a sweep are one group on a dashboard.
+        os.environ["WANDB_RUN_GROUP"] = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
     try:
-        return task(cfg)
+        result = jobs.in_fresh_process() if sweeping and jobs.needs_processes(cfg) else task(cfg)
+        jobs.leave_result(result, address)
+        return result
     except Exception as error:
         reason = sentence(error)
-        if reason is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+        if reason is None or sweeping:
             raise
         print(f"error: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
