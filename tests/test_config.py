@@ -37,7 +37,7 @@ CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name != "hydra" and path.stem != "evaluate"
+    if path.parent.name not in ("hydra", "protocol") and path.stem != "evaluate"
 )
 # What has no default, and sizes that a test can bear.
 NEEDS = {
@@ -79,7 +79,7 @@ def configure(tmp_path):
 
 def test_every_group_is_covered():
     groups = {group for group, _ in OPTIONS}
-    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "protocol"}
     assert len(OPTIONS) >= 25
 
 
@@ -135,6 +135,7 @@ def test_top_files_are_short(name):
 def test_every_yaml_is_reachable():
     """No file lies in a folder or depth that no test above looks at."""
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS} | set((CONF / "hydra").glob("*.yaml"))
+    listed |= set((CONF / "protocol").glob("*.yaml"))
     assert set(CONF.rglob("*.yaml")) == listed | {CONF / "train.yaml", CONF / "evaluate.yaml"}
 
 

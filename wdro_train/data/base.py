@@ -244,7 +244,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         # Only the training set is shuffled, and only it is augmented.
         dataset = ImageBatches(self.arrays(name), self.augment if shuffle else (), self.seed)
-        sampler = (VisitSampler if dataset.augment else DistributedSampler)(
+        sampler: DistributedSampler[Batch] = (VisitSampler if dataset.augment else DistributedSampler)(
             dataset, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed * _SEED_STRIDE
         )
         if self.trainer is not None:

@@ -116,7 +116,11 @@ def worst_case_block(
 def histogram(distances: NDArray[np.float64], bins: int = 40) -> dict[str, Any]:
     """Counts of the distances of correct images; misclassified and unflipped images apart."""
     positive = distances[(distances > 0) & np.isfinite(distances)]
-    counts, edges = np.histogram(positive, bins=bins) if positive.size else (np.zeros(1, dtype=int), np.zeros(2))
+    counts, edges = np.zeros(1, dtype=int), np.zeros(2)
+    if positive.size:
+        low, high = positive.min(), positive.max()
+        # numpy would widen a single value to both sides, below zero.
+        counts, edges = np.histogram(positive, bins=bins, range=(low if low < high else 0.0, high))
     return {
         "edges": edges.tolist(),
         "counts": counts.tolist(),

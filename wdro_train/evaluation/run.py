@@ -27,6 +27,7 @@ from wdro_train.evaluation.output import publish
 from wdro_train.evaluation.peers import run_peer
 from wdro_train.evaluation.pictures import Pairs, flipped_pairs
 from wdro_train.evaluation.poster import poster_rows, with_worst_case
+from wdro_train.evaluation.published import published
 from wdro_train.evaluation.store import PieceStore
 from wdro_train.evaluation.subject import Subject, foreign_subject, load_arrays, load_subject, newest_checkpoint
 from wdro_train.models import ExpectedLogits
@@ -186,6 +187,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         "poster": rows,
         "certificate": certificate,
         "peers": peers,
+        "published": published(subject.name, ball.norm, ball.delta) if _is_cifar10(subject) else [],
         "warnings": [alarm for alarm in alarms if alarm is not None],
     }
 
@@ -217,6 +219,10 @@ def _key(cfg: DictConfig, subject: Subject, ball: WassersteinBall) -> dict[str, 
     }
 
 
+def _is_cifar10(subject: Subject) -> bool:
+    return bool(subject.config["data"].get("name") == "CIFAR10")
+
+
 def _radii(given: Any, default: list[float]) -> list[float]:
     return default if given is None else [parse_number(value, "deltas") for value in given]
 
@@ -243,6 +249,12 @@ class _Tracker:
             total = self.cfg.poster.pgd_steps if stage.startswith("pgd_") else self.batches
             self.tasks[stage] = self.bars.add_task(stage.split("_of")[0][:40], total=total)
         self.bars.update(self.tasks[stage], completed=done)
+
+
+def _pgd(model: dict[str, Any], row: dict[str, Any]) -> float:
+    """Our W-PGD with ReDLR in the ball of a published figure; NaN if it was not run."""
+    same = (p for p in model["poster"] if (p["loss"], p["p"], p["delta"]) == ("redlr", row["p"], row["delta"]))
+    return next((float(p["pgd_acc"]) for p in same), math.nan)
 
 
 def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
@@ -292,6 +304,21 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
                     ["", *(f"W_{row['p']:g} {row['delta']:.4g}" for row in rows)],
                     [[key, *(tables.number(row[key]) for row in rows)] for key in keys],
                 )
+        if model["published"]:
+            tables.show(
+                f"published beside ours, radius {threat['delta']:.4g}",
+                ["ball", "published", "ours, worst case", "ours, W-PGD ReDLR", "source"],
+                [
+                    [
+                        f"W_{row['p']:g}",
+                        tables.number(row["accuracy"]) + (f" +-{row['error']:g}" if row["error"] else ""),
+                        tables.number(curve.accuracy(row["delta"], row["p"])),
+                        tables.number(_pgd(model, row)),
+                        row["source"],
+                    ]
+                    for row in model["published"]
+                ],
+            )
         for peer in model["peers"]:
             console.print(
                 f"{peer['name']} at p = inf, radius {peer['delta']:.4g}: leaves {peer['accuracy']:.4f} of "
