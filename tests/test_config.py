@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
@@ -116,7 +116,12 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
         assert isinstance(caught.value.__cause__, MisconfigurationException)
         return
     if group == "logger":
-        kinds = {"csv": [CSVLogger], "wandb": [WandbLogger], "default": [CSVLogger, WandbLogger], "none": []}
+        if option == "mlflow":
+            pytest.importorskip("mlflow")
+        if option == "tensorboard":
+            pytest.importorskip("tensorboard")
+        kinds = {"tensorboard": [TensorBoardLogger], "mlflow": [MLFlowLogger]}
+        kinds |= {"csv": [CSVLogger], "wandb": [WandbLogger], "default": [CSVLogger, WandbLogger], "none": []}
         loggers = [instantiate(node) for node in cfg.logger.values()]
         assert [type(one) for one in loggers] == kinds[option]
         return

@@ -10,10 +10,45 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from wdro_train.errors import UserError
+
+_PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+_SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
+    "train/loss": "min",
+    "val/v_q": "min",
+    "val/upsilon": "min",
+}
+
 
 def build_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
     """The loggers of the configuration group `logger`; entries that are null are left out."""
-    return [instantiate(node) for node in (nodes or {}).values() if node is not None]
+    loggers = [_build(node) for node in (nodes or {}).values() if node is not None]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _define_metrics(logger)
+    return loggers
+
+
+def _build(node: Any) -> Logger:
+    try:
+        logger: Logger = instantiate(node)
+    except Exception as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            name = str(node["_target_"]).rpartition(".")[2]
+            package = _PACKAGES.get(name, name)
+            raise UserError(f"{name} needs the package {package}; run pip install {package}") from error
+        raise
+    return logger
+
+
+def _define_metrics(logger: WandbLogger) -> None:
+    """Curves over epochs, and the best epoch's value as the run's summary."""
+    if not callable(getattr(logger.experiment, "define_metric", None)):
+        return  # on ranks other than the first the experiment is a dummy
+    for part in ("train", "val"):
+        logger.experiment.define_metric(f"{part}/*", step_metric="epoch")
+    for key, best in _SUMMARIES.items():
+        logger.experiment.define_metric(key, step_metric="epoch", summary=best)
 
 
 def quiet_offline_wandb(nodes: Mapping[str, Any] | None) -> None:

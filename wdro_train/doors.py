@@ -28,7 +28,7 @@ def open_door(main: Callable[[], Any], config_name: str) -> None:
         main: Decorated by `hydra.main`.
         config_name: Of its configuration.
     """
-    sys.argv[1:] = jobs.quiet_rank(sys.argv[1:])
+    sys.argv[1:] = jobs.quiet_rank(maximizing(sys.argv[1:]))
     wanted = os.environ.get(_RAISE)
     # Hydra prints and exits unless it is asked to raise; `run` takes the request back.
     os.environ[_RAISE] = "1" if wanted is None else wanted
@@ -82,6 +82,20 @@ def sentence(error: Exception) -> str | None:
     if found is None and isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
     return None if found is None else str(found)
+
+
+def maximizing(arguments: list[str]) -> list[str]:
+    """Both doors return accuracies, while Optuna would look for the lowest value unless it is told otherwise.
+
+    Args:
+        arguments: As typed, without the program's name.
+
+    >>> maximizing(["-m", "hydra/sweeper=optuna"])
+    ['-m', 'hydra/sweeper=optuna', 'hydra.sweeper.direction=maximize']
+    """
+    if "hydra/sweeper=optuna" not in arguments or any(a.startswith("hydra.sweeper.direction=") for a in arguments):
+        return arguments
+    return [*arguments, "hydra.sweeper.direction=maximize"]
 
 
 def comma_list(arguments: list[str], key: str) -> list[str]:
