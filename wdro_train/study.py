@@ -25,11 +25,11 @@ from rich.progress import track
 
 from wdro_train import tables
 from wdro_train.attacks.base import Stateful, attack_mode, forward
-from wdro_train.benchmark import PassCounter, measure
+from wdro_train.benchmark import measure
 from wdro_train.callbacks import AdversarialWeightPerturbation
 from wdro_train.checkpoint import read_checkpoint
 from wdro_train.configuration import register_resolvers
-from wdro_train.data import ImageArrays
+from wdro_train.data.base import ImageSet
 from wdro_train.errors import UserError
 from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.evaluation.peers import autoattack
@@ -37,6 +37,7 @@ from wdro_train.evaluation.run import ArrayBatches
 from wdro_train.evaluation.subject import Subject, load_arrays, load_subject
 from wdro_train.losses import correct
 from wdro_train.robustness_curve import RobustnessCurve
+from wdro_train.step_cost import count
 from wdro_train.sweep import METRICS_FILE
 from wdro_train.threat import WassersteinBall, parse_number
 
@@ -78,32 +79,27 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
     }
 
 
-def passes(subject: Subject, arrays: ImageArrays) -> float:
+def passes(subject: Subject, arrays: ImageSet) -> float:
     """Forward and backward passes of one training step, in pairs an image, counted at the network.
+
+    Perturbing the weights takes one pair more.
 
     Args:
         subject: The trained network and its configuration.
         arrays: Images to count on.
     """
-    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     attack, objective = instantiate(subject.config["attack"]), instantiate(subject.config["objective"])
     for key, state in read_checkpoint(subject.path).get("callbacks", {}).items():
         if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
             attack.load_state_dict(state["attack"])
-    with PassCounter(subject.model) as attacked:
-        x_adv = x
-        if objective.needs_adversary:
-            x_adv = attack(subject.model, x, y, generator=torch.Generator().manual_seed(0)).x_adv
-    with PassCounter(subject.model) as trained:
-        objective(subject.model, x, x_adv, y).loss.backward()
-    # The backward pass to the weights, one for every image that went forward; twice with perturbed weights.
-    times = 1 + sum(
+    pairs = count(subject.model, x, y, attack if objective.needs_adversary else None, objective)
+    perturbed = any(
         str(node.get("_target_", "")).endswith(AdversarialWeightPerturbation.__name__)
         for node in subject.config["callbacks"].values()
         if node
     )
-    pairs = (attacked.forward + attacked.backward) / 2 + times * (trained.forward + trained.backward / 2)
-    return float(pairs / len(x))
+    return pairs + perturbed
 
 
 def check(run: Path, norm: float, delta: float, limit: int) -> Result:
@@ -118,7 +114,7 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     subject = load_subject(run / "checkpoints/best.ckpt")
     arrays = load_arrays(subject.config, "test", limit)
     ball = WassersteinBall(math.inf, norm, delta)
-    x, y = arrays.images.float() / arrays.scale, arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), subject.model, x, y, ball)
     with attack_mode(subject.model), torch.no_grad():
         clean = correct(forward(subject.model, x), y).double().mean().item()

@@ -1,0 +1,100 @@
+"""The study's table comes from its runs; a step's cost is counted."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from shell import run
+
+from wdro_train import step_cost, study
+from wdro_train.attacks import MinimalDistance
+from wdro_train.errors import UserError
+from wdro_train.evaluation.subject import load_arrays, load_subject
+from wdro_train.robustness_curve import RobustnessCurve
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The study's own command on digits, two methods, two seeds, two at a time."""
+    folder = tmp_path_factory.mktemp("study")
+    few = ["trainer.max_epochs=2", "trainer.limit_train_batches=15", "data=digits", "model.width=8"]
+    what = ["seed=0,1", "experiment=pgd_at,worst_case", "hydra.sweep.dir=runs"]
+    done = run("train.py", "+study=fashion_linf", *few, *what, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs"
+
+
+def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "120"]
+    study.main(command)
+    rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert set(rows) == {"pgd_at", "worst_case"}
+    for method, row in rows.items():
+        worst, clean = [], []
+        for seed in (0, 1):
+            subject = load_subject(runs / f"{method}_{seed}/checkpoints/best.ckpt")
+            arrays = load_arrays(subject.config, "test", 120)
+            x = arrays.batch(torch.arange(120))
+            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(subject.model, x, arrays.labels).distances)
+            worst.append(100 * curve.accuracy(0.05, 2))
+            clean.append(100 * curve.clean_accuracy)
+        assert row["seeds"] == "2"
+        for key, values in (("W_2 0.05", worst), ("clean", clean)):
+            mean, spread = (float(part) for part in row[key].split(" ± "))
+            assert mean == pytest.approx(np.mean(values), abs=0.3)
+            assert spread == pytest.approx(np.std(values, ddof=1), abs=0.3)
+    assert float(rows["pgd_at"]["passes"]) == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "table.csv", "curves.png", "clean_against_w2.png"}
+    record = json.loads((tmp_path / "runs/worst_case_1.json").read_text())
+    assert record["seed"] == 1
+    assert "+study=fashion_linf" in record["command"]
+    assert record["curves"]["2"][0] == pytest.approx(record["clean"], abs=1e-6)
+    assert "worst_case" in capsys.readouterr().out
+
+
+def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    study.main(command)
+    before = (tmp_path / "table.csv").read_text()
+
+    def never(*arguments):
+        raise AssertionError("judged again")
+
+    monkeypatch.setattr(study, "judge", never)
+    monkeypatch.setattr(study, "load_subject", lambda path: (_ for _ in ()).throw(AssertionError))
+    study.main(command)
+    assert (tmp_path / "table.csv").read_text() == before
+
+
+def test_autoattack_joins_the_table(runs, tmp_path):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    study.main([*command, "--autoattack", "worst_case", "--autoattack-images", "20"])
+    found = json.loads((tmp_path / "runs/worst_case_0.json").read_text())["check"]
+    assert found["images"] == 20
+    assert 0 <= found["minimal_distance"] <= found["clean"]
+    assert abs(found["autoattack"] - found["minimal_distance"]) <= 0.1
+    rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert rows["pgd_at"]["AutoAttack 0.05"] == ""
+    assert rows["worst_case"]["AutoAttack 0.05"]
+
+
+def test_an_empty_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        study.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_step_cost(runs, capsys):
+    checkpoint = str(runs / "worst_case_0/checkpoints/best.ckpt")
+    found = {name: pairs for name, pairs, _ in step_cost.main([checkpoint, "--steps", "4", "--repeats", "1"])}
+    assert found["PGD-AT, 4 steps"] == 5
+    assert found["standard"] == 1
+    assert found["one step, random start"] == found["W-FGSM"] == found["first-order penalty"] == 2
+    assert found["TRADES, 4 steps"] == 6.5
+    assert found["MART, 4 steps"] == 6
+    assert found["W-PGD, 4 steps"] == found["Lagrangian, 4 steps"] == 5
+    assert 1.5 < found["worst case, 4 steps"] <= 1.3 * 5
+    assert "worst case, 4 steps" in capsys.readouterr().out
