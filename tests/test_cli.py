@@ -153,7 +153,7 @@ def test_bad_input_is_one_sentence(tmp_path):
 def test_unknown_model(tmp_path):
     done = train(tmp_path, "model=nosuch")
     assert done.returncode == 1
-    assert "Could not find 'model/nosuch'" in done.stderr
+    assert "model=nosuch is not an option" in done.stderr
     assert "small_cnn" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 12

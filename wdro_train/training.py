@@ -12,11 +12,12 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from wdro_train import tables
+from wdro_train import cost, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
@@ -47,6 +48,11 @@ def train(cfg: DictConfig) -> float | None:
         start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
+    if cfg.dry_run:
+        print(OmegaConf.to_yaml(cfg, resolve=True))
+        node = cfg.callbacks.get("adversary")
+        cost.show(cost.estimate(module, data, None if node is None else instantiate(node)))
+        return None
     with closing_wandb():
         trainer = build_trainer(cfg)
         check_adversary(trainer, module)

@@ -1,0 +1,77 @@
+"""What an epoch of a run costs, counted on one batch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from torch import Tensor, nn
+
+from wdro_train.callbacks import DistributionalAdversary
+from wdro_train.data import ImageDataModule
+from wdro_train.module import RobustClassifier
+
+
+class PassCounter:
+    """Counts the images that go forward and backward through a network.
+
+    Args:
+        network: The one to watch.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.forward = self.backward = 0
+        network.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.forward += len(output)
+        if output.requires_grad:
+            output.register_hook(self._count_backward)
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+
+def estimate(module: RobustClassifier, data: ImageDataModule, adversary: DistributionalAdversary | None) -> list[str]:
+    """Sizes, and passes through the network an image, from one step of a copy that is thrown away.
+
+    An attack leaves out images that it has flipped, so the validation of a trained network costs more.
+
+    Args:
+        module: To be trained; it is not.
+        data: Its images.
+        adversary: Of the run, or None.
+    """
+    lines = [f"parameters  {sum(p.numel() for p in module.parameters()):,}"]
+    for part, limits in (("training", (1, 0)), ("validation", (0, 1))):
+        network = copy.deepcopy(module)
+        counter = PassCounter(network.model)
+        options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        options |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_epochs": 1}
+        callbacks: list[L.Callback] = [] if adversary is None else [copy.deepcopy(adversary)]
+        trainer = L.Trainer(
+            limit_train_batches=limits[0], limit_val_batches=limits[1], num_sanity_val_steps=0,
+            callbacks=callbacks, **options,
+        )  # fmt: skip
+        if part == "training":
+            trainer.fit(network, datamodule=data)
+            images, batch = len(data.arrays("train").labels), data.batch_size
+        else:
+            trainer.validate(network, datamodule=data, verbose=False)
+            images = len(data.arrays("val").labels)
+            batch = min(images, data.eval_batch_size)
+        batch = min(batch, images)
+        there, back = counter.forward / batch, counter.backward / batch
+        lines.append(
+            f"{part:<11} {images:,} images an epoch, each {there:.3g} times forward and {back:.3g} times backward: "
+            f"{images * there:,.0f} and {images * back:,.0f} passes"
+        )
+    return lines
+
+
+def show(lines: list[str]) -> None:
+    """Print the estimate."""
+    for line in [*lines, "counted on the first batch of the untrained network; attacks cost more where images resist"]:
+        Console().print(line, soft_wrap=True)
