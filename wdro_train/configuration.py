@@ -16,7 +16,6 @@ from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.dashboards import build_loggers
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError
-from wdro_train.jobs import run_folder
 from wdro_train.models import load_weights
 from wdro_train.module import RobustClassifier
 from wdro_train.threat import WassersteinBall, parse_number
