@@ -28,7 +28,7 @@ class PassCounter:
     def _count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self.forward += len(output)
         if output.requires_grad:
-            output.register_hook(self._count_backward)
+            output.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward += len(gradient)

@@ -82,7 +82,7 @@ def _groups(loader: ConfigLoader) -> list[str]:
 
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for key in node:
+    for key in map(str, node):
         found.append(f"{prefix}{key}")
         value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if isinstance(value, DictConfig) and value._is_none() is False and not value._is_interpolation():
