@@ -1,0 +1,89 @@
+"""The W&B workspace shows what training logs, and runs carry images and reports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from shell import command, run
+
+QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
+QUICK += ["callbacks.progress=null", "model.width=8", "logger=wandb"]
+
+
+def records(folder):
+    """What the W&B client itself reads in the offline run under a folder."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    found = subprocess.run(inspect, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def items(folder, kind, key):
+    """All values of one kind of record, joined; later ones win."""
+    joined = {}
+    for record in records(folder):
+        if record["type"] == kind:
+            joined |= record[kind][key]
+    return joined
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two short runs with W&B, judged by W-PGD and by the exact worst case."""
+    folder = tmp_path_factory.mktemp("runs")
+    for callbacks in ("default", "worst_case"):
+        images = ["callbacks.images.every_n_epochs=1", "callbacks.images.number=3"]
+        where = [f"callbacks={callbacks}", f"hydra.run.dir={callbacks}"]
+        done = run("train.py", *QUICK, *where, *images, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def dashboard(*arguments, cwd, **environment):
+    settings = command("train.py", cwd=cwd)
+    settings["args"] = [sys.executable, "-m", "wdro_train.dashboard", *arguments]
+    settings["env"] |= environment
+    return subprocess.run(**settings, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+
+
+def test_workspace_shows_what_training_logs(trained, tmp_path):
+    pytest.importorskip("wandb_workspaces")
+    done = dashboard("--entity", "me", "--project", "robust", "--json", "workspace.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "workspace.json").read_text())
+    assert (made["entity"], made["project"]) == ("me", "robust")
+    sections = made["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == ["accuracy", "ratios and bounds", "first order", "sweeps"]
+    logged, config, summary = {}, {}, {}
+    for name in ("default", "worst_case"):
+        logged |= items(trained / name, "history", "item")
+        config |= items(trained / name, "config", "update")
+        summary |= items(trained / name, "summary", "update")
+    plots = [panel for section in sections for panel in section["panels"]]
+    shown = {key for plot in plots for key in plot["config"].get("metrics", ())}
+    assert shown >= {f"val/{key}" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio", "upsilon", "spent")}
+    assert shown <= set(logged)
+    assert all(plot["config"]["xAxis"] == "epoch" for plot in plots if "metrics" in plot["config"])
+    accessors = {column["accessor"] for plot in plots for column in plot["config"].get("columns", ())}
+    assert len(accessors) == 6
+    for accessor in accessors:
+        place, _, path = accessor.partition(":")
+        if place == "config":
+            found = config
+            for key in path.replace(".value", "", 1).split("."):
+                found = found[key]
+        else:
+            key, _, best = path.rpartition(".")
+            assert summary[key][best] == logged[key]
+
+
+def test_workspace_needs_an_owner_and_an_account(tmp_path):
+    pytest.importorskip("wandb_workspaces")
+    done = dashboard(cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--entity is missing" in done.stderr
+    nobody = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = dashboard("--entity", "me", cwd=tmp_path, **nobody)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "for me/wdro_train (No API key configured" in done.stderr
