@@ -12,9 +12,10 @@ from shell import run
 from torch import nn
 
 from wdro_train import benchmark
-from wdro_train.benchmark import PassCounter, compare, measure, peers, rows
+from wdro_train.benchmark import compare, measure, peers, rows
 from wdro_train.errors import UserError
 from wdro_train.evaluation.peers import require
+from wdro_train.passes import PassCounter
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 

@@ -9,10 +9,10 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.benchmark import PassCounter
 from wdro_train.box import reach
 from wdro_train.errors import UserError
 from wdro_train.losses import correct
+from wdro_train.passes import PassCounter
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 

@@ -10,12 +10,12 @@ from shell import adversary, classifier, digits, fitted, loader, trainer
 from torch import nn
 
 from wdro_train.attacks import WPGD, DualAscent, Fixed, MinimalDistance, WorstCase
-from wdro_train.benchmark import PassCounter
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.errors import UserError
 from wdro_train.losses import correct, margin
 from wdro_train.metrics import WorstCaseAccuracy
 from wdro_train.objectives import Adversarial
+from wdro_train.passes import PassCounter
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 

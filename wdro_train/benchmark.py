@@ -12,8 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,43 +26,12 @@ from wdro_train.errors import UserError
 from wdro_train.evaluation.peers import autoattack, require
 from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
 from wdro_train.losses import correct
+from wdro_train.passes import PassCounter
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
 
 Attacker = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _DEEPFOOL_CANDIDATES = 10
-
-
-class PassCounter:
-    """Counts what goes through a model: images forward, and images backward to the input.
-
-    Args:
-        model: Watched inside the `with` block; called with one tensor of images.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.forward = self.backward = 0
-
-    def __enter__(self) -> Self:
-        """Start counting."""
-        self._handle = self.model.register_forward_pre_hook(self._seen)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop counting."""
-        self._handle.remove()
-
-    def _seen(self, model: nn.Module, inputs: tuple[Tensor]) -> None:
-        (x,) = inputs
-        self.forward += len(x)
-        if x.requires_grad:
-            x.register_hook(self._returned)  # type: ignore[no-untyped-call]
-
-    def _returned(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,11 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from torch import Tensor, nn
 
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.data import ImageDataModule
 from wdro_train.module import RobustClassifier
-
-
-class PassCounter:
-    """Counts the images that go forward and backward through a network.
-
-    Args:
-        network: The one to watch.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.forward = self.backward = 0
-        network.register_forward_hook(self._count)
-
-    def _count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.forward += len(output)
-        if output.requires_grad:
-            output.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
+from wdro_train.passes import PassCounter
 
 
 def estimate(module: RobustClassifier, data: ImageDataModule, adversary: DistributionalAdversary | None) -> list[str]:
@@ -47,7 +27,6 @@ def estimate(module: RobustClassifier, data: ImageDataModule, adversary: Distrib
     lines = [f"parameters  {sum(p.numel() for p in module.parameters()):,}"]
     for part, limits in (("training", (1, 0)), ("validation", (0, 1))):
         network = copy.deepcopy(module)
-        counter = PassCounter(network.model)
         options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         options |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_epochs": 1}
         callbacks: list[L.Callback] = [] if adversary is None else [copy.deepcopy(adversary)]
@@ -55,15 +34,18 @@ def estimate(module: RobustClassifier, data: ImageDataModule, adversary: Distrib
             limit_train_batches=limits[0], limit_val_batches=limits[1], num_sanity_val_steps=0,
             callbacks=callbacks, **options,
         )  # fmt: skip
+        with PassCounter(network.model) as passes:
+            if part == "training":
+                trainer.fit(network, datamodule=data)
+            else:
+                trainer.validate(network, datamodule=data, verbose=False)
         if part == "training":
-            trainer.fit(network, datamodule=data)
             images, batch = len(data.arrays("train").labels), data.batch_size
         else:
-            trainer.validate(network, datamodule=data, verbose=False)
             images = len(data.arrays("val").labels)
             batch = min(images, data.eval_batch_size)
         batch = min(batch, images)
-        there, back = counter.forward / batch, counter.backward / batch
+        there, back = passes.forward / batch, passes.backward / batch
         lines.append(
             f"{part:<11} {images:,} images an epoch, each {there:.3g} times forward and {back:.3g} times backward: "
             f"{images * there:,.0f} and {images * back:,.0f} passes"

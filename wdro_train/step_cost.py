@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from wdro_train import tables
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
-from wdro_train.benchmark import PassCounter
 from wdro_train.configuration import register_resolvers
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
+from wdro_train.passes import PassCounter
 from wdro_train.threat import WassersteinBall
 
 _ADAPTATION = 200
@@ -56,17 +56,10 @@ def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objectiv
 
 
 def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> float:
-    """Pairs of passes an image of one step.
-
-    Backward passes to the images are counted; each forward pass of the objective has one more, to the weights.
-    """
-    with PassCounter(model) as attacked:
-        x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
-    with PassCounter(model) as trained:
-        objective(model, x, x_adv, y).loss.backward()  # type: ignore[no-untyped-call]
-    model.zero_grad(set_to_none=True)
-    pairs = (attacked.forward + attacked.backward) / 2 + trained.forward + trained.backward / 2
-    return pairs / len(x)
+    """Pairs of a forward and a backward pass an image of one step."""
+    with PassCounter(model) as passes:
+        step(model, x, y, attack, objective)
+    return passes.pairs / len(x)
 
 
 def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
