@@ -7,10 +7,13 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -131,7 +134,10 @@ def quiet_rank(arguments: list[str]) -> list[str]:
         return arguments
     scratch = tempfile.mkdtemp(prefix="wdro_train_rank_")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    return [*arguments, f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}", "hydra.output_subdir=null"]
+    quiet = [f"hydra.sweep.dir={scratch}", "hydra.output_subdir=null"]
+    if not _in_slurm_step():  # there all ranks know the run's folder, and look in it for the checkpoint to go on from
+        quiet.append(f"hydra.run.dir={scratch}")
+    return [*arguments, *quiet]
 
 
 def run_folder(now: str) -> str:
@@ -143,3 +149,37 @@ def run_folder(now: str) -> str:
     if not _in_slurm_step():
         return now
     return f"slurm/{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+
+
+def interrupted_checkpoint(folder: str | Path) -> str | None:
+    """The last epoch's checkpoint of a job that Slurm has started again; None for a job's first start.
+
+    Args:
+        folder: Of the run.
+    """
+    last = Path(folder) / "checkpoints" / "last.ckpt"
+    again = _in_slurm_step() and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    return str(last) if again and last.is_file() else None
+
+
+def requeue_on_signal() -> None:
+    """From now on SIGUSR1 (`sbatch --signal=USR1@60`) puts this Slurm job back into the queue.
+
+    The checkpoint of the last epoch is all that it needs. Lightning would write one from within the signal: in the
+    middle of a step, and on several ranks while some of them wait for the others elsewhere.
+    """
+    if _in_slurm_step():
+        signal.signal(signal.SIGUSR1, _requeue)  # Lightning leaves a signal alone that is taken
+
+
+def _requeue(*_: Any) -> None:
+    if started_rank() != 0:
+        return
+    environment = os.environ
+    job = environment["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(f"job {job} is not requeued: {error}", stacklevel=2)

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from wdro_train import cost, tables
+from wdro_train import cost, jobs, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
@@ -42,8 +42,9 @@ def train(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     module = build_module(cfg)
-    if cfg.ckpt_path is not None:
-        check_weights(module, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
+    ckpt_path = jobs.interrupted_checkpoint(cfg.run_dir) or cfg.ckpt_path
+    if ckpt_path is not None:
+        check_weights(module, read_checkpoint(ckpt_path), ckpt_path)
     if cfg.finetune.ckpt_path is not None:
         start_from(module, **cfg.finetune)
     data.prepare_data()
@@ -58,7 +59,8 @@ def train(cfg: DictConfig) -> float | None:
         check_adversary(trainer, module)
         if trainer.is_global_zero:
             _introduce(cfg, data, module)
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        jobs.requeue_on_signal()
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         report = _conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
             report["wandb_offline"] = offline_runs(trainer.loggers)
