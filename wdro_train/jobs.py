@@ -165,8 +165,8 @@ def interrupted_checkpoint(folder: str | Path) -> str | None:
 def requeue_on_signal() -> None:
     """From now on SIGUSR1 (`sbatch --signal=USR1@60`) puts this Slurm job back into the queue.
 
-    The checkpoint of the last epoch is all that it needs. Lightning would write one from within the signal: in the
-    middle of a step, and on several ranks while some of them wait for the others elsewhere.
+    The checkpoint of the last epoch is all that it needs. Lightning would write one from within the signal, in the
+    middle of a step, and prefer it to later ones when the job starts again.
     """
     if _in_slurm_step():
         signal.signal(signal.SIGUSR1, _requeue)  # Lightning leaves a signal alone that is taken
