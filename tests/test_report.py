@@ -504,4 +504,4 @@ def test_door_writes_everything_and_logs_it(folder):
     assert "worst_case/accuracy" in history
     assert str(report["models"][0]["worst_case"]["accuracy"])[:12] in history
     media = [path for path in (file.parent / "files" / "media").rglob("*") if path.is_file()]
-    assert Counter(path.suffix for path in media) == {".png": 3, ".html": 1}
+    assert Counter(path.suffix for path in media) == {".png": 3, ".html": 1, ".json": 1}

@@ -1,4 +1,4 @@
-"""Grids of clean and adversarial images with predictions, as PNG files and to W&B."""
+"""Clean and adversarial images with predictions: grids as PNG files and to W&B, there also as a table."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 import lightning as L
 import matplotlib
 import torch
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from wdro_train.module import Evidence, RobustClassifier
+from wdro_train.threat import WassersteinBall
+
+COLUMNS = ["clean image", "adversarial image", "label", "prediction", "prediction under attack", "distance"]
 
 matplotlib.use("Agg", force=False)
 
@@ -56,14 +61,34 @@ class AdversarialImages(L.Callback):
             return
         ball = pl_module.adversary.ball
         title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
-        figure = draw_pairs(*self._shown, title=title)
-        self._shown = None
+        shown, self._shown = self._shown, None
+        figure = draw_pairs(*shown, title=title)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
         figure.savefig(path, dpi=100)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("adversarial_images", [str(path)])
+                logger.log_table("adversarial_examples", COLUMNS, table_rows(*shown, ball=ball))
+
+
+def table_rows(
+    x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, ball: WassersteinBall
+) -> list[list[Any]]:
+    """The images as rows of a W&B table with the columns `COLUMNS`.
+
+    Args:
+        x: Clean images in [0, 1], shape [k, C, H, W].
+        x_adv: Adversarial images, same shape.
+        y: Labels, shape [k].
+        clean: Predictions on x, shape [k].
+        adv: Predictions on x_adv, shape [k].
+        ball: Gives the norm of the distances.
+    """
+    before, after = ([wandb.Image(to_pil_image(image.float())) for image in images] for images in (x, x_adv))
+    distances = ball.distances(x_adv.float() - x.float())
+    numbers = (part.tolist() for part in (y, clean, adv, distances))
+    return [list(row) for row in zip(before, after, *numbers, strict=True)]
 
 
 def draw_pairs(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, title: str) -> Figure:

@@ -8,6 +8,7 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
+from wandb.plot import line_series
 
 from wdro_train.dashboards import build_loggers, closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.evaluation import figures, html, reading
@@ -75,11 +76,25 @@ def scalars(report: Report) -> dict[str, float]:
 _CURVE = ("accuracy", "lower", "upper", "certified", "certified_lower")
 
 
+def _curves(report: Report) -> Any:
+    """Worst-case accuracy against the radius, a line an order (and model, if there are several)."""
+    several = len(report["models"]) > 1
+    curves = [(model["name"], curve) for model in report["models"] for curve in model["curves"]]
+    return line_series(
+        xs=[reading.numbers(curve["deltas"]) for _, curve in curves],
+        ys=[reading.numbers(curve["accuracy"]) for _, curve in curves],
+        keys=[(f"{name} " if several else "") + f"W_{number(curve['p']):g}" for name, curve in curves],
+        title="worst-case accuracy",
+        xname="delta",
+    )
+
+
 def _log(logger: Logger, report: Report, path: Path, page: Path, drawn: Sequence[Path]) -> None:
     """One logger: how it was made, the scalars, and where it takes them the figures and files."""
     logger.log_hyperparams({key: value for key, value in report.items() if key != "models"})
     logger.log_metrics(scalars(report), step=0)
     if isinstance(logger, WandbLogger):
+        logger.experiment.log({"robustness_curves": _curves(report)})
         for file in drawn:
             logger.log_image(f"{FIGURES}/{file.stem}", [str(file)])
         logger.experiment.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
