@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from datafiles import write_vit
+from datafiles import write_folder, write_vit
 from safetensors.torch import save_file
 from shell import run
 from torch import nn
@@ -214,16 +214,23 @@ QUICK += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "traine
 JUDGE = ["poster=null", "limit=16", "distances.steps=2", "pictures=0", "accelerator=cpu"]
 SOURCES = {
     "torchvision": ["model=torchvision", "model.name=shufflenet_v2_x0_5", "model.small_stem=true"],
-    "timm": ["model=timm", "model.name=test_resnet"],
+    "timm": ["model=timm", "model.name=resnet10t"],
     "wrn_28_10": ["model=wrn_28_10", "model.depth=10", "model.width=1"],
     "preact_resnet18": ["model=preact_resnet18", "model.width=4"],
+    "huggingface": ["model=huggingface", "model.name=vit", "model.pretrained=false"],
+    "robustbench": ["model=robustbench", "model.name=Wong2020Fast", "model.pretrained=false", "data=image_folder"],
 }
+SOURCES["robustbench"] += ["data.root=images", "data.shape=[3,32,32]", "data.batch_size=4", "data.val_fraction=0.3"]
+PACKAGES = {"timm": "timm", "huggingface": "transformers", "robustbench": "robustbench"}
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_each_source_trains_and_is_judged(source, tmp_path):
-    if source == "timm":
-        pytest.importorskip("timm")
+    if find_spec(PACKAGES.get(source, "torch")) is None:
+        pytest.skip(f"{PACKAGES[source]} is not installed")
+    write_vit(tmp_path / "vit")
+    classes = [f"class {number}" for number in range(10)]
+    write_folder(tmp_path / "images", parts=("train", "test"), classes=classes, n=4, size=(32, 32))
     trained = run("train.py", *SOURCES[source], *QUICK, "hydra.run.dir=run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     judged = run("evaluate.py", "ckpt_path=run/checkpoints/best.ckpt", *JUDGE, "hydra.run.dir=out", cwd=tmp_path)
