@@ -141,7 +141,7 @@ def quiet_rank(arguments: list[str]) -> list[str]:
 
 
 def run_folder(now: str) -> str:
-    """Where a run writes under `runs/`: a job that Slurm starts again finds the folder it had before.
+    """Where a run writes under its door's folder: a job that Slurm starts again finds what it left.
 
     Args:
         now: Day and time.

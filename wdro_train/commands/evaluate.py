@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from wdro_train import doors
+from wdro_train import doors, jobs
 from wdro_train.commands import CONF
 from wdro_train.configuration import register_resolvers
 
 register_resolvers()
+OmegaConf.register_new_resolver("run_folder", jobs.run_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
