@@ -99,6 +99,18 @@ def test_dual_ascent_stays_in_its_range():
     assert pointwise.reach(WassersteinBall(INF, INF, 0.1), x) == 0.1
 
 
+@pytest.mark.parametrize("reach", [0.1, 0.13, 0.2])
+def test_flips_at_the_reach_are_charged(reach):
+    """Their distance, taken between float32 images, may come out an ulp above D."""
+    ball, x = WassersteinBall(2, INF, 0.1), torch.zeros(1, 1, 8, 8)
+    dual = DualAscent()
+    dual.load_state_dict({"distance": torch.tensor(reach, dtype=torch.float64)})
+    dual.reach(ball, x)
+    dual.update(ball, torch.full((4,), float(torch.nextafter(torch.tensor(reach), torch.tensor(1.0)))), torch.ones(4))
+    expected = max(reach * math.exp(0.05 * (1 - (reach / 0.1) ** 2)), 0.1)
+    assert dual.reach(ball, x).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_padding_does_not_count():
     ball, x = WassersteinBall(2, INF, 0.1), torch.zeros(1, 1, 8, 8)
     with_padding, without = DualAscent(), DualAscent()
@@ -173,7 +185,7 @@ def test_bad_input():
     ):
         with pytest.raises(UserError, match=message):
             WorstCase(**{"p": 2, "norm": INF, "delta": 0.1, **options})
-    for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(limit=2)):
+    for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(safety=0.5)):
         with pytest.raises(UserError, match="choose"):
             make()
 

@@ -15,6 +15,9 @@ from wdro_train.errors import UserError
 from wdro_train.threat import WassersteinBall
 
 
+_ROUNDING = 1 + 1e-6  # a flip at distance D between float32 images is a flip at D
+
+
 class Marginal(Protocol):
     """A running estimate of the marginal distance."""
 
@@ -83,14 +86,14 @@ class DualAscent:
     Args:
         rate: Of the ascent, >= 0.
         limit: Largest D, as a share of the box's diameter.
-        safety: The attack reaches safety * D, so that images that are just too far for today's budget stay there.
+        safety: The attack reaches safety * D, at least 1; flips beyond D are trained on and not charged.
     """
 
     def __init__(self, rate: float = 0.05, limit: float = 0.6, safety: float = 1.0) -> None:
-        if not (rate >= 0 and 0 < limit <= 1 and safety > 0):
+        if not (rate >= 0 and 0 < limit <= 1 and safety >= 1):
             raise UserError(
                 f"attack.marginal: rate={rate}, limit={limit}, safety={safety}; "
-                "choose rate >= 0, limit in (0, 1] and safety > 0"
+                "choose rate >= 0, limit in (0, 1] and safety >= 1"
             )
         self.rate, self.limit, self.safety = float(rate), float(limit), float(safety)
         self._distance: Tensor | None = None
@@ -110,7 +113,7 @@ class DualAscent:
         assert self._distance is not None
         if math.isinf(ball.p) or ball.delta == 0:
             return
-        near = torch.where(flips <= self._distance, flips, 0.0) / ball.delta
+        near = torch.where(flips <= _ROUNDING * self._distance, flips, 0.0) / ball.delta
         spent = (weight * near.pow(ball.p)).sum() / weight.sum()
         most = max(self._most, ball.delta)
         self._distance = (self._distance * (self.rate * (1 - spent)).exp()).clamp(ball.delta, most)
