@@ -14,7 +14,6 @@ from torch import Tensor
 from wdro_train.errors import UserError
 from wdro_train.threat import WassersteinBall
 
-
 _ROUNDING = 1 + 1e-6  # a flip at distance D between float32 images is a flip at D
 
 
