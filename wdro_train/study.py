@@ -130,6 +130,27 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     }
 
 
+def effort(run: Path, norm: float, deltas: list[float], limit: int) -> Result:
+    """The accuracies again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
+
+    Args:
+        run: Its folder.
+        norm: Ground norm.
+        deltas: Radii of the table.
+        limit: First so many images.
+    """
+    subject = load_subject(run / "checkpoints/best.ckpt")
+    batches = ArrayBatches(load_arrays(subject.config, "test", limit), 512)
+    weak = robustness_curve(subject.model, batches, norm=norm)
+    strong = robustness_curve(subject.model, batches, norm=norm, steps=50, restarts=2, targets=3)
+    best = RobustnessCurve.pool([weak.distances, strong.distances])
+    found = {
+        kind: {name: {f"{d:g}": curve.accuracy(d, p) for d in deltas} for name, p in _ORDERS.items()}
+        for kind, curve in (("usual", weak), ("more", best))
+    }
+    return {"images": len(best), "clean": best.clean_accuracy, **found}
+
+
 def summary(results: list[Result], deltas: list[float]) -> list[dict[str, str]]:
     """One row a method: mean and standard deviation over seeds, in percent."""
     groups: dict[str, list[Result]] = defaultdict(list)
@@ -144,6 +165,8 @@ def summary(results: list[Result], deltas: list[float]) -> list[dict[str, str]]:
         row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
         checked = [r["check"] for r in group if "check" in r]
         row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
+        pushed = [r["effort"] for r in group if "effort" in r]
+        row[f"W_2 {wide}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
         row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
@@ -201,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=None, help="first so many test images only")
     parser.add_argument("--autoattack", default="", help="methods to check with AutoAttack, such as pgd_at,worst_case")
     parser.add_argument("--autoattack-images", type=int, default=1000, help="on so many images (default 1000)")
+    parser.add_argument("--effort", default="", help="methods to judge once more with ten times the effort")
+    parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
     given = parser.parse_args(arguments)
 
     register_resolvers()
@@ -216,6 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = json.loads(file.read_text()) if file.is_file() else judge(run, norm, deltas, given.limit)
         if result["method"] in given.autoattack.split(",") and "check" not in result:
             result["check"] = check(run, norm, max(deltas), given.autoattack_images)
+        if result["method"] in given.effort.split(",") and "effort" not in result:
+            result["effort"] = effort(run, norm, deltas, given.effort_images)
         file.write_text(json.dumps(result) + "\n")
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     rows = summary(results, deltas)
