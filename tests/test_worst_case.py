@@ -185,9 +185,11 @@ def test_bad_input():
     ):
         with pytest.raises(UserError, match=message):
             WorstCase(**{"p": 2, "norm": INF, "delta": 0.1, **options})
-    for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(safety=0.5)):
+    for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(limit=2)):
         with pytest.raises(UserError, match="choose"):
             make()
+    with pytest.raises(UserError, match=r"safety=0\.5.*safety >= 1"):
+        DualAscent(safety=0.5)
 
 
 def test_marginal_distance_survives_a_checkpoint():
