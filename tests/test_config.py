@@ -51,6 +51,7 @@ NEEDS = {
     ("data", "imagenet"): ["data.shape=[3,32,32]", "model=torchvision", "model.name=mobilenet_v3_small"],
     ("data", "huggingface"): ["data.name=somewhere", "data.num_classes=10", "data.shape=[3,16,16]", "model.width=4"],
     ("augment", "autoaugment"): ["data=cifar10"],
+    ("scheduler", "one_cycle"): ["scheduler.total_steps=2"],
     ("model", "robustbench"): ["model.name=Wong2020Fast", "model.pretrained=false", "data=cifar10"],
 }
 EXTRA_PACKAGE = {"timm": "timm", "huggingface": "transformers", "robustbench": "robustbench"}

@@ -490,3 +490,33 @@ def test_no_images_without_an_adversary(tmp_path):
     pictures = AdversarialImages(str(tmp_path / "images"))
     trainer([pictures]).fit(classifier(), loader(32, 16), loader(32, 16))
     assert not (tmp_path / "images").exists()
+
+
+def rates(scheduler, epochs=2, **kwargs):
+    """The learning rate of every step of a run of 4 steps an epoch."""
+
+    class Watch(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, door, *args):
+            self.seen.append(door.optimizers[0].param_groups[0]["lr"])
+
+    watch = Watch()
+    module = classifier(optimizer=partial(torch.optim.Adam, lr=1e-3), scheduler=scheduler)
+    trainer([watch], max_epochs=epochs, **kwargs).fit(module, loader(64, 16))
+    return watch.seen
+
+
+def test_schedulers_that_know_the_number_of_steps_step_after_each():
+    one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, pct_start=0.5, cycle_momentum=False)
+    seen = rates(one_cycle)
+    assert len(set(seen)) == 8
+    assert seen[0] == pytest.approx(1e-2 / 25)
+    assert max(seen) == seen[3] == pytest.approx(1e-2)
+    assert seen[-1] == pytest.approx(1e-2 / 25e4)
+    assert rates(one_cycle, epochs=5, max_steps=8) == seen
+    halved = rates(partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5))
+    assert halved == pytest.approx([1e-3] * 4 + [5e-4] * 4)
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+        rates(one_cycle, epochs=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +81,8 @@ class RobustClassifier(L.LightningModule):
         model: Maps images in [0, 1] to logits (normalisation is its first layer).
         objective: What is minimised; standard training by default.
         optimizer: Takes the parameters; Adam(1e-3) by default.
-        scheduler: Takes the optimizer, steps once an epoch; none by default.
+        scheduler: Takes the optimizer, steps once an epoch; one that also takes `total_steps` (OneCycleLR) is given
+            the run's number of steps, and steps after each. None by default.
         config: Plain data (dicts, lists, numbers, strings) to keep in checkpoints, for `evaluate.py`.
     """
 
@@ -89,7 +92,7 @@ class RobustClassifier(L.LightningModule):
         *,
         objective: Objective | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -173,7 +176,14 @@ class RobustClassifier(L.LightningModule):
         optimizer = make(parameters)
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+        counted = inspect.signature(self.make_scheduler).parameters.get("total_steps")
+        if counted is None or counted.default not in (None, inspect.Parameter.empty):
+            return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise UserError("scheduler needs the length of the run; set trainer.max_epochs or trainer.max_steps")
+        scheduler = self.make_scheduler(optimizer, total_steps=int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration beside the weights, as plain data."""
