@@ -59,7 +59,11 @@ def test_optuna_looks_for_the_highest(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [("attack.stepz=3", "did you mean attack.steps?"), ("model=resnet8", "did you mean model=resnet18?")],
+    [
+        ("attack.stepz=3", "did you mean attack.steps?"),
+        ("model=resnet8", "did you mean model=resnet18?"),
+        ("+attack.steps=3", "attack.steps is there already; leave out the +"),
+    ],
 )
 def test_suggestions(argument, said, tmp_path):
     done = run("train.py", argument, cwd=tmp_path)

@@ -32,6 +32,8 @@ def sentence(error: HydraException, config_name: str, arguments: list[str]) -> s
             key = argument.lstrip("+~").partition("=")[0]
             if f"'{key}'" in str(error).partition("\n")[0]:
                 known = _known(config_name, [a for a in arguments if a != argument and "=" in a])
+                if argument.startswith("+") and key in known:
+                    return f"{argument}: {key} is there already; leave out the +"
                 return f"{key} is not a key{_hint(key, known)} --help shows the groups, --cfg job the keys"
     return None
 
