@@ -43,7 +43,7 @@ def two_classes(count=60, pixels=25):
 
 
 @pytest.mark.parametrize("s", [INF, 2.0])
-@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("start", [1.0, 0.0])
 def test_linear_classifier(s, start):
     """Flips at |m| / ||w||_*, the others at the reach, wrong ones where they are."""
     model, x, y, margins, w = two_classes()
@@ -123,8 +123,8 @@ def test_padding_does_not_count():
 def test_importance():
     """(d / reach)^(p-1) for flips, `beyond` past the reach, 1 for what is wrong already."""
     model, x, y, _, _ = two_classes()
-    options = {"norm": INF, "delta": 0.01, "marginal": Fixed(0.05)}
-    plain = WorstCase(p=3, **options)(model, x, y, generator=seeded())
+    options = {"norm": INF, "delta": 0.01, "marginal": Fixed(0.05), "bisections": 3}
+    plain = WorstCase(p=3, beyond=1, **options)(model, x, y, generator=seeded())
     assert plain.importance is None
     weighted = WorstCase(p=3, weighted=True, beyond=0.25, **options)(model, x, y, generator=seeded())
     torch.testing.assert_close(weighted.x_adv, plain.x_adv)
@@ -167,7 +167,7 @@ def test_costs_little_more_than_pgd(delta):
 def test_steps_stop_at_the_flip():
     """An image that has flipped is not looked at again, but for the bisection."""
     model, x, y, _, _ = two_classes()
-    easy = WorstCase(p=2, norm=INF, delta=0.4, marginal=Fixed(0.4), steps=8, bisections=2, random_start=False)
+    easy = WorstCase(p=2, norm=INF, delta=0.4, marginal=Fixed(0.4), steps=8, bisections=2, random_start=0)
     with PassCounter(model) as passes:
         found = easy(model, x, y)
     right = int(correct(model(x), y).sum())
@@ -181,6 +181,8 @@ def test_bad_input():
         ({"steps": 0}, "attack.steps=0"),
         ({"bisections": -1}, "attack.bisections=-1"),
         ({"step_size": 0}, "step_size=0"),
+        ({"random_start": -1}, "attack.random_start=-1"),
+        ({"random_start": math.nan}, "attack.random_start=nan"),
         ({"p": 0.5}, "attack.p=0.5"),
     ):
         with pytest.raises(UserError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ class WorstCase:
     """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
 
     grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
-    worst-case accuracy are the images nearer to the boundary than D, at their boundary points. Images that flip are
-    pulled back to the boundary by bisection; those that do not stay at distance D, which keeps them there;
-    misclassified images stay clean. D follows from the ball and the network through `marginal`.
+    worst-case accuracy are the images nearer to the boundary than D, at their boundary points. Images stop where they
+    flip, and may be pulled back to the boundary by bisection; those that do not stay at distance D, which keeps them
+    there; misclassified images stay clean. D follows from the ball and the network through `marginal`.
 
     The result is a training set, not a point of the ball: images that do not flip cost more than the budget.
 
@@ -40,10 +41,12 @@ class WorstCase:
         loss: What the steps ascend.
         steps: Number of gradient steps.
         step_size: Length of the whole path in units of the reach.
-        random_start: Start from uniform noise of size delta.
-        bisections: Halvings of the segment from the image to its flip.
+        random_start: Start from uniform noise of so many times delta; 0 starts at the image. Small, as noise that
+            does not help to flip takes a near image past its boundary point.
+        bisections: Halvings of the segment from the image to its flip; with 0 the flip stays where a step found it.
         weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
-        beyond: Importance of the images that did not flip; 0 leaves them out, as margin maximisation does.
+        beyond: Importance of the images that did not flip, beside 1 for the others; 0 leaves them out, as margin
+            maximisation does.
         marginal: How far to reach; by default dual ascent on the multiplier.
     """
 
@@ -55,22 +58,24 @@ class WorstCase:
         delta: float,
         loss: str | LossFunction = "ce",
         steps: int = 8,
-        step_size: float = 1.875,
-        random_start: bool = True,
-        bisections: int = 3,
+        step_size: float = 3.0,
+        random_start: float = 0.2,
+        bisections: int = 0,
         weighted: bool = False,
-        beyond: float = 1.0,
+        beyond: float = 0.5,
         marginal: Marginal | None = None,
     ) -> None:
         if steps < 1 or bisections < 0:
             raise UserError(f"attack.steps={steps}, attack.bisections={bisections}: choose at least 1 and 0")
+        if not random_start >= 0:
+            raise UserError(f"attack.random_start={random_start} is no size; choose 0 or more, in units of delta")
         if not step_size > 0:
             raise UserError(f"attack.step_size={step_size} does not ascend; choose a positive one")
         self.ball = WassersteinBall(p, norm, delta)
         self.loss = resolve_loss(loss)
         self.steps, self.bisections = int(steps), int(bisections)
         self.step_size = float(step_size)
-        self.random_start = random_start
+        self.random_start = float(random_start)
         self.weighted, self.beyond = weighted, float(beyond)
         self.marginal: Marginal = marginal if marginal is not None else DualAscent()
 
@@ -96,7 +101,8 @@ class WorstCase:
             right = is_correct(logits, y)
             reach = self.marginal.reach(self.ball, x)
             # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
-            start = random_start(self.ball, x, reducer, generator) if self.random_start else x
+            noise = replace(self.ball, delta=self.random_start * self.ball.delta)
+            start = random_start(noise, x, reducer, generator) if noise.delta else x
             search = _Search(self, model, x, y, start, reach)
             search.run(right.nonzero().squeeze(1))
             search.refine()
