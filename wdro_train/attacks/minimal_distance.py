@@ -15,7 +15,9 @@ from wdro_train.losses import LossFunction, correct, margin
 from wdro_train.threat import WassersteinBall, per_image
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
-_SOFTNESS = 0.3
+_SOFTNESS = 1.0
+# First step in units of the current radius. Sign steps (norm inf) move all pixels alike and go astray when long.
+_STEP_SIZES = {2.0: 3.0, math.inf: 0.75}
 _LAST_STEP = 0.01
 _FIRST_GROWTH, _LAST_GROWTH = 0.2, 0.005
 # Of that while no flip is known: the linearised boundary may always lie too near.
@@ -63,7 +65,7 @@ class MinimalDistance:
         steps: Gradient steps of a run.
         restarts: Runs against the nearest rival classes; all but the first start from random points.
         targets: Further runs, one against each of the so many strongest rival classes.
-        step_size: First step in units of the current radius (norms 2 and inf).
+        step_size: First step in units of the current radius (norms 2 and inf); by default 3 and 0.75.
         batch_size: Images per forward pass; None for all at once.
     """
 
@@ -74,7 +76,7 @@ class MinimalDistance:
         steps: int = 30,
         restarts: int = 1,
         targets: int = 0,
-        step_size: float = 3.0,
+        step_size: float | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.ball = WassersteinBall(math.inf, norm, 0.0)
@@ -83,7 +85,7 @@ class MinimalDistance:
         if steps < 1 or restarts < 1 or targets < 0:
             raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
         self.steps, self.restarts, self.targets = int(steps), int(restarts), int(targets)
-        self.step_size = float(step_size)
+        self.step_size = float(_STEP_SIZES.get(self.ball.norm, 1.0) if step_size is None else step_size)
         self.batch_size = batch_size
 
     def __call__(
@@ -178,17 +180,21 @@ class _Search:
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self._diameter())
-                point = self._move(point, slope, radii, share)
+                point = self._move(point, distances, slope, radii, share)
         with torch.no_grad():
             self._check(point)
 
-    def _move(self, point: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
-        """The best step in the box, brought back to the radius; for s = 1 a share of the way to the best vertex."""
+    def _move(self, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
+        """The best step in the box, at least as long as the way out to the radius, and brought back to it.
+
+        For s = 1 a share of the way to the best vertex.
+        """
         if self.ball.norm == 1:
             u = point - self.x
             u = u + share * (ascend(self.ball, self.x, slope, radii) - self.x - u)
         else:
-            u = ascend(self.ball, point, slope, share * self.attack.step_size * radii) - self.x
+            length = torch.maximum(share * self.attack.step_size * radii, radii - distances)
+            u = ascend(self.ball, point, slope, length) - self.x
         return (self.x + self.ball.shrink(u, self.ball.distances(u), radii)).clamp(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
