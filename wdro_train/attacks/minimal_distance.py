@@ -15,7 +15,7 @@ from wdro_train.losses import LossFunction, correct, margin
 from wdro_train.threat import WassersteinBall, per_image
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
-_SOFTNESS = 1.0
+_SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin
 # First step in units of the current radius. Sign steps (norm inf) move all pixels alike and go astray when long.
 _STEP_SIZES = {2.0: 3.0, math.inf: 0.75}
 _LAST_STEP = 0.01
