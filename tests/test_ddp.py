@@ -103,7 +103,7 @@ def trained(name, world):
     if name in TRAINED_ON:
         judge = DistributionalAdversary(TRAINED_ON[name](**THREAT))
     callbacks = [curve, judge]
-    door = trainer(callbacks, devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=3)
+    door = trainer(callbacks, devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=4)
     door.fit(module, datamodule=Arrays(batch_size=16, num_workers=0))
     logged = {key: float(value) for key, value in door.callback_metrics.items()}
     return curve.losses, logged, [p.detach() for p in module.parameters()]
@@ -160,7 +160,7 @@ def test_validation_and_test_metrics(both, name, precision):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training(both, name):
     one, *ranks = (found[1][name] for found in both)
-    assert len(one[0]) == 3 * (105 // 16)
+    assert len(one[0]) == 4 * (105 // 16) >= 20
     assert one[0][-1] < one[0][0]
     for two in ranks:
         assert two[0] == pytest.approx(one[0], rel=1e-4)

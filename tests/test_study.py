@@ -48,7 +48,14 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
             assert mean == pytest.approx(np.mean(values), abs=0.3)
             assert spread == pytest.approx(np.std(values, ddof=1), abs=0.3)
     assert float(rows["pgd_at"]["passes"]) == 9
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "table.csv", "curves.png", "clean_against_w2.png"}
+    made = {"runs", "table.csv", "table.md", "curves.png", "clean_against_w2.png"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    header, rule, *lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == list(rows["pgd_at"])
+    assert set(rule) == set("|-")
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == list(rows[cells[0]].values())
     record = json.loads((tmp_path / "runs/worst_case_1.json").read_text())
     assert record["seed"] == 1
     assert "+study=fashion_linf" in record["command"]

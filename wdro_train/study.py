@@ -250,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
         writer = csv.DictWriter(file_, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    (given.out / "table.md").write_text(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
     figures(results, deltas, given.out)
     width = 100 * RobustnessCurve(np.zeros(results[0]["images"])).band(0.05).width
     tables.show(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +24,17 @@ def show(
     console.print(table)
     if caption is not None:
         console.print(caption, style="dim", highlight=False, soft_wrap=True)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table as Markdown, one line a row."""
+    table = Table(*header, box=box.MARKDOWN)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=StringIO(), width=10_000)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.strip() for line in console.file.getvalue().splitlines() if line.strip()) + "\n"
 
 
 def number(value: float | None) -> str:
