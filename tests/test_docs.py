@@ -1,5 +1,6 @@
 """The pages of docs/ do what they say: their files are written, and their commands run, in an empty folder."""
 
+import csv
 import re
 import shlex
 import subprocess
@@ -60,3 +61,30 @@ def test_links_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def figures():
+    """Every row of the README's tables of the study, with the results it has to come from."""
+    source = {"AutoAttack 0.1": "fashion_linf", "W_2 1": "fashion_l2", "W_2 0.1": "digits_resnet18"}
+    page = (ROOT / "README.md").read_text()
+    for table in re.findall(r"^\| training, .*\n\|-.*\n(?:\|.*\n)+", page, re.MULTILINE):
+        header, _, *lines = table.splitlines()
+        columns = [name.replace("∞", "inf") for name in cells(header)[1:]]
+        folder = next(folder for column, folder in source.items() if column in columns)
+        for line in lines:
+            yield folder, columns, cells(line)
+
+
+def test_study_tables_are_the_committed_results():
+    found = list(figures())
+    assert {folder for folder, *_ in found} == {"fashion_linf", "fashion_l2", "digits_resnet18"}
+    for folder, columns, (name, *values) in found:
+        with (ROOT / "results" / folder / "table.csv").open() as file:
+            rows = {row["training"]: [row[column] for column in columns] for row in csv.DictReader(file)}
+        assert values in rows.values(), f"{name}: no row of results/{folder}/table.csv"
+        for code in re.findall(r"`(\w+)`", name):
+            assert rows[code] == values, f"{name} has another row's figures"

@@ -7,6 +7,7 @@ from io import StringIO
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 
@@ -20,6 +21,10 @@ def show(
     for row in rows:
         table.add_row(*row)
     console = Console()
+    # Where words do not fit, too wide a table is better than figures cut off.
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table)
+    if natural.minimum > console.width:
+        console.width = natural.maximum
     console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     if caption is not None:
