@@ -90,6 +90,13 @@ def test_autoattack_joins_the_table(runs, tmp_path):
     assert rows["worst_case"]["AutoAttack 0.05"]
 
 
+@pytest.mark.parametrize("option", ["--autoattack", "--effort", "--curves"])
+def test_an_unknown_method_is_named_before_anything_is_judged(runs, tmp_path, option):
+    with pytest.raises(UserError, match=f"{option}: no run of pgd_et; choose from pgd_at, worst_case"):
+        study.main([str(runs), "--out", str(tmp_path / "out"), option, "pgd_at,pgd_et"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         study.main([str(tmp_path), "--out", str(tmp_path / "out")])

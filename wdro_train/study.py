@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,41 +178,55 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(percent):.1f}" + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
 
 
-def figures(results: list[Result], deltas: list[float], folder: Path) -> list[Path]:
-    """Curves of the leading methods with their confidence band, and clean against W_2 accuracy."""
+def figures(results: list[Result], deltas: list[float], folder: Path, shown: Sequence[str] = ()) -> list[Path]:
+    """Robustness curves with their confidence band, and clean against W_2 accuracy.
+
+    Args:
+        results: One a run.
+        deltas: Radii of the table.
+        folder: Where the pictures go.
+        shown: Methods whose curves are drawn; the leading six if empty.
+    """
     wide = f"{max(deltas):g}"
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["method"]].append(result)
-    mean = {m: np.mean([r["accuracies"]["2"][wide] for r in g]) for m, g in groups.items()}
-    leading = sorted(groups, key=lambda m: -mean[m])[:6]
+    ranked = sorted(groups, key=lambda m: -float(np.mean([r["accuracies"]["2"][wide] for r in groups[m]])))
     curves = Figure(figsize=(10, 4), layout="constrained")
     for ax, p in zip(curves.subplots(1, 2, sharey=True), ("2", "inf"), strict=True):
-        for method in leading:
+        for method in [m for m in ranked if m in shown] or ranked[:6]:
             group = groups[method]
             values = np.mean([r["curves"][p] for r in group], axis=0)
-            (line,) = ax.plot(group[0]["deltas"], values, label=method)
+            rank = ranked.index(method)
+            style = ("-", "--", ":", "-.")[rank // 10 % 4]
+            (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
             width = RobustnessCurve(np.zeros(group[0]["images"])).band(0.05).width
             low, high = np.clip(values - width, 0, 1), np.clip(values + width, 0, 1)
             ax.fill_between(group[0]["deltas"], low, high, alpha=0.15, color=line.get_color())
         ax.set_title(f"W_{p}, l_{results[0]['norm']}")
         ax.set_xlabel("radius")
-        ax.set_ylabel("worst-case accuracy (attack: an upper bound)")
-    curves.axes[0].legend()
-    scatter = Figure(figsize=(6, 4.5), layout="constrained")
+    curves.axes[0].set_ylabel("worst-case accuracy (attack: an upper bound)")
+    curves.legend(*curves.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    scatter = Figure(figsize=(8.5, 4.5), layout="constrained")
     ax = scatter.subplots()
-    for method, group in groups.items():
-        x, y = [r["clean"] for r in group], [r["accuracies"]["2"][wide] for r in group]
-        ax.scatter(x, y, s=18)
-        ax.annotate(
-            method, (float(np.mean(x)), float(np.mean(y))), fontsize=7, xytext=(4, 3), textcoords="offset points"
-        )
+    for rank, method in enumerate(ranked):
+        pairs = [(r["clean"], r["accuracies"]["2"][wide]) for r in groups[method]]
+        (x, y), (wx, wy) = np.mean(pairs, axis=0), np.std(pairs, axis=0, ddof=1) if len(pairs) > 1 else (0.0, 0.0)
+        ax.errorbar(x, y, yerr=wy, xerr=wx, fmt="os^v"[rank // 10 % 4], color=f"C{rank}", markersize=5, label=method)
     ax.set_xlabel("clean accuracy")
     ax.set_ylabel(f"worst-case accuracy, W_2 radius {wide}")
+    scatter.legend(loc="outside right upper", fontsize=8, title="mean ± deviation over seeds")
     made = [folder / "curves.png", folder / "clean_against_w2.png"]
     for figure, path in zip((curves, scatter), made, strict=True):
         figure.savefig(path, dpi=120)
     return made
+
+
+def _names(listed: str, methods: set[str], option: str) -> list[str]:
+    names = [name for name in listed.split(",") if name]
+    if unknown := sorted(set(names) - methods):
+        raise UserError(f"--{option}: no run of {', '.join(unknown)}; choose from {', '.join(sorted(methods))}")
+    return names
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -226,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--autoattack-images", type=int, default=1000, help="on so many images (default 1000)")
     parser.add_argument("--effort", default="", help="methods to judge once more with ten times the effort")
     parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
+    parser.add_argument("--curves", default="", help="methods whose curves are drawn (default: the leading six)")
     given = parser.parse_args(arguments)
 
     register_resolvers()
@@ -235,13 +251,18 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [run for run in runs if (run / METRICS_FILE).is_file()]
     if not runs and not list(given.out.glob("runs/*.json")):
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
+    methods = {
+        name.rpartition("_")[0]
+        for name in [*(run.name for run in runs), *(p.stem for p in given.out.glob("runs/*.json"))]
+    }
+    chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
     (given.out / "runs").mkdir(parents=True, exist_ok=True)
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
         result = json.loads(file.read_text()) if file.is_file() else judge(run, norm, deltas, given.limit)
-        if result["method"] in given.autoattack.split(",") and "check" not in result:
+        if result["method"] in chosen["autoattack"] and "check" not in result:
             result["check"] = check(run, norm, max(deltas), given.autoattack_images)
-        if result["method"] in given.effort.split(",") and "effort" not in result:
+        if result["method"] in chosen["effort"] and "effort" not in result:
             result["effort"] = effort(run, norm, deltas, given.effort_images)
         file.write_text(json.dumps(result) + "\n")
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
@@ -251,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
         writer.writeheader()
         writer.writerows(rows)
     (given.out / "table.md").write_text(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
-    figures(results, deltas, given.out)
+    figures(results, deltas, given.out, chosen["curves"])
     width = 100 * RobustnessCurve(np.zeros(results[0]["images"])).band(0.05).width
     tables.show(
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{norm:g}",
