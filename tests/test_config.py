@@ -131,7 +131,7 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     assert isinstance(trainer, L.Trainer)
     assert trainer.max_epochs == cfg.trainer.max_epochs
     assert trainer.num_devices == (2 if option == "ddp_sim" else 1)
-    check_adversary(trainer, module)
+    check_adversary(trainer.callbacks, module)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
@@ -245,7 +245,7 @@ def test_first_order_refusal_names_the_attack(configure):
 def test_what_needs_an_adversary_says_so(overrides, message, configure):
     cfg = configure("logger=none", *overrides)
     with pytest.raises(UserError, match=message):
-        check_adversary(build_trainer(cfg), build_module(cfg))
+        check_adversary(build_trainer(cfg).callbacks, build_module(cfg))
 
 
 def test_objects_are_those_of_the_configuration(configure):

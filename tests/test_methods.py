@@ -3,19 +3,22 @@
 import copy
 import json
 import math
+from collections import OrderedDict
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from oracles import Linear, norm, own_logit, power_mean, random_batch, small_network
 from shell import Arrays, adversary, classifier, digits, fitted, loader, network, run, trainer
+from torch import nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian
-from wdro_train.callbacks import AdversarialWeightPerturbation, RadiusWarmup
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, Pool, WorstCase
+from wdro_train.callbacks import AdversarialWeightPerturbation, DistributionalAdversary, RadiusWarmup
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_subject
 from wdro_train.finetuning import start_from
-from wdro_train.objectives import Adversarial, Mart
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart
 
 INF = math.inf
 
@@ -96,6 +99,8 @@ def test_lagrangian_refuses_what_has_no_price():
     ):
         with pytest.raises(UserError, match=message):
             Lagrangian(**{"p": 2, "norm": INF, "delta": 0.1, **options})
+    with pytest.raises(UserError, match=r"attack\.limit=0\.1 keeps every image within 0\.8, less than attack\.delta=1"):
+        Lagrangian(p=2, norm=2, delta=1, limit=0.1)(fitted(), *digits(4))
 
 
 class Arrays1(Arrays):
@@ -166,6 +171,46 @@ def test_warmup_leaves_the_judge_alone():
         RadiusWarmup(0)
 
 
+@pytest.mark.parametrize("kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), WorstCase])
+def test_warmup_moves_the_images_less(kind):
+    attack = kind(p=INF, norm=INF, delta=0.1, steps=2)
+    callbacks = [DistributionalAdversary(attack, val_attack=None, first_order=None), RadiusWarmup(4)]
+    door = trainer(callbacks, max_epochs=2, limit_val_batches=0)
+    door.fit(classifier(objective=Adversarial()), datamodule=Arrays(num_workers=0))
+    assert 0.025 < door.callback_metrics["train/spent"] <= 0.05 + 1e-6  # the second epoch's radius
+
+
+def test_warmup_of_the_penalty():
+    penalties = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            x, y = digits(20)
+            result = pl_module.objective(pl_module, x, x, y)
+            penalties.append(((result.loss - result.terms["v0"]) / result.terms["upsilon"]).item())
+
+    module = classifier(objective=FirstOrderPenalty(p=2, norm=INF, delta=0.1))
+    trainer([RadiusWarmup(4), Watch()], max_epochs=5, limit_val_batches=0).fit(module, datamodule=Arrays1())
+    assert penalties == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1], rel=1e-4)
+
+
+def test_kl_attack_in_the_mode_it_is_asked_for():
+    """Next to the image the prediction is the prediction there, whichever statistics make it."""
+    model = network(batch_norm=True).train()
+    x, y = digits(40)
+    attack = KLPGD(p=INF, norm=INF, delta=1e-6, steps=1, batch_norm="train")
+    assert attack(model, x, y, generator=seeded()).losses.abs().max() < 1e-4
+    with pytest.raises(UserError, match=r"attack\.batch_size"):
+        KLPGD(p=2, norm=INF, delta=0.1, batch_size=4)
+
+
+def test_running_scope_of_the_kl_attack_is_saved():
+    attack = KLPGD(p=2, norm=INF, delta=0.1, steps=1, scope="running")
+    attack(fitted(), *digits(20), generator=seeded())
+    assert DistributionalAdversary(attack).state_dict() == {"scope": attack.scope.state_dict()}
+    assert attack.scope.state_dict()
+
+
 RECIPES = ["trades", "mart", "lagrangian_at", "udr_at", "one_step_at", "mma", "awp", "ema", "worst_case", "w_pgd_at"]
 
 
@@ -230,15 +275,41 @@ def test_frozen_layers_are_not_trained(checkpoint):
     assert same == [True, True, False, False]
 
 
+@pytest.mark.parametrize("freeze", ["1.*,2.*", "body"])
+def test_frozen_statistics_do_not_move(freeze):
+    """Without a checkpoint too, and in a part that holds others."""
+    model = network(batch_norm=True)
+    if freeze == "body":
+        model = nn.Sequential(OrderedDict(body=model[:-1], head=model[-1]))
+    module = classifier(model, objective=Adversarial())
+    start_from(module, None, freeze=[f"{part}*" for part in freeze.split(",")])
+    before = {key: value.clone() for key, value in module.model.state_dict().items()}
+    trainer([adversary()], max_epochs=2).fit(module, datamodule=Arrays(num_workers=0))
+    moved = {key for key, value in module.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == set(list(before)[-2:])
+
+
+def test_weights_that_are_frozen_are_not_perturbed():
+    module = classifier(objective=Adversarial())
+    start_from(module, None, freeze="*.weight")
+    with pytest.raises(UserError, match="every weight matrix is frozen"):
+        trainer([adversary(), AdversarialWeightPerturbation()]).fit(module, datamodule=Arrays(num_workers=0))
+
+
 def test_finetuning_says_what_is_wrong(checkpoint, tmp_path):
     path, _ = checkpoint
     for options, message in (
         ({"init": "new"}, "finetune.init=new"),
         ({"freeze": ["body.*"]}, r"finetune.freeze=body.\* matches no parameter"),
         ({"freeze": ["*"]}, "leaves nothing to train"),
+        ({"freeze": "*"}, "leaves nothing to train"),
+        ({"noise": "abc"}, r"finetune\.noise='abc'"),
+        ({"noise": -1}, "finetune.noise=-1"),
     ):
         with pytest.raises(UserError, match=message):
             start_from(classifier(network()), path, **options)
+    with pytest.raises(UserError, match=r"init=perturb has no network .* finetune\.ckpt_path"):
+        start_from(classifier(network()), None, init="perturb")
     with pytest.raises(UserError, match="another network"):
         start_from(classifier(network(width=7)), path)
     with pytest.raises(UserError, match="no checkpoint"):

@@ -520,3 +520,5 @@ def test_schedulers_that_know_the_number_of_steps_step_after_each():
     assert halved == pytest.approx([1e-3] * 4 + [5e-4] * 4)
     with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
         rates(one_cycle, epochs=-1)
+    with pytest.raises(UserError, match="a run of 2 steps does not suit this scheduler"):
+        rates(one_cycle, max_steps=2)

@@ -97,6 +97,27 @@ def test_an_unknown_method_is_named_before_anything_is_judged(runs, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
+def test_other_questions_need_another_folder(runs, tmp_path):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    study.main([*command, "--effort", "pgd_at", "--effort-images", "10"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for options, message in (
+        (["--norm", "2"], r"pgd_at_0.json was judged with --norm inf --deltas 0.02,0.05 --limit 60; give the same"),
+        (["--deltas", "0.05,0.1"], "--deltas 0.02,0.05"),
+        (["--limit", "50"], "--limit 60"),
+        (["--effort", "pgd_at"], "pgd_at_0 has its effort on 10 images; give --effort-images 10"),
+    ):
+        with pytest.raises(UserError, match=message):
+            study.main([*command, *options])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
+    (tmp_path / "best").symlink_to(runs / "pgd_at_0")
+    with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):
+        study.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         study.main([str(tmp_path), "--out", str(tmp_path / "out")])

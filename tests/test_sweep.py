@@ -72,9 +72,11 @@ def test_suggestions(argument, said, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_dry_run_counts(tmp_path):
-    """One forward and one backward pass a step of the attack, and one of each for the weights."""
-    done = run("train.py", "dry_run=true", "attack.steps=3", "logger=none", "model.width=8", cwd=tmp_path)
+@pytest.mark.parametrize(("recipe", "pairs"), [("w_pgd_at", 4), ("awp", 5)])
+def test_dry_run_counts(tmp_path, recipe, pairs):
+    """One pass forward and one back for a step of the attack, for the weights, and for their perturbation."""
+    few = ["attack.steps=3", "logger=none", "model.width=8", f"experiment={recipe}"]
+    done = run("train.py", "dry_run=true", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1,149 images an epoch, each 4 times forward and 4 times backward" in done.stdout
+    assert f"1,149 images an epoch, each {pairs} times forward and {pairs} times backward" in done.stdout
     assert not list(tmp_path.rglob("*.ckpt"))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import conjugate, norm
+from oracles import conjugate, norm, on_ranks
 from shell import adversary, classifier, digits, fitted, loader, trainer
 from torch import nn
 
@@ -120,6 +120,26 @@ def test_padding_does_not_count():
     assert with_padding.reach(ball, x) == without.reach(ball, x) > 0.1
 
 
+def test_a_rank_of_padding_does_not_count():
+    """Every rank logs the share of flips of the global batch."""
+    x, y = digits(30)
+
+    def run(reducer, model):
+        rows = slice(20 * reducer.rank, 20 + 10 * reducer.rank)
+        weight = torch.full((len(y[rows]),), 1.0 - reducer.rank, dtype=torch.float64)
+        pad = lambda part: torch.cat([part] * (2 if reducer.rank else 1))  # noqa: E731
+        attack = WorstCase(p=2, norm=INF, delta=0.1, random_start=0)
+        return attack(model, pad(x[rows]), pad(y[rows]), weight=pad(weight), reducer=reducer).terms["flipped"]
+
+    alone = WorstCase(p=2, norm=INF, delta=0.1, random_start=0)(fitted(), x[:20], y[:20]).terms["flipped"]
+    assert 0 < alone < 1
+    assert on_ranks(2, run, fitted()) == [alone] * 2
+
+
+def test_no_radius_is_standard_training():
+    assert WorstCase(p=2, norm=INF, delta=0)(fitted(), *digits(20)).importance is None
+
+
 def test_importance():
     """(d / reach)^(p-1) for flips, `beyond` past the reach, 1 for what is wrong already."""
     model, x, y, _, _ = two_classes()
@@ -183,6 +203,9 @@ def test_bad_input():
         ({"step_size": 0}, "step_size=0"),
         ({"random_start": -1}, "attack.random_start=-1"),
         ({"random_start": math.nan}, "attack.random_start=nan"),
+        ({"random_start": INF}, "attack.random_start=inf"),
+        ({"beyond": -1}, "attack.beyond=-1"),
+        ({"beyond": math.nan}, "attack.beyond=nan"),
         ({"p": 0.5}, "attack.p=0.5"),
     ):
         with pytest.raises(UserError, match=message):
@@ -190,6 +213,11 @@ def test_bad_input():
     for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(limit=2)):
         with pytest.raises(UserError, match="choose"):
             make()
+    for distance in (-0.1, math.inf, math.nan, "abc"):
+        with pytest.raises(UserError, match=f"attack.marginal.distance='?{distance}"):
+            Fixed(distance)
+    with pytest.warns(UserWarning, match=r"attack\.marginal\.distance=0\.3 is less than attack\.delta=1:"):
+        WorstCase(p=2, norm=2, delta=1, marginal=Fixed(0.3), steps=1)(fitted(), *digits(4))
     with pytest.raises(UserError, match=r"safety=0\.5.*safety >= 1"):
         DualAscent(safety=0.5)
 

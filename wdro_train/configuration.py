@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,14 @@ def build_data(cfg: DictConfig) -> ImageDataModule:
     return data
 
 
+def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callbacks of a configuration; null leaves one out."""
+    return [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+
+
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Trainer with its callbacks and loggers."""
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks = build_callbacks(cfg)
     loggers = build_loggers(cfg.logger)
     for logger in loggers:
         logger.log_hyperparams(plain(cfg))
@@ -121,13 +126,16 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def check_adversary(trainer: L.Trainer, module: RobustClassifier) -> None:
+def check_adversary(callbacks: Sequence[L.Callback], module: RobustClassifier) -> None:
     """Refuse to train without an adversary what needs one, before any work is done.
+
+    Args:
+        callbacks: Of the run.
+        module: What it trains.
 
     Raises:
         UserError: The objective, or the choice of the best checkpoint, needs an adversary.
     """
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     adversary = next((callback for callback in callbacks if isinstance(callback, DistributionalAdversary)), None)
     if adversary is None and module.objective.needs_adversary:
         raise UserError(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from rich.console import Console
 
-from wdro_train.callbacks import DistributionalAdversary
+from wdro_train.callbacks import AdversarialWeightPerturbation, DistributionalAdversary
 from wdro_train.data import ImageDataModule
 from wdro_train.module import RobustClassifier
 from wdro_train.passes import PassCounter
 
 
-def estimate(module: RobustClassifier, data: ImageDataModule, adversary: DistributionalAdversary | None) -> list[str]:
+def estimate(module: RobustClassifier, data: ImageDataModule, callbacks: Sequence[L.Callback]) -> list[str]:
     """Sizes, and passes through the network an image, from one step of a copy that is thrown away.
 
     An attack leaves out images that it has flipped, so the validation of a trained network costs more.
@@ -22,17 +23,19 @@ def estimate(module: RobustClassifier, data: ImageDataModule, adversary: Distrib
     Args:
         module: To be trained; it is not.
         data: Its images.
-        adversary: Of the run, or None.
+        callbacks: Of the run; those that cost passes are counted.
     """
     lines = [f"parameters  {sum(p.numel() for p in module.parameters()):,}"]
     for part, limits in (("training", (1, 0)), ("validation", (0, 1))):
         network = copy.deepcopy(module)
         options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         options |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_epochs": 1}
-        callbacks: list[L.Callback] = [] if adversary is None else [copy.deepcopy(adversary)]
+        costly: list[L.Callback] = [
+            c for c in callbacks if isinstance(c, DistributionalAdversary | AdversarialWeightPerturbation)
+        ]
         trainer = L.Trainer(
             limit_train_batches=limits[0], limit_val_batches=limits[1], num_sanity_val_steps=0,
-            callbacks=callbacks, **options,
+            callbacks=copy.deepcopy(costly), **options,
         )  # fmt: skip
         with PassCounter(network.model) as passes:
             if part == "training":

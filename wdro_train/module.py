@@ -182,7 +182,13 @@ class RobustClassifier(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError("scheduler needs the length of the run; set trainer.max_epochs or trainer.max_steps")
-        scheduler = self.make_scheduler(optimizer, total_steps=int(total))
+        try:
+            scheduler = self.make_scheduler(optimizer, total_steps=int(total))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"a run of {int(total)} steps does not suit this scheduler ({error}); train longer or use "
+                "scheduler=constant"
+            ) from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -71,6 +72,7 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
         "trained_for": trained["threat"],
         "epochs": trained["epochs"],
         "images": len(curve),
+        "limit": limit,
         "norm": f"{norm:g}",
         "clean": curve.clean_accuracy,
         "deltas": grid.tolist(),
@@ -83,7 +85,7 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
 def passes(subject: Subject, arrays: ImageSet) -> float:
     """Forward and backward passes of one training step, in pairs an image, counted at the network.
 
-    Perturbing the weights takes one pair more.
+    Perturbing the weights takes the objective's passes once more.
 
     Args:
         subject: The trained network and its configuration.
@@ -100,7 +102,7 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
         for node in subject.config["callbacks"].values()
         if node
     )
-    return pairs + perturbed
+    return pairs + (count(subject.model, x, y, None, objective) if perturbed else 0.0)
 
 
 def check(run: Path, norm: float, delta: float, limit: int) -> Result:
@@ -123,7 +125,7 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     # What AutoAttack calls inside the ball is inside, up to the rounding of float32 images.
     theirs = RobustnessCurve(found.distances).accuracy(delta * (1 + 1e-5), math.inf)
     return {
-        "images": limit,
+        "images": len(y),
         "delta": delta,
         "clean": clean,
         "autoattack": theirs,
@@ -222,6 +224,27 @@ def figures(results: list[Result], deltas: list[float], folder: Path, shown: Seq
     return made
 
 
+def _finished(folder: Path) -> list[Path]:
+    runs = sorted(path.parent.parent for path in folder.glob("*/checkpoints/best.ckpt"))
+    runs = [run for run in runs if (run / METRICS_FILE).is_file()]
+    for run in runs:
+        if not re.fullmatch(r".+_\d+", run.name):
+            raise UserError(f"{run} is not named <method>_<seed>; rename it, or set hydra.sweep.subdir next time")
+    return runs
+
+
+def _judged(out: Path, norm: float, deltas: list[float], limit: int | None) -> dict[str, Result]:
+    found: dict[str, Result] = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("runs/*.json"))}
+    for name, result in found.items():
+        radii, first = result["accuracies"]["2"], result.get("limit")
+        if (result["norm"], set(radii), first) != (f"{norm:g}", {f"{d:g}" for d in deltas}, limit):
+            raise UserError(
+                f"{out}/runs/{name}.json was judged with --norm {result['norm']} --deltas {','.join(radii)}"
+                f"{' without --limit' if first is None else f' --limit {first}'}; give the same, or another --out"
+            )
+    return found
+
+
 def _names(listed: str, methods: set[str], option: str) -> list[str]:
     names = [name for name in listed.split(",") if name]
     if unknown := sorted(set(names) - methods):
@@ -247,19 +270,26 @@ def main(arguments: list[str] | None = None) -> None:
     register_resolvers()
     norm = parse_number(given.norm, "--norm")
     deltas = [parse_number(delta, "--deltas") for delta in given.deltas.split(",")]
-    runs = sorted(path.parent.parent for path in given.folder.glob("*/checkpoints/best.ckpt"))
-    runs = [run for run in runs if (run / METRICS_FILE).is_file()]
-    if not runs and not list(given.out.glob("runs/*.json")):
+    runs = _finished(given.folder)
+    known = _judged(given.out, norm, deltas, given.limit)
+    if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
-    methods = {
-        name.rpartition("_")[0]
-        for name in [*(run.name for run in runs), *(p.stem for p in given.out.glob("runs/*.json"))]
-    }
+    methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
     chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
+    for option, part, images in (
+        ("autoattack", "check", given.autoattack_images),
+        ("effort", "effort", given.effort_images),
+    ):
+        for name, result in known.items():
+            done = result.get(part, {}).get("images", images)
+            if result["method"] in chosen[option] and done not in (images, result["images"]):
+                raise UserError(
+                    f"{name} has its {part} on {done} images; give --{option}-images {done}, or another --out"
+                )
     (given.out / "runs").mkdir(parents=True, exist_ok=True)
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
-        result = json.loads(file.read_text()) if file.is_file() else judge(run, norm, deltas, given.limit)
+        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit)
         if result["method"] in chosen["autoattack"] and "check" not in result:
             result["check"] = check(run, norm, max(deltas), given.autoattack_images)
         if result["method"] in chosen["effort"] and "effort" not in result:

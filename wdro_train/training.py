@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,7 +19,7 @@ from rich.console import Console
 from wdro_train import cost, jobs, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_data, build_module, build_trainer, check_adversary
+from wdro_train.configuration import build_callbacks, build_data, build_module, build_trainer, check_adversary
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
 from wdro_train.finetuning import start_from
@@ -45,18 +44,18 @@ def train(cfg: DictConfig) -> float | None:
     ckpt_path = jobs.interrupted_checkpoint(cfg.run_dir) or cfg.ckpt_path
     if ckpt_path is not None:
         check_weights(module, read_checkpoint(ckpt_path), ckpt_path)
-    if cfg.finetune.ckpt_path is not None:
-        start_from(module, **cfg.finetune)
+    start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
-        node = cfg.callbacks.get("adversary")
-        cost.show(cost.estimate(module, data, None if node is None else instantiate(node)))
+        callbacks = build_callbacks(cfg)
+        check_adversary(callbacks, module)
+        cost.show(cost.estimate(module, data, callbacks))
         return None
     with closing_wandb():
         trainer = build_trainer(cfg)
-        check_adversary(trainer, module)
+        check_adversary(trainer.callbacks, module)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             _introduce(cfg, data, module)
         jobs.requeue_on_signal()
@@ -79,6 +78,8 @@ def _quiet(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "The number of training batches")
+    if cfg.finetune.freeze:
+        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 
 

@@ -54,7 +54,11 @@ class AttackResult:
 
 
 class Attack(Protocol):
-    """A map from a batch to its worst case inside a Wasserstein ball."""
+    """A map from a batch to its worst case inside a Wasserstein ball.
+
+    Attributes:
+        ball: The threat. A radius warm-up assigns it anew every epoch, so what is kept elsewhere must follow it.
+    """
 
     ball: WassersteinBall
 

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from wdro_train.attacks.base import AttackResult, attack_mode, forward
 from wdro_train.attacks.w_pgd import WPGD
 from wdro_train.distributed import Reducer
+from wdro_train.errors import UserError
 from wdro_train.losses import kl_divergence
+from wdro_train.sensitivity import Scope
+from wdro_train.threat import WassersteinBall
 
 
 class KLPGD:
@@ -20,12 +23,28 @@ class KLPGD:
     One forward pass more than W-PGD. The KL has no gradient at x' = x, so the start is always random.
 
     Args:
-        **threat: Arguments of `WPGD` (p, norm, delta, steps, step_size, ...) but `loss`, `keep` and `random_start`.
+        **threat: Arguments of `WPGD` (p, norm, delta, steps, step_size, ...) but `loss`, `keep`, `random_start` and
+            `batch_size`.
     """
 
     def __init__(self, **threat: Any) -> None:
+        if threat.get("batch_size") is not None:
+            raise UserError("attack.batch_size: KLPGD compares whole batches of predictions; leave it out")
         self._attack = WPGD(**threat, random_start=True, keep="last")
-        self.ball = self._attack.ball
+
+    @property
+    def ball(self) -> WassersteinBall:
+        """The threat."""
+        return self._attack.ball
+
+    @ball.setter
+    def ball(self, ball: WassersteinBall) -> None:
+        self._attack.ball = ball
+
+    @property
+    def scope(self) -> Scope:
+        """Over what Upsilon is taken; a running one belongs into checkpoints."""
+        return self._attack.scope
 
     def __call__(
         self,
@@ -38,7 +57,7 @@ class KLPGD:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        with attack_mode(model), torch.no_grad():
+        with attack_mode(model, self._attack.batch_norm), torch.no_grad():
             prediction = forward(model, x.clone().float())
         attack = copy.copy(self._attack)
         attack.loss = lambda logits, labels: kl_divergence(prediction, logits)

@@ -6,13 +6,14 @@ Images nearer to the decision boundary than D are worth the adversary's budget, 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from wdro_train.errors import UserError
-from wdro_train.threat import WassersteinBall
+from wdro_train.threat import WassersteinBall, parse_number
 
 _ROUNDING = 1 + 1e-6  # a flip at distance D between float32 images is a flip at D
 
@@ -56,12 +57,18 @@ class Fixed:
     """
 
     def __init__(self, distance: float) -> None:
-        self.distance = WassersteinBall(math.inf, math.inf, distance).delta
-        if not self.distance > 0:
-            raise UserError(f"attack.marginal.distance={distance} reaches no image; choose a positive one")
+        self.distance = parse_number(distance, "attack.marginal.distance")
+        if not 0 < self.distance < math.inf:
+            raise UserError(f"attack.marginal.distance={distance} is no reach; choose a positive number")
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
         """The distance."""
+        if self.distance < ball.delta:
+            warnings.warn(
+                f"attack.marginal.distance={self.distance:g} is less than attack.delta={ball.delta:g}: images are "
+                "trained nearer than they are judged; set a larger one",
+                stacklevel=2,
+            )
         return torch.full((), self.distance, dtype=torch.float64, device=x.device)
 
     def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
@@ -102,9 +109,9 @@ class DualAscent:
         size = x[0].numel()
         diameter = 1.0 if math.isinf(ball.norm) else float(size ** (1 / ball.norm))
         self._most = self.limit * diameter
-        if self._distance is None:
+        if self._distance is None or math.isinf(ball.p):
             self._distance = torch.full((), ball.delta, dtype=torch.float64)
-        self._distance = self._distance.to(x.device)
+        self._distance = self._distance.to(x.device).clamp(min=ball.delta)  # a warm-up may have enlarged the ball
         return (self.safety * self._distance).clamp(max=diameter)
 
     def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:

@@ -13,6 +13,7 @@ from wdro_train.attacks.keep import CheapestFlips
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import ce
+from wdro_train.threat import WassersteinBall
 
 
 class Pool:
@@ -26,7 +27,16 @@ class Pool:
         if not attacks or any(attack.ball != attacks[0].ball for attack in attacks):
             raise UserError(f"a pool needs attacks on one ball, got {[a.ball for a in attacks]}")
         self.attacks = list(attacks)
-        self.ball = attacks[0].ball
+
+    @property
+    def ball(self) -> WassersteinBall:
+        """The threat of all of them."""
+        return self.attacks[0].ball
+
+    @ball.setter
+    def ball(self, ball: WassersteinBall) -> None:
+        for attack in self.attacks:
+            attack.ball = ball
 
     def __call__(
         self,

@@ -67,10 +67,12 @@ class WorstCase:
     ) -> None:
         if steps < 1 or bisections < 0:
             raise UserError(f"attack.steps={steps}, attack.bisections={bisections}: choose at least 1 and 0")
-        if not random_start >= 0:
+        if not 0 <= random_start < math.inf:
             raise UserError(f"attack.random_start={random_start} is no size; choose 0 or more, in units of delta")
         if not step_size > 0:
             raise UserError(f"attack.step_size={step_size} does not ascend; choose a positive one")
+        if not 0 <= beyond < math.inf:
+            raise UserError(f"attack.beyond={beyond} is no weight; choose 0 or more")
         self.ball = WassersteinBall(p, norm, delta)
         self.loss = resolve_loss(loss)
         self.steps, self.bisections = int(steps), int(bisections)
@@ -122,7 +124,7 @@ class WorstCase:
                 importance=self._importance(flips, reach),
                 terms={
                     "reach": reach,
-                    "flipped": (weight * (flips > 0) * flips.isfinite()).sum() / weight.sum(),
+                    "flipped": (parts[1] * (parts[0] > 0) * parts[0].isfinite()).sum() / parts[1].sum(),
                     "spent": self.ball.spent(torch.where(parts[0].isfinite(), parts[0], 0.0), parts[1]),
                 },
             )
@@ -138,9 +140,9 @@ class WorstCase:
     def _importance(self, flips: Tensor, reach: Tensor) -> Tensor | None:
         """(d / reach)^(p-1) for flips, `beyond` where there is none and 1 for misclassified images, [B].
 
-        At p = inf all flips count the same.
+        At p = inf all flips count the same; at delta = 0 there is no far image, and training is standard.
         """
-        if not self.weighted and self.beyond == 1:
+        if self.ball.delta == 0 or (not self.weighted and self.beyond == 1):
             return None
         importance = torch.ones_like(flips)
         if self.weighted and not math.isinf(self.ball.p):

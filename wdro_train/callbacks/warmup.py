@@ -8,21 +8,24 @@ import lightning as L
 
 from wdro_train.callbacks.adversary import DistributionalAdversary
 from wdro_train.errors import UserError
+from wdro_train.objectives import FirstOrderPenalty
+from wdro_train.threat import WassersteinBall
 
 
 class RadiusWarmup(L.Callback):
-    """In epoch e of the first `epochs` the training attack has the radius (e + 1) / epochs delta.
+    """In epoch e of the first `epochs` the training attack, or penalty, has the radius (e + 1) / epochs delta.
 
-    Judging is not warmed up.
+    Judging is not warmed up, nor is a fixed reach (`attack=margin`), which does not follow from the radius.
 
     Args:
         epochs: Length of the warm-up, >= 1.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int = 5) -> None:
         if epochs < 1:
             raise UserError(f"epochs={epochs} is no warm-up; choose at least 1, or leave the callback out")
         self.epochs = epochs
+        self._penalised: WassersteinBall | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set this epoch's radius."""
@@ -31,3 +34,7 @@ class RadiusWarmup(L.Callback):
         for callback in callbacks:
             if isinstance(callback, DistributionalAdversary):
                 callback.attack.ball = replace(callback.ball, delta=share * callback.ball.delta)
+        objective = getattr(pl_module, "objective", None)
+        if isinstance(objective, FirstOrderPenalty):
+            self._penalised = self._penalised or objective.ball
+            objective.ball = replace(self._penalised, delta=share * self._penalised.delta)

@@ -52,6 +52,8 @@ class AdversarialWeightPerturbation(L.Callback):
         if self._trainer.current_epoch < self.start_epoch or self.gamma == 0:
             return
         weights = [p for p in module.model.parameters() if p.requires_grad and p.dim() > 1]
+        if not weights:
+            raise UserError("every weight matrix is frozen, so none can be perturbed; freeze less or leave out awp")
         with attack_mode(module.model, "train"):
             gradients = torch.autograd.grad(loss(), weights)
         with torch.no_grad():
