@@ -33,6 +33,19 @@ def test_two_devices(tmp_path):
     assert not list((tmp_path / "out").glob("*/.returned.json"))
 
 
+def test_a_failed_job_has_no_result_of_an_earlier_one(tmp_path):
+    again = ["train.py", "-m", "seed=0", "logger=csv", "hydra.sweep.subdir=same", *QUICK]
+    done = run(*again, "attack.p=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run(*again, "attack.p=0.5", cwd=tmp_path).returncode == 1
+    (row,) = table(tmp_path)
+    assert row["val/adv_acc"] == ""
+    assert row["error"].startswith("error: attack.p=0.5")
+    done = run(*again, "attack.p=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not table(tmp_path)[0]["error"]
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launcher(launcher, tmp_path):
     pytest.importorskip(LAUNCHERS[launcher])

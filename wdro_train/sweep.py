@@ -52,6 +52,10 @@ class SweepTable(Callback):
         """
         return {key: result.get(key.partition("/")[0], {}).get(key.partition("/")[2]) for key in self.columns}
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget the failure of an earlier job in the same folder."""
+        (Path(config.hydra.runtime.output_dir) / ERROR_FILE).unlink(missing_ok=True)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Take note of a failure, in the process of the job."""
         if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
@@ -105,7 +109,8 @@ class SweepTable(Callback):
     def _row(self, job: Path, overrides: str) -> Row:
         """One line of `sweep.csv`: numbers in full, empty where there is none."""
         result, error = job / self.file, job / ERROR_FILE
-        found = json.loads(result.read_text()) if result.is_file() else {}
+        # A failed job has no result, whatever an earlier one left in its folder.
+        found = json.loads(result.read_text()) if result.is_file() and not error.is_file() else {}
         reason = ""
         if not found:
             reason = error.read_text().strip().splitlines()[-1] if error.is_file() else "no result"
