@@ -54,6 +54,13 @@ def test_ball_refuses(p, s, delta, message):
         WassersteinBall(p, s, delta)
 
 
+@pytest.mark.parametrize("s", NORMS)
+def test_diameter_is_the_distance_of_opposite_corners(s):
+    corners = torch.zeros(2, 1, 3, 4), torch.ones(2, 1, 3, 4)
+    ball = WassersteinBall(2, s, 0.1)
+    assert ball.distances(corners[1] - corners[0]).tolist() == pytest.approx([ball.diameter(corners[0])] * 2)
+
+
 @pytest.mark.parametrize("first_order", [WFGSM, WPGD, FirstOrderPenalty])
 def test_w1_is_a_ball_but_has_no_first_order_attack(first_order):
     assert WassersteinBall(1, 2, 0.1).q == INF

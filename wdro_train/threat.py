@@ -107,6 +107,14 @@ class WassersteinBall:
         if not 0 <= self.delta < math.inf:
             raise UserError(f"attack.delta={self.delta:g} is not a radius; choose a finite delta >= 0")
 
+    def diameter(self, x: Tensor) -> float:
+        """||(1, ..., 1)||_s, the diameter of the box [0, 1]^n, which no displacement inside it exceeds.
+
+        Args:
+            x: Images, shape [B, ...], for their n.
+        """
+        return 1.0 if math.isinf(self.norm) else float(x[0].numel() ** (1 / self.norm))
+
     def require_first_order(self, attack: str) -> Self:
         """Itself, if its first-order worst case is unique (p > 1).
 

@@ -146,15 +146,14 @@ class Lagrangian:
 
     def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
         """Where another unit of distance costs what it wins, shape [B]."""
-        size = x[0].numel()
-        diameter = 1.0 if math.isinf(self.ball.norm) else float(size ** (1 / self.ball.norm))
-        if self.limit * diameter <= self.ball.delta:
+        most = self.limit * self.ball.diameter(x)
+        if most <= self.ball.delta:
             raise UserError(
-                f"attack.limit={self.limit:g} keeps every image within {self.limit * diameter:g}, less than "
+                f"attack.limit={self.limit:g} keeps every image within {most:g}, not more than "
                 f"attack.delta={self.ball.delta:g}, so the budget cannot be spent; choose a larger limit"
             )
         worth = (dual_norms / (self.ball.p * self._price().exp())).pow(1 / (self.ball.p - 1))
-        return (self.free * self.ball.delta + worth).clamp(max=self.limit * diameter)
+        return (self.free * self.ball.delta + worth).clamp(max=most)
 
     def _pay(self, excess: Tensor) -> None:
         """One step of dual ascent on the price."""

@@ -106,8 +106,7 @@ class DualAscent:
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
         """`safety` times D, and no further than the box."""
-        size = x[0].numel()
-        diameter = 1.0 if math.isinf(ball.norm) else float(size ** (1 / ball.norm))
+        diameter = ball.diameter(x)
         self._most = self.limit * diameter
         if self._distance is None or math.isinf(ball.p):
             self._distance = torch.full((), ball.delta, dtype=torch.float64)

@@ -179,7 +179,7 @@ class _Search:
                         torch.minimum(radii, found) * (1 - rate),
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
-                radii = radii.clamp(max=self._diameter())
+                radii = radii.clamp(max=self.ball.diameter(self.x))
                 point = self._move(point, distances, slope, radii, share)
         with torch.no_grad():
             self._check(point)
@@ -200,13 +200,8 @@ class _Search:
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """A random point half as far away as the nearest flip known."""
         noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
-        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self._diameter())
+        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ball.diameter(self.x))
         return (self.x + noise * per_image(0.5 * known / self.ball.distances(noise), self.x)).clamp(0, 1)
-
-    def _diameter(self) -> float:
-        """||(1, ..., 1)||_s, which no displacement inside the box exceeds."""
-        size = self.x[0].numel()
-        return 1.0 if math.isinf(self.ball.norm) else float(size ** (1 / self.ball.norm))
 
     def _polish(self) -> None:
         """The foot of the perpendicular from the image on the boundary, linearised at the nearest flip."""

@@ -25,7 +25,7 @@ class RadiusWarmup(L.Callback):
         if epochs < 1:
             raise UserError(f"epochs={epochs} is no warm-up; choose at least 1, or leave the callback out")
         self.epochs = epochs
-        self._penalised: WassersteinBall | None = None
+        self._penalty: tuple[FirstOrderPenalty, WassersteinBall] | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set this epoch's radius."""
@@ -36,5 +36,7 @@ class RadiusWarmup(L.Callback):
                 callback.attack.ball = replace(callback.ball, delta=share * callback.ball.delta)
         objective = getattr(pl_module, "objective", None)
         if isinstance(objective, FirstOrderPenalty):
-            self._penalised = self._penalised or objective.ball
-            objective.ball = replace(self._penalised, delta=share * self._penalised.delta)
+            if self._penalty is None or self._penalty[0] is not objective:
+                self._penalty = objective, objective.ball
+            full = self._penalty[1]
+            objective.ball = replace(full, delta=share * full.delta)

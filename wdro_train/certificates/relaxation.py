@@ -78,7 +78,7 @@ class LinearRelaxation:
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
                 with torch.no_grad():
                     radii[rows] = self._certify((fast, exact), x[rows], y[rows], slack, clean, guess)
-            radii = torch.where(radii < self._diameter(x), radii, torch.inf)
+            radii = torch.where(radii < self.ball.diameter(x), radii, torch.inf)
             return Radii(radii, robust, self.norm, 1.0, "the network itself")
 
     def _certify(
@@ -90,7 +90,7 @@ class LinearRelaxation:
         def spare(rows: Tensor, radii: Tensor, network: RelaxedNetwork = fast) -> Tensor:
             return network.margins(x[rows], y[rows], radii, self.norm) - slack[rows]
 
-        found = largest_root(spare, clean, guess, self._diameter(x), self.tolerance)
+        found = largest_root(spare, clean, guess, self.ball.diameter(x), self.tolerance)
         certified = torch.zeros_like(found)
         open_rows = (found > 0).nonzero().squeeze(1)
         for retreat in _RETREAT:
@@ -111,10 +111,6 @@ class LinearRelaxation:
                 f"the network's layers, one after another, miss its margin by {gap:g}; certify a float32 network "
                 "without hooks that change what it computes"
             )
-
-    def _diameter(self, x: Tensor) -> float:
-        """||(1, ..., 1)||_s, past which the box says it all."""
-        return float(self.ball.distances(torch.ones_like(x[:1])))
 
 
 class RelaxedNetwork:
