@@ -1,8 +1,17 @@
 """Tiny networks, real digits, and a quiet Trainer for the tests of the Lightning shell."""
 
+import atexit
+import functools
+import json
 import os
+import select
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import lightning as L
@@ -85,18 +94,120 @@ def classifier(model=None, **kwargs):
     return RobustClassifier(network() if model is None else model, **kwargs)
 
 
-def run(*arguments, cwd, timeout=300):
+def run(*arguments, cwd, timeout=300, env=None):
     """One of the doors, as a process of its own; returns the finished process."""
-    return subprocess.run(**command(*arguments, cwd=cwd), capture_output=True, text=True, timeout=timeout)
+    with start(*arguments, cwd=cwd, env=env) as process:
+        try:
+            code = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.arguments, code, process.stdout, process.stderr)
+
+
+def start(*arguments, cwd, env=None):
+    """The same, still running: see `Process`."""
+    settings = command(*arguments, cwd=cwd)
+    return Process(settings["args"][1:], cwd, settings["env"] | (env or {}))
 
 
 def command(*arguments, cwd):
+    """Arguments of `subprocess.run` for one of the doors, or with "-m" for a module, in a new interpreter."""
     script, *rest = arguments
-    return {
-        "args": [sys.executable, str(ROOT / script), *map(str, rest)],
-        "cwd": cwd,
-        "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), "WANDB_SILENT": "true"},
-    }
+    script = script if script == "-m" else str(ROOT / script)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "COLUMNS": "120"}
+    environment["PYTHONPATH"] = f"{ROOT / 'tests'}{os.pathsep}{ROOT}"
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    return {"args": [sys.executable, script, *map(str, rest)], "cwd": cwd, "env": environment}
+
+
+class Process:
+    """A command that runs in a fork of a process which has imported everything; see `template`.
+
+    Attributes:
+        pid: Of the process, to send signals to.
+        arguments: Of the interpreter.
+        returncode: None while it runs; negative for a signal.
+    """
+
+    def __init__(self, arguments, cwd, env):
+        self.arguments, self.returncode = arguments, None
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(_template())
+        request = json.dumps({"args": arguments, "cwd": str(cwd), "env": dict(env)}).encode()
+        socket.send_fds(self._connection, [request], [self._out.fileno(), self._err.fileno()])
+        self._answers = self._connection.makefile()
+        self.pid = int(self._answers.readline())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.poll() is None:
+            self.kill()
+            self.wait()
+        for file in (self._answers, self._connection, self._out, self._err):
+            file.close()
+
+    @property
+    def stdout(self):
+        """What it has printed so far."""
+        return _content(self._out)
+
+    @property
+    def stderr(self):
+        """What it has printed to standard error so far."""
+        return _content(self._err)
+
+    def poll(self):
+        """The exit code; None while it runs."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.returncode = int(self._answers.readline())
+        return self.returncode
+
+    def wait(self, timeout=300):
+        """The exit code, when it is there."""
+        if self.returncode is None and not select.select([self._connection], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.arguments, timeout, self.stdout, self.stderr)
+        return self.poll()
+
+    def send_signal(self, number):
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _content(file):
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode()
+
+
+@functools.cache
+def _template():
+    """Where the template of this test process listens; it ends when its standard input is closed, with us."""
+    folder = tempfile.mkdtemp(prefix="template_")
+    address = f"{folder}/socket"
+    program = [sys.executable, str(ROOT / "tests/template.py"), address]
+    environment = command("-m", cwd=folder)["env"]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, env=environment, cwd=folder)
+    atexit.register(_end, process, folder)
+    deadline = time.monotonic() + 120
+    while not os.path.exists(address):
+        assert process.poll() is None, "the template did not start"
+        assert time.monotonic() < deadline, "the template takes too long to start"
+        time.sleep(0.02)
+    return address
+
+
+def _end(process, folder):
+    process.stdin.close()
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def dropout_cnn(**kwargs):
