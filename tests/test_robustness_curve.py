@@ -202,6 +202,29 @@ def test_accuracy_falls_in_the_radius_and_rises_in_the_order(d, delta, further, 
     assert curve.accuracy(curve.budget(worst.accuracy, low) * (1 + 1e-9), low) <= worst.accuracy + 1e-6
 
 
+SHARES = st.floats(0, 1) | st.sampled_from([1 - 1e-13, 1 - 1e-15, 1e-300, math.nextafter(1, 0), 0.5, 1.0])
+
+
+@settings(max_examples=300, deadline=None)
+@given(distances=st.lists(st.floats(0, 5) | st.just(INF), min_size=1, max_size=9), share=SHARES, p=st.sampled_from([*ORDERS, INF]))
+def test_budget_is_the_inverse(distances, share, p):
+    """For every share, however near 0 or 1: with the budget the accuracy is there, and with less it is not."""
+    curve = RobustnessCurve(distances)
+    budget = curve.budget(share, p)
+    assert budget >= 0
+    assert budget == INF or curve.accuracy(budget * (1 + 1e-9), p) <= share + 1e-6
+    if 1e-3 < budget < INF:
+        assert curve.accuracy(budget * (1 - 1e-6), p) >= min(share, curve.clean_accuracy) - 1e-9
+    assert curve.budget(1.0, p) == 0
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_budget_of_a_share_just_below_one(p):
+    curve = RobustnessCurve([1.0, 2.0, 3.0])
+    assert curve.budget(1 - 1e-13, p) <= 1.0
+    assert curve.budget(1 - 1e-13, INF) == 1.0
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
@@ -210,11 +233,12 @@ def test_accuracy_falls_in_the_radius_and_rises_in_the_order(d, delta, further, 
         (lambda c: RobustnessCurve([math.nan]), "distances"),
         (lambda c: c.accuracy(-1, 2), "delta=-1"),
         (lambda c: c.accuracy(math.nan, 2), "delta=nan"),
+        (lambda c: c.accuracy(math.inf, 2), "delta=inf"),
         (lambda c: c.accuracy(1, 0.5), "p=0.5"),
         (lambda c: c.budget(1.5, 2), "accuracy=1.5"),
         (lambda c: c.band(0.6), "alpha=0.6"),
         (lambda c: c.band(0.0), "alpha=0"),
-        (lambda c: c.band(0.1, "upper"), "sided='upper'"),
+        (lambda c: c.band(0.1, "outer"), "sided='outer'"),
         (lambda c: c.shifted(1, -1, 2), "epsilon=-1"),
     ],
 )
@@ -291,7 +315,7 @@ def population():
     return MinimalDistance(norm=INF, steps=15)(reference_network("adversarial"), x, y).distances.numpy()
 
 
-@pytest.mark.parametrize("sided", ["two", "lower"])
+@pytest.mark.parametrize("sided", ["two", "lower", "upper"])
 def test_band_covers_the_whole_curve(sided):
     d = population()
     alpha, n, repeats = 0.1, 100, 200
@@ -307,12 +331,34 @@ def test_band_covers_the_whole_curve(sided):
         errors = [curve.accuracies(grid, p) - exact for p, (grid, exact) in grids.items()]
         above = max(error.max() for error in errors)
         below = max((-error).max() for error in errors)
-        gap = max(above, below) if sided == "two" else above
+        gap = {"two": max(above, below), "lower": above, "upper": below}[sided]
         failures += gap > band.width
         gaps.append(gap)
     # No more often than the level says, allowing for the 200 draws; and the band is no idle one.
     assert failures <= alpha * repeats + 2 * math.sqrt(alpha * (1 - alpha) * repeats)
     assert np.quantile(gaps, 0.9) > 0.7 * band.width
+
+
+@pytest.mark.parametrize("sided", ["two", "lower", "upper"])
+@pytest.mark.parametrize("hidden", [0.0, 0.5, 1.0])
+def test_ends_of_the_band_hold_for_what_attacks_miss(sided, hidden):
+    """Upper end from attacks, lower end from certificates, whatever share of the flips no attack finds."""
+    d = population()
+    rng = np.random.default_rng(1)
+    truth, grid = RobustnessCurve(d), np.linspace(0, 0.3, 30)
+    drawn = rng.integers(len(d), size=5000)
+    found = np.where(rng.random(5000) < hidden, INF, d[drawn] * 1.1)
+    attacked, certified = RobustnessCurve(np.where(d[drawn] > 0, found, 0)), RobustnessCurve(d[drawn] * 0.7)
+    band = attacked.band(0.01, sided)
+    for p in (1, 2, INF):
+        for exact, high, low in zip(
+            *(curve.accuracies(grid, p) for curve in (truth, attacked, certified)), strict=True
+        ):
+            assert band.lower_end(low) <= exact <= band.upper_end(high)
+            assert 0 <= band.lower_end(low) <= low
+            assert high <= band.upper_end(high) <= 1
+    assert band.upper_end(0.5) == (1 if sided == "lower" else 0.5 + band.width)
+    assert band.lower_end(0.5) == (0 if sided == "upper" else 0.5 - band.width)
 
 
 def test_width_of_the_band():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,24 +50,48 @@ class WorstCase:
     spent: float
 
 
+Sided = Literal["lower", "upper", "two"]
+
+
 @dataclass(frozen=True)
 class Band:
-    """A confidence band around the accuracy on the sampled images, for the whole curve at once.
+    """How far the accuracy on the sampled images may be from that of their distribution, for the whole curve at once.
+
+    The statement is about A_delta of the *true* distances. Distances found by an attack are too long and give an
+    accuracy that is too high, so only the upper end may be drawn around them; certified radii are too short, so only
+    the lower end may be drawn around theirs (theory, section 12). A network without gradients, which no attack flips,
+    would otherwise be called robust with confidence.
 
     Attributes:
         width: Half-width, in accuracy.
         level: Probability with which the band holds, 1 - alpha.
-        sided: `lower` (A(P) >= A(P^) - width) or `two`.
+        sided: `lower` (A(P) >= A(P^) - width), `upper` (A(P) <= A(P^) + width), or `two`.
     """
 
     width: float
     level: float
-    sided: Literal["lower", "two"]
+    sided: Sided
+
+    def lower_end(self, certified: float) -> float:
+        """The least accuracy of the distribution, given a certified one on the sample (0 if the band has no such end).
+
+        Args:
+            certified: A lower bound on the accuracy on the sampled images, in [0, 1].
+        """
+        return 0.0 if self.sided == "upper" else max(0.0, certified - self.width)
+
+    def upper_end(self, attacked: float) -> float:
+        """The largest accuracy of the distribution, given what attacks leave on the sample (1 if there is no such end).
+
+        Args:
+            attacked: An upper bound on the accuracy on the sampled images, in [0, 1], from an attack on each image by
+                itself.
+        """
+        return 1.0 if self.sided == "lower" else min(1.0, attacked + self.width)
 
     def around(self, accuracy: float) -> tuple[float, float]:
-        """Lower and upper end, clipped to [0, 1]."""
-        upper = min(1.0, accuracy + self.width) if self.sided == "two" else 1.0
-        return max(0.0, accuracy - self.width), upper
+        """Lower and upper end around the accuracy by *exact* distances, in [0, 1]."""
+        return self.lower_end(accuracy), self.upper_end(accuracy)
 
 
 class RobustnessCurve:
@@ -163,13 +187,13 @@ class RobustnessCurve:
             raise UserError(f"accuracy={accuracy:g} is not a share; choose one in [0, 1]")
         _check(np.zeros(1), p)
         n = len(self)
-        mass = n * (1 - accuracy)
-        if mass <= 0:
+        mass = _whole_if_rounded(n * (1 - accuracy), n)
+        if mass == 0:
             return 0.0
         if math.isinf(p):
-            return float(self._sorted[min(math.ceil(mass - 1e-9), n) - 1])
-        whole = min(math.floor(mass + 1e-12), n)
-        rest = mass - whole if mass - whole > 1e-12 and whole < n else 0.0
+            return float(self._sorted[math.ceil(mass) - 1])
+        whole = math.floor(mass)
+        rest = mass - whole
         used = self._sorted[: whole + (rest > 0)]
         scale = float(used[-1])
         if scale == 0 or math.isinf(scale):
@@ -178,7 +202,7 @@ class RobustnessCurve:
         cost[whole:] *= rest
         return scale * math.pow(float(cost.sum()) / n, 1 / p)
 
-    def band(self, alpha: float = 0.05, sided: Literal["lower", "two"] = "two") -> Band:
+    def band(self, alpha: float = 0.05, sided: Sided = "two") -> Band:
         """The dimension-free band of theory section 7, for all delta and all p at once.
 
         With probability >= 1 - alpha over N i.i.d. test images, |A_delta(P) - A_delta(P^)| <= sqrt(log(2/alpha) / 2N)
@@ -186,12 +210,12 @@ class RobustnessCurve:
 
         Args:
             alpha: Probability of error, in (0, 1/2].
-            sided: `lower` or `two`.
+            sided: `lower`, `upper` or `two`. Which ends are valid depends on where the distances come from: see `Band`.
         """
         if not 0 < alpha <= 0.5:
             raise UserError(f"alpha={alpha:g} is no error probability the inequality covers; choose it in (0, 0.5]")
-        if sided not in ("lower", "two"):
-            raise UserError(f"sided={sided!r} is unknown; choose lower or two")
+        if sided not in get_args(Sided):
+            raise UserError(f"sided={sided!r} is unknown; choose lower, upper or two")
         factor = 2.0 if sided == "two" else 1.0
         return Band(math.sqrt(math.log(factor / alpha) / (2 * len(self))), 1 - alpha, sided)
 
@@ -250,8 +274,15 @@ def budgets_for(curve: RobustnessCurve, accuracies: Sequence[float], p: float) -
     return np.asarray([curve.budget(a, p) for a in accuracies])
 
 
+def _whole_if_rounded(mass: float, n: int) -> float:
+    """A number of images in [0, n], without the rounding of n (1 - k / n), which is an integer but for it."""
+    nearest = round(mass)
+    return float(nearest) if abs(mass - nearest) <= 4 * n * np.finfo(np.float64).eps else mass
+
+
 def _check(deltas: Floats, p: float) -> None:
     if not p >= 1:
         raise UserError(f"p={p:g} is not a Wasserstein order; choose p in [1, inf]")
-    if not (deltas >= 0).all():
-        raise UserError(f"delta={deltas[~(deltas >= 0)][0]:g} is not a radius; choose delta >= 0")
+    radii = (deltas >= 0) & np.isfinite(deltas)
+    if not radii.all():
+        raise UserError(f"delta={deltas[~radii][0]:g} is not a radius; choose a finite delta >= 0")

@@ -203,8 +203,8 @@ def figures(results: list[Result], deltas: list[float], folder: Path, shown: Seq
             style = ("-", "--", ":", "-.")[rank // 10 % 4]
             (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
             width = RobustnessCurve(np.zeros(group[0]["images"])).band(0.05).width
-            low, high = np.clip(values - width, 0, 1), np.clip(values + width, 0, 1)
-            ax.fill_between(group[0]["deltas"], low, high, alpha=0.15, color=line.get_color())
+            # An attack's accuracy has no valid lower end for the distribution the images come from: see `Band`.
+            ax.fill_between(group[0]["deltas"], values, np.clip(values + width, 0, 1), alpha=0.15, color=line.get_color())
         ax.set_title(f"W_{p}, l_{results[0]['norm']}")
         ax.set_xlabel("radius")
     curves.axes[0].set_ylabel("worst-case accuracy (attack: an upper bound)")
@@ -308,8 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{norm:g}",
         list(rows[0]),
         [list(row.values()) for row in rows],
-        f"mean and standard deviation over seeds, %; each accuracy also has a band of +-{width:.2f} points at 95 % for "
-        "the choice of images; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and backward "
+        f"mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most {width:.2f} points "
+        "higher at 95 %; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and backward "
         "passes of a training step, in pairs an image",
     )
 

@@ -206,8 +206,8 @@ def input_gradient(
     Args:
         model: Maps images to logits; call inside `attack_mode`.
         x: Images, shape [B, ...], float32.
-        y: Labels, shape [B].
-        loss: Per-image loss.
+        y: Labels, shape [B], or whatever else the loss is told about each image, one row an image.
+        loss: Per-image loss. It is called batch by batch, so it must know of the images what `y` says and no more.
         batch_size: Images per forward pass; None for all at once.
 
     Returns:

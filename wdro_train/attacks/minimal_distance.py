@@ -136,27 +136,41 @@ class _Search:
             best, distances = self.points, self.distances
             start = self._start(generator) if 0 < run < self.attack.restarts else self.x
             self.points, self.distances = self.x, torch.full_like(distances, math.inf)
-            self._descend(_soft_margin if rank < 0 else _margin_to(rivals[:, rank]), start, first=run == 0)
+            if rank < 0:
+                self._descend(_soft_margin, self.y, start, first=run == 0)
+            else:
+                self._descend(_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
             self._refine()
             self._take(best, distances, distances < math.inf)
         self._recheck()
 
     def _refine(self) -> None:
-        """Bring this run's flips down to the boundary."""
-        self._bisect()
+        """Bring this run's flips down to the boundary.
+
+        The last bisection closes what the overshoot of the polish leaves open: it looks just below the flip first, and
+        only if that point is flipped too further down.
+        """
+        self._bisect(torch.zeros_like(self.distances))
         for _ in range(_POLISHES):
             self._polish()
-        self._bisect()
+        self._bisect(torch.full_like(self.distances, 1 - 2 * _OVERSHOOT))
 
-    def _descend(self, loss: LossFunction, start: Tensor, first: bool = False) -> None:
-        """One run of shrinking and growing radii; the first one counts the images without gradient."""
+    def _descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
+        """One run of shrinking and growing radii.
+
+        Args:
+            loss: Maps logits [B, m] and the images' rows of `targets` to [B].
+            targets: What the loss is told about each image, shape [N] or [N, k]; it is split into batches with them.
+            start: First points, shape of the images.
+            first: Count the images without gradient.
+        """
         point, radii = start, None
         found = torch.full_like(self.distances, math.inf)
         for step in range(self.attack.steps):
             ease = 0.5 * (1 + math.cos(math.pi * step / self.attack.steps))
             share = _LAST_STEP + (1 - _LAST_STEP) * ease
             rate = _LAST_GROWTH + (_FIRST_GROWTH - _LAST_GROWTH) * ease
-            here = input_gradient(self.model, point, self.y, loss, self.attack.batch_size)
+            here = input_gradient(self.model, point, targets, loss, self.attack.batch_size)
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)
@@ -213,11 +227,18 @@ class _Search:
             self._check(torch.where(per_image(self.distances, self.x).isfinite(), candidate, self.points))
 
     @torch.no_grad()
-    def _bisect(self) -> None:
-        """Pull every flip back along the segment to its image."""
-        low = torch.zeros_like(self.distances)
+    def _bisect(self, low: Tensor) -> None:
+        """Pull every flip back along the segment to its image.
+
+        Args:
+            low: The share of the segment to look at first, as a guess of a point that is not flipped, shape [N]; where
+                it is flipped the search goes on below it.
+        """
         high = torch.ones_like(self.distances)
         ends = self.points.clone()
+        if low.any():
+            flipped = self._check(self.x + per_image(low, self.x) * (ends - self.x))
+            high, low = torch.where(flipped, low, high), torch.where(flipped, 0.0, low)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             point = self.x + per_image(middle, self.x) * (ends - self.x)
@@ -258,12 +279,7 @@ def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def _margin_to(rival: Tensor) -> LossFunction:
-    """The margin against one class of each image, [B]."""
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        wide = logits.float()
-        difference: Tensor = wide.gather(1, rival[: len(labels), None]) - wide.gather(1, labels[:, None])
-        return difference.squeeze(1)
-
-    return loss
+def _margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
+    """The margin against one class of each image: f_rival - f_label, [B], for rows (label, rival) of `targets` [B, 2]."""
+    label, rival = logits.float().gather(1, targets).unbind(1)
+    return rival - label

@@ -51,7 +51,7 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
 
 
 def robustness_curves(report: Report) -> Figure:
-    """Worst-case accuracy against the radius with its band; certified lower bounds dashed.
+    """Worst-case accuracy against the radius, the band above it; certified lower bounds dashed, the band below them.
 
     One model: one panel, a colour an order. Several: a panel an order, a colour a model.
     """
@@ -73,7 +73,7 @@ def robustness_curves(report: Report) -> Figure:
     _legend(figure, panels)
     note = reading.certificate_note(report)
     lines = ["solid: attack, an upper bound on the sample"]
-    lines += [f"band: {100 * level:g} %, all radii and orders at once"]
+    lines += [f"shaded: where the distribution's may lie beyond, {100 * level:g} %, all radii and orders at once"]
     lines += [] if note is None else [f"dashed: {note}"]
     figure.suptitle("\n".join(textwrap.fill(line, int(13 * figure.get_figwidth())) for line in lines), fontsize=9)
     return figure
@@ -154,9 +154,11 @@ def moved_first(model: Report, pairs: Pairs) -> Figure:
 
 def _curve(ax: Axes, curve: Report, shade: str, name: str) -> None:
     deltas = numbers(curve["deltas"])
-    ax.fill_between(deltas, numbers(curve["lower"]), numbers(curve["upper"]), color=shade, alpha=0.13, linewidth=0)
+    band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
+    ax.fill_between(deltas, numbers(curve["accuracy"]), numbers(curve["upper"]), **band)
     ax.plot(deltas, numbers(curve["accuracy"]), color=shade, label=name)
     if curve["certified"] is not None:
+        ax.fill_between(deltas, numbers(curve["certified_lower"]), numbers(curve["certified"]), **band)
         ax.plot(deltas, numbers(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
 
 

@@ -73,7 +73,7 @@ def scalars(report: Report) -> dict[str, float]:
     return found
 
 
-_CURVE = ("accuracy", "lower", "upper", "certified", "certified_lower")
+_CURVE = ("accuracy", "upper", "certified", "certified_lower")
 
 
 def _curves(report: Report) -> Any:

@@ -14,7 +14,7 @@ Plot = dict[str, Any]
 
 
 def robustness_curves(report: Report) -> list[Plot]:
-    """Worst-case accuracy with bands: one plot for one model, a plot an order for several."""
+    """Worst-case accuracy with its band: one plot for one model, a plot an order for several."""
     models, orders = report["models"], reading.orders(report)
     alone = len(models) == 1
     groups = [[(models[0], p) for p in orders]] if alone else [[(model, p) for model in models] for p in orders]
@@ -115,18 +115,21 @@ def ratios(report: Report) -> list[Plot]:
 
 
 def _curve(curve: Report, shade: str, name: str) -> list[Plot]:
-    """Band, attack curve and certified curve, switched on and off together."""
+    """Attack curve with the band above it and certified curve with the band below it, switched on and off together."""
     deltas, group = numbers(curve["deltas"]), {"legendgroup": name}
     edge = {"mode": "lines", "line": {"width": 0, "color": shade}, "showlegend": False, "hoverinfo": "skip"} | group
+    fill = {"fill": "tonexty", "fillcolor": shade + "22"}
     traces = [
-        _trace(deltas, numbers(curve["lower"]), name, **edge),
-        _trace(deltas, numbers(curve["upper"]), name, fill="tonexty", fillcolor=shade + "22", **edge),
-        _trace(deltas, numbers(curve["accuracy"]), name, mode="lines", line={"color": shade}, **group),
+        _trace(deltas, numbers(curve["upper"]), name, **edge),
+        _trace(deltas, numbers(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
     ]
     if curve["certified"] is not None:
         line = {"color": shade, "dash": "dash"}
         sure = f"{name}, certified lower bound"
-        traces.append(_trace(deltas, numbers(curve["certified"]), sure, mode="lines", line=line, **group))
+        traces += [
+            _trace(deltas, numbers(curve["certified_lower"]), name, **edge),
+            _trace(deltas, numbers(curve["certified"]), sure, mode="lines", line=line, **fill, **group),
+        ]
     return traces
 
 

@@ -1,4 +1,4 @@
-"""The report: what was judged, how, and what came out, as plain data (`report.json`, schema 1)."""
+"""The report: what was judged, how, and what came out, as plain data (`report.json`, schema 2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wdro_train.evaluation.engine import FoundDistances
 from wdro_train.robustness_curve import Band, RobustnessCurve
 
-SCHEMA = 1
+SCHEMA = 2
 REPORT_FILE = "report.json"
 _PACKAGES = ("wdro-train", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
@@ -45,31 +45,32 @@ def curve_rows(
     orders: Sequence[float],
     deltas: Sequence[float],
     band: Band,
+    *,
+    alone: RobustnessCurve,
     certified: RobustnessCurve | None,
 ) -> list[dict[str, Any]]:
-    """A_delta with its band on a grid, one row an order.
+    """A_delta on a grid, and what may be said about the distribution the images come from; one row an order.
 
     Args:
         curve: From distances found by attacks: upper bounds on A_delta(P^).
         orders: Wasserstein orders.
         deltas: Radii.
-        band: Around the accuracy on the sample.
+        band: Gives the ends for the distribution.
+        alone: From the attacks that look at each image by itself, which is what the upper end needs: the flips of
+            W-PGD, whose images share a budget, are not in it.
         certified: From certified radii: lower bounds on A_delta(P^); None if there are none.
     """
     rows = []
     for p in orders:
-        accuracy = curve.accuracies(deltas, p)
-        ends = [band.around(float(a)) for a in accuracy]
         sure = None if certified is None else certified.accuracies(deltas, p).tolist()
         rows.append(
             {
                 "p": p,
                 "deltas": list(deltas),
-                "accuracy": accuracy.tolist(),
-                "lower": [low for low, _ in ends],
-                "upper": [high for _, high in ends],
+                "accuracy": curve.accuracies(deltas, p).tolist(),
+                "upper": [band.upper_end(float(a)) for a in alone.accuracies(deltas, p)],
                 "certified": sure,
-                "certified_lower": None if sure is None else [band.around(a)[0] for a in sure],
+                "certified_lower": None if sure is None else [band.lower_end(a) for a in sure],
             }
         )
     return rows

@@ -125,7 +125,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         )
         attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
         found = find_distances(engine, attack)
-        pool = [found.distances]
+        pool, alone = [found.distances], [found.distances]
         poster: list[dict[str, Any]] = []
         if cfg.poster is not None:
             chosen = [ball.p] if cfg.poster.p is None else [parse_number(p, "poster.p") for p in cfg.poster.p]
@@ -150,14 +150,14 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         if cfg.peers.autoattack:
             peer, flips = run_peer(engine, ball, attacks=None, name="AutoAttack")
             peers.append(peer)
-            pool.append(flips)
+            alone.append(flips)
             alarms.append(trust.peer_wins(threat, peer))
         if cfg.peers.square:
             peer, flips = run_peer(engine, ball, attacks=["square"], name="Square", batches=1)
             peers.append(peer)
             alarms.append(trust.black_box_wins(threat, flips.tolist(), ball.delta))
-            pool.append(np.concatenate([flips, np.full(len(threat) - len(flips), np.inf)]))
-    curve = RobustnessCurve.pool(pool)
+            alone.append(np.concatenate([flips, np.full(len(threat) - len(flips), np.inf)]))
+    curve = RobustnessCurve.pool([*pool, *alone])
     rows = with_worst_case(poster, curve)
     alarms += [
         trust.zero_gradients(found),
@@ -182,7 +182,9 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
             "histogram": reports.histogram(curve.distances),
         },
         "band": {"alpha": cfg.curve.alpha, "sided": band.sided, "width": band.width, "level": band.level},
-        "curves": reports.curve_rows(curve, orders, deltas, band, certified),
+        "curves": reports.curve_rows(
+            curve, orders, deltas, band, alone=RobustnessCurve.pool(alone), certified=certified
+        ),
         "worst_case": reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures),
         "poster": rows,
         "certificate": certificate,
@@ -257,12 +259,25 @@ def _pgd(model: dict[str, Any], row: dict[str, Any]) -> float:
     return next((float(p["pgd_acc"]) for p in same), math.nan)
 
 
+def _upper_end(band: dict[str, Any]) -> str:
+    """What an attack's accuracy says about the distribution of the images."""
+    if band["sided"] == "lower":
+        return ""
+    return f"; on the distribution at most {band['width']:.4f} more, at {100 * band['level']:g} %"
+
+
+def _lower_end(band: dict[str, Any], level: float) -> str:
+    """What a certified accuracy says about the distribution; a certificate that may fail lowers the band's level."""
+    if band["sided"] == "upper":
+        return ""
+    return f"; on the distribution at most {band['width']:.4f} less, at {100 * (band['level'] + level - 1):g} %"
+
+
 def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
     """Tables for the terminal."""
     threat = report["threat"]
     console = Console()
     for model in report["models"]:
-        width = model["band"]["width"]
         worst = model["worst_case"]
         console.print(
             f"\n{model['name']}: {model['images']} {report['split']} images as one distribution, "
@@ -272,7 +287,7 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
         wanted = [0.25 * threat["delta"], 0.5 * threat["delta"], threat["delta"], 2 * threat["delta"]]
         curve = RobustnessCurve(model["distances"]["values"])
         tables.show(
-            f"worst-case accuracy (attack, upper bound); band +-{width:.4f} at {100 * model['band']['level']:g} %",
+            f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}",
             ["ball", *(f"delta {delta:.4g}" for delta in wanted)],
             [
                 [f"W_{row['p']:g}", *(tables.number(a) for a in curve.accuracies(wanted, row["p"]))]
@@ -283,7 +298,8 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
             sure = model["certificate"]
             lower = RobustnessCurve(sure["radii"])
             tables.show(
-                f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})",
+                f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
+                f"{_lower_end(model['band'], sure['level'])}",
                 ["ball", *(f"delta {delta:.4g}" for delta in wanted)],
                 [
                     [f"W_{row['p']:g}", *(tables.number(a) for a in lower.accuracies(wanted, row["p"]))]
