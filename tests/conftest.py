@@ -1,4 +1,7 @@
-"""One thread a process: the tests run side by side, and small networks are slower on several threads."""
+"""One thread a process, unless OMP_NUM_THREADS says otherwise.
+
+The tests run side by side, and small networks are slower on several threads. What they say must hold on any number.
+"""
 
 import os
 

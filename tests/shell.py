@@ -115,7 +115,7 @@ def command(*arguments, cwd):
     """Arguments of `subprocess.run` for one of the doors, or with "-m" for a module, in a new interpreter."""
     script, *rest = arguments
     script = script if script == "-m" else str(ROOT / script)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "COLUMNS": "120"}
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "COLUMNS": "120"}
     environment["PYTHONPATH"] = f"{ROOT / 'tests'}{os.pathsep}{ROOT}"
     environment.pop("PYTEST_CURRENT_TEST", None)
     return {"args": [sys.executable, script, *map(str, rest)], "cwd": cwd, "env": environment}

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+import weakref
 from contextlib import suppress
 
 
@@ -72,11 +73,15 @@ def _become(request, fds):
         for target, fd in zip((1, 2), fds, strict=True):
             os.dup2(fd, target)
             os.close(fd)
+        for inherited in list(weakref.finalize._registry):
+            inherited.atexit = False  # temporary folders of the template are not this process's to remove
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
         script, *arguments = request["args"]
+        asked = request["env"].get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[1:1] = [path for path in asked if path and path not in sys.path]
         sys.argv = [script, *arguments]
         if script == "-m":
             sys.argv = arguments

@@ -1,7 +1,6 @@
 """What the side-by-side table says is counted and re-measured, and MinimalDistance leads it."""
 
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -113,9 +112,7 @@ def test_command(folder, monkeypatch, capsys):
 
 
 def test_command_says_what_is_wrong(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "wdro_train.benchmark", "none.ckpt"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run("-m", "wdro_train.benchmark", "none.ckpt", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "none.ckpt" in done.stderr

@@ -2,25 +2,20 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from shell import run
 
-ROOT = Path(__file__).parents[1]
 QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu"]
 LIGHT = ["logger=csv", "callbacks.progress=null", "callbacks.images=null", "data.eval_batch_size=64"]
 
 
 def train(folder, *arguments):
     """Run train.py in a folder of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "WANDB_MODE": "offline"}
-    environment.pop("PYTEST_CURRENT_TEST", None)
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return run("train.py", *arguments, cwd=folder)
 
 
 def wandb_history(file):

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import WPGD, AttackResult, Lagrangian, WorstCase
+from wdro_train.attacks import WPGD, AttackResult, Lagrangian, Pool, WorstCase
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.configuration import (
     build_data,
@@ -32,6 +32,7 @@ from wdro_train.configuration import (
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError, user_error_in
 from wdro_train.module import RobustClassifier
+from wdro_train.sensitivity import BatchScope
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(
@@ -154,6 +155,25 @@ def test_numbers_as_typed(attack, configure):
     adversary = instantiate(cfg.callbacks.adversary)
     everything = [adversary.attack, adversary.first_order, *adversary.val_attack.attacks]
     assert {one.ball for one in everything} == {ball}
+
+
+def settings_of(attack):
+    """Every attribute of an attack, down to the attacks it is made of."""
+    if isinstance(attack, Pool):
+        return [settings_of(one) for one in attack.attacks]
+    plain_types = {key: value.name if isinstance(value, BatchScope) else value for key, value in vars(attack).items()}
+    return type(attack), plain_types
+
+
+@pytest.mark.parametrize("threat", [{"p": "2", "norm": "inf", "delta": "0.1"}, {"p": "inf", "norm": "2", "delta": "1"}])
+def test_judging_is_the_same_from_python(threat, configure):
+    """`val/adv_acc` and the bounds mean the same whether the callback is made by hand or by the command line."""
+    typed = configure(*(f"attack.{key}={value}" for key, value in threat.items()))
+    ours = instantiate(typed.callbacks.adversary)
+    theirs = DistributionalAdversary(WPGD(**threat))
+    for part in ("val_attack", "first_order"):
+        assert settings_of(getattr(ours, part)) == settings_of(getattr(theirs, part))
+    assert (ours.whole_set, ours.distances, ours.seed) == (theirs.whole_set, theirs.distances, theirs.seed)
 
 
 @pytest.mark.parametrize("attack", ["w_fgsm", "w_pgd"])

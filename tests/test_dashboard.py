@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shell import command, run
+from shell import run
 
 from wdro_train.callbacks.images import COLUMNS
 
@@ -48,10 +48,7 @@ def trained(tmp_path_factory):
 
 
 def dashboard(*arguments, cwd, **environment):
-    settings = command("train.py", cwd=cwd)
-    settings["args"] = [sys.executable, "-m", "wdro_train.dashboard", *arguments]
-    settings["env"] |= environment
-    return subprocess.run(**settings, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    return run("-m", "wdro_train.dashboard", *arguments, cwd=cwd, env=environment)
 
 
 def test_workspace_shows_what_training_logs(trained, tmp_path):

@@ -3,12 +3,11 @@
 import csv
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from shell import ROOT, command, digits
+from shell import ROOT, digits, run
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -50,9 +49,7 @@ def test_page(page, tmp_path):
     assert len(lines) >= 5
     for program, script, *arguments in lines:
         assert program == "python"
-        call = command(script, *arguments, cwd=tmp_path)
-        call["env"] = call["env"] | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(**call, capture_output=True, text=True)
+        done = run(script, *arguments, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
         assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
         assert Path(script).stem in ("train", "evaluate")
 

@@ -86,7 +86,7 @@ def by_hand(ball, data):
         "ratio_upper": Q / A,
         "ratio_lower_attack": attack,
         "ratio_lower_gradient": gradient,
-        "ratio_lower": min(attack, gradient),
+        "ratio_lower": max(0.0, min(attack, gradient)),
     }
 
 
@@ -225,6 +225,9 @@ def test_functional_bounds():
     bounds = lower_bounds(w0=2.0, v0=0.5, v_q=1.0, delta=0.1, upsilon=9.0)
     assert (bounds.attack, bounds.gradient) == pytest.approx((1 / 1.5, 0.6 / 1.5))
     assert bounds.minimum == bounds.gradient
+    beyond = lower_bounds(w0=2.0, v0=0.5, v_q=1.0, delta=1.0, upsilon=9.0)  # so far out the formula is negative
+    assert beyond.gradient == pytest.approx(-5)
+    assert beyond.minimum == 0
     with pytest.warns(UserWarning, match="the clean accuracy is nan"):
         assert math.isnan(accuracy_ratio(0.5, math.nan))
 

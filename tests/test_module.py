@@ -366,8 +366,8 @@ def test_documented_keys_every_epoch(tmp_path):
         assert float(logged["val/ratio"]) == pytest.approx(
             float(logged["val/adv_acc"]) / float(logged["val/clean_acc"]), rel=1e-6
         )
-        assert float(logged["val/ratio_lower"]) == min(
-            float(logged["val/ratio_lower_attack"]), float(logged["val/ratio_lower_gradient"])
+        assert float(logged["val/ratio_lower"]) == max(
+            0.0, min(float(logged["val/ratio_lower_attack"]), float(logged["val/ratio_lower_gradient"]))
         )
         assert 0 < float(logged["val/spent"]) <= 0.1 * (1 + 1e-6)
 

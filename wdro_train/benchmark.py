@@ -170,8 +170,7 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
                 found.name,
                 f"{float(np.median(correct_ones)):.4f}",
                 tables.number(curve.accuracy(ball.delta, ball.p)),
-                # What an attack at this radius calls inside the ball is inside, up to the rounding of float32 images.
-                tables.number(curve.accuracy(ball.delta * (1 + 1e-5), math.inf)),
+                tables.number(curve.accuracy(ball.delta, math.inf)),
                 f"{found.backward:.1f}",
                 f"{found.forward:.1f}",
                 f"{found.seconds / outcomes[0].seconds:.2f}",

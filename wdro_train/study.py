@@ -122,13 +122,11 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     with attack_mode(subject.model), torch.no_grad():
         clean = correct(forward(subject.model, x), y).double().mean().item()
     ours = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
-    # What AutoAttack calls inside the ball is inside, up to the rounding of float32 images.
-    theirs = RobustnessCurve(found.distances).accuracy(delta * (1 + 1e-5), math.inf)
     return {
         "images": len(y),
         "delta": delta,
         "clean": clean,
-        "autoattack": theirs,
+        "autoattack": RobustnessCurve(found.distances).accuracy(delta, math.inf),
         "minimal_distance": ours.accuracy(delta, math.inf),
     }
 
@@ -204,7 +202,9 @@ def figures(results: list[Result], deltas: list[float], folder: Path, shown: Seq
             (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
             width = RobustnessCurve(np.zeros(group[0]["images"])).band(0.05).width
             # An attack's accuracy has no valid lower end for the distribution the images come from: see `Band`.
-            ax.fill_between(group[0]["deltas"], values, np.clip(values + width, 0, 1), alpha=0.15, color=line.get_color())
+            ax.fill_between(
+                group[0]["deltas"], values, np.clip(values + width, 0, 1), alpha=0.15, color=line.get_color()
+            )
         ax.set_title(f"W_{p}, l_{results[0]['norm']}")
         ax.set_xlabel("radius")
     curves.axes[0].set_ylabel("worst-case accuracy (attack: an upper bound)")
@@ -308,8 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{norm:g}",
         list(rows[0]),
         [list(row.values()) for row in rows],
-        f"mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most {width:.2f} points "
-        "higher at 95 %; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and backward "
+        "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
+        f"{width:.2f} points higher at 95 %; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and backward "
         "passes of a training step, in pairs an image",
     )
 

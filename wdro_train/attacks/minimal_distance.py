@@ -280,6 +280,6 @@ def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
-    """The margin against one class of each image: f_rival - f_label, [B], for rows (label, rival) of `targets` [B, 2]."""
+    """f_rival - f_label, [B]: the margin against one class of each image, for rows (label, rival) of `targets`."""
     label, rival = logits.float().gather(1, targets).unbind(1)
     return rival - label

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class DistributionalAdversary(L.Callback):
 
     Args:
         attack: The training attack.
-        val_attack: The validation attack; by default 10 steps of W-PGD with ReDLR and 10 with CE, of which the
+        val_attack: The validation attack; by default 10 steps of W-PGD with ReDLR and 20 with CE, of which the
             cheapest flips are kept. None: no `adv_acc`.
         first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
         distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
@@ -70,7 +71,8 @@ class DistributionalAdversary(L.Callback):
         self.attack = attack
         self._ball = ball
         if val_attack == "default":
-            val_attack = Pool([WPGD(**threat, loss=loss, steps=10, keep="cheapest") for loss in ("redlr", "ce")])
+            pgd = partial(WPGD, **threat, keep="cheapest")
+            val_attack = Pool([pgd(loss="redlr", steps=10), pgd(loss="ce", steps=20)])
         self.val_attack: Attack | None = val_attack
         self.first_order = WFGSM(**threat, loss="redlr") if first_order == "default" else first_order
         self.distances = distances

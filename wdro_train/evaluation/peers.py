@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.box import move
 from wdro_train.errors import UserError
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.store import Arrays
 from wdro_train.losses import correct
-from wdro_train.threat import WassersteinBall
+from wdro_train.threat import WassersteinBall, per_image
 
-_ROUNDING = 1e-5  # of float32 images: what the attack calls inside the ball is inside
+_ROUNDING = 1e-6  # of the length of a float32 displacement, and of the radius in float32
 _NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
 
@@ -50,9 +51,7 @@ def run_peer(
             with torch.no_grad():
                 flipped = ~correct(forward(engine.model, x_adv), y)
                 wrong = ~correct(forward(engine.model, x), y)
-        distances = ball.distances(x_adv - x)
-        within = distances <= ball.delta * (1 + _ROUNDING)
-        distances = torch.where(flipped & within, distances.clamp(max=ball.delta), math.inf)
+        distances = torch.where(flipped, ball.distances(x_adv - x), math.inf)
         distances = torch.where(wrong, 0.0, distances)
         seconds = time.perf_counter() - started
         return {"distances": distances.cpu().numpy(), "seconds": np.full(1, seconds)}
@@ -67,7 +66,7 @@ def run_peer(
         "delta": ball.delta,
         "p": math.inf,
         "images": len(distances),
-        "accuracy": float(np.isinf(distances).mean()),
+        "accuracy": float((distances > ball.delta).mean()),
         "seconds": float(joined["seconds"].sum()),
     }
     return row, distances
@@ -87,14 +86,33 @@ def autoattack(
         attacks: Parts by their names in pyautoattack; None for the standard version.
 
     Returns:
-        Images in [0, 1], same shape; where nothing was found the clean ones.
+        Images in [0, 1] and in the ball, same shape; where nothing was found the clean ones. The package rounds its
+        images out of the ball by up to 1e-5 of the radius; they are brought back, and are flips only if they still are.
     """
     kinds = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": attacks}
     attack = require("pyautoattack").AutoAttack(
         model, norm=_NAMES[ball.norm], eps=ball.delta, seed=seed, device=str(x.device), **kinds
     )
     found: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
-    return found.clamp(0, 1).to(x)
+    return brought_inside(ball, x, found.to(x))
+
+
+def brought_inside(ball: WassersteinBall, x: Tensor, points: Tensor) -> Tensor:
+    """Points that other programs call inside the ball and the box, brought inside by the rounding they are off.
+
+    Args:
+        ball: Gives norm and radius.
+        x: Images in [0, 1], shape [B, ...].
+        points: Near the ball around each, same shape.
+
+    Returns:
+        Images in [0, 1], same shape, with ||x' - x||_s <= delta; points that are inside are left as they are.
+    """
+    points = points.clamp(0, 1)
+    u = points - x
+    distances = ball.distances(u)
+    inside = move(x, ball.shrink(u, distances, torch.full_like(distances, (1 - _ROUNDING) * ball.delta)))
+    return torch.where(per_image(distances > ball.delta, x).bool(), inside, points)
 
 
 def require(package: str) -> Any:

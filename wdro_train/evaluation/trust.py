@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.evaluation.engine import FoundDistances
+from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
 
 Warning_ = dict[str, Any]
@@ -105,7 +106,9 @@ def randomness(model: nn.Module, x: Tensor) -> Warning_ | None:
         gap = (forward(model, x) - forward(model, x)).abs().max().item()
     if gap == 0:
         return None
-    text = f"the network is random (logits differ by up to {gap:.3g} between two looks): judge it with expectation=20"
+    looks = model.n if isinstance(model, ExpectedLogits) else 1
+    advice = f"raise expectation={looks}, for instance to {4 * looks}" if looks > 1 else "judge it with expectation=20"
+    text = f"the network is random (logits differ by up to {gap:.3g} between two looks): {advice}"
     return _warning("randomness", gap, text)
 
 

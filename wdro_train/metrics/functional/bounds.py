@@ -38,9 +38,10 @@ class LowerBounds:
     """Asymptotic lower bounds on R: first-order estimates, not certificates for a given delta.
 
     Attributes:
-        attack: R~^l = (W(0) - E_{Q_delta}[J]) / (W(0) - V(0)).
-        gradient: R-^l = (W(0) - V(0) - delta Upsilon) / (W(0) - V(0)).
-        minimum: R^l = min of the two.
+        attack: R~^l = (W(0) - E_{Q_delta}[J]) / (W(0) - V(0)), as the formula gives it: it may be negative.
+        gradient: R-^l = (W(0) - V(0) - delta Upsilon) / (W(0) - V(0)), likewise.
+        minimum: R^l = min of the two, in [0, 1]: a ratio of accuracies is never below 0, so a negative value says no
+            more than 0 does.
     """
 
     attack: float
@@ -72,7 +73,7 @@ def lower_bounds(w0: float, v0: float, v_q: float, delta: float, upsilon: float)
         return LowerBounds(value, value, value)
     attack = (w0 - v_q) / (w0 - v0)
     gradient = (w0 - first_order_value(v0, delta, upsilon)) / (w0 - v0)
-    return LowerBounds(attack, gradient, min(attack, gradient))
+    return LowerBounds(attack, gradient, max(0.0, min(attack, gradient)))
 
 
 def _undefined(cause: str) -> float:
