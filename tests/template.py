@@ -7,6 +7,7 @@ The template listens on a Unix socket. A request is a line of JSON with the file
 are the process id and, when the process is gone, its exit code (negative for a signal, as `subprocess` has it).
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import traceback
 import weakref
 from contextlib import suppress
@@ -73,8 +75,11 @@ def _become(request, fds):
         for target, fd in zip((1, 2), fds, strict=True):
             os.dup2(fd, target)
             os.close(fd)
+        # Temporary folders that the template's imports have made are not this process's to remove.
         for inherited in list(weakref.finalize._registry):
-            inherited.atexit = False  # temporary folders of the template are not this process's to remove
+            inherited.atexit = False
+        atexit._clear()
+        atexit.register(weakref.finalize._exitfunc)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(request["cwd"])
         os.environ.clear()
@@ -109,9 +114,6 @@ def _exit_code(code):
 
 def _leave(code):
     """What an interpreter does at its end; `os._exit` alone would skip W&B's and our own clean-up."""
-    import atexit
-    import threading
-
     try:
         threading._shutdown()
         atexit._run_exitfuncs()

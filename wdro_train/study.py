@@ -309,8 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
         list(rows[0]),
         [list(row.values()) for row in rows],
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
-        f"{width:.2f} points higher at 95 %; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward and "
-        "backward passes of a training step, in pairs an image",
+        f"{width:.2f} points higher at 95 %; W_p by the knapsack over MinimalDistance (upper bounds); passes: forward "
+        "and backward passes of a training step, in pairs an image",
     )
 
 
