@@ -6,13 +6,22 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
 from wdro_train.errors import UserError
 
-_EXIF_ORIENTATION, _UPRIGHT = 0x0112, 1
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _TOLERANCE = 1e-6
 
@@ -37,7 +46,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         UnreadableImageError: No such file, not permitted, not an image, damaged, or larger than Pillow decodes.
     """
     try:
-        with Image.open(path) as image:
+        # Not by its name: Pillow would map an uncompressed TIFF into memory, and then ignores its orientation.
+        with open(path, "rb") as file, Image.open(file) as image:
             _check_size(image.size, path)
             image.load()
     except UserError:
@@ -98,7 +108,10 @@ class Fit:
         Raises:
             UnreadableImageError: Pixels whose scale is unknown, or a size that cannot be handled.
         """
-        image = _plain(_upright(image), "L" if self.channels == 1 else "RGB", name)
+        turn = _turn(image)
+        image = _plain(image, "L" if self.channels == 1 else "RGB", name)
+        if turn is not None:
+            image = image.transpose(turn)
         height, width = self.box
         if height * image.width >= width * image.height:
             size = [height, height * image.width // image.height]
@@ -112,11 +125,12 @@ class Fit:
         return pixels.expand(self.channels, -1, -1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as the camera was held."""
-    if image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT) == _UPRIGHT:
-        return image
-    return ImageOps.exif_transpose(image)
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright again."""
+    try:
+        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+    except Exception:  # the parser raises nearly anything on damaged metadata, which says nothing about the pixels
+        return None
 
 
 def _plain(image: Image.Image, mode: str, name: str | os.PathLike[str]) -> Image.Image:
