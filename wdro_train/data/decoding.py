@@ -128,7 +128,7 @@ class Fit:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What makes the image upright again."""
     try:
-        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the parser raises nearly anything on damaged metadata, which says nothing about the pixels
         return None
 
