@@ -14,7 +14,7 @@ from torch import nn
 
 from wdro_train.callbacks import DistributionalAdversary
 from wdro_train.dashboards import build_loggers
-from wdro_train.data import ImageDataModule
+from wdro_train.data import ImageDataModule, class_folders
 from wdro_train.errors import UserError
 from wdro_train.models import load_weights
 from wdro_train.module import RobustClassifier
@@ -38,7 +38,7 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
 
 
 def count_folders(root: str, *parts: str | None) -> int:
-    """The number of folders in the first of some folders that exists: the classes of an image folder.
+    """The number of classes in the first of some folders of images that exists; see `wdro_train.data.class_folders`.
 
     Args:
         root: A folder.
@@ -49,7 +49,7 @@ def count_folders(root: str, *parts: str | None) -> int:
     """
     for part in parts:
         if part is not None and (folder := Path(root) / part).is_dir():
-            return sum(one.is_dir() for one in folder.iterdir())
+            return len(class_folders(folder))
     raise UserError(
         f"data.root={root} has no folder {', '.join(filter(None, parts))}; put one folder a class in train/"
     )

@@ -237,11 +237,8 @@ def _second_reader(loader: Any) -> Iterable[Any]:
     """The same batches again; a loader with persistent workers has only one iterator, which is in use."""
     if not isinstance(loader, DataLoader) or not loader.persistent_workers:
         return loader  # type: ignore[no-any-return]
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=loader.batch_sampler,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-    )
+    # A copy, because a DataLoader cannot be built anew from its own attributes for every kind of dataset and batching.
+    # Without an iterator it starts workers of its own, which end when it is no longer used.
+    twin = copy.copy(loader)
+    twin._iterator = None
+    return twin

@@ -1,8 +1,9 @@
 """Data modules: images in [0, 1], three disjoint sets."""
 
-from wdro_train.data.base import ImageArrays, ImageDataModule, ImageFiles, ImageSet
+from wdro_train.data.base import ImageArrays, ImageDataModule, ImageFiles, ImageSet, describe_sample
+from wdro_train.data.decoding import UnreadableImageError
 from wdro_train.data.digits import Digits
-from wdro_train.data.folders import HuggingFaceDataModule, ImageFolderDataModule
+from wdro_train.data.folders import HuggingFaceDataModule, ImageFolderDataModule, class_folders
 from wdro_train.data.torchvision_sets import GzipDataModule, TorchvisionDataModule
 
 __all__ = [
@@ -15,4 +16,7 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageSet",
     "TorchvisionDataModule",
+    "UnreadableImageError",
+    "class_folders",
+    "describe_sample",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 import lightning as L
@@ -20,6 +21,19 @@ Visit = tuple[int, int]  # epoch, index of the image
 Augmentation = Callable[[Tensor], Tensor]
 # `DistributedSampler` shuffles by seed + epoch: neighbouring seeds must not give shifted copies of one another.
 _SEED_STRIDE = 10_007
+_TOLERANCE = 1e-6
+
+
+# Seeds the order in which sets sorted by class are served: always the same, so that results are comparable.
+_ORDER_SEED = 0
+
+
+class Order(Enum):
+    """In which order the images of a set stand."""
+
+    GIVEN = "that of the source, or of a list"
+    BY_CLASS = "class by class"
+    DRAWN = "drawn at random, every beginning balanced by class"
 
 
 class ImageSet(Protocol):
@@ -59,22 +73,84 @@ class ImageFiles(NamedTuple):
     """A set of images that are decoded when they are needed.
 
     Attributes:
-        read: Takes a position in the source, returns an image of integers in 0..255, [C, H, W].
+        read: Takes a position in the source, returns an image [C, H, W] of integers in 0..255, or of floating-point
+            pixels in [0, 1].
         labels: Shape [N].
         positions: Where the images stand in the source, shape [N].
+        order: In which order they stand here.
     """
 
     read: Callable[[int], Tensor]
     labels: Tensor
     positions: Tensor
+    order: Order = Order.GIVEN
 
     def batch(self, rows: Tensor) -> Tensor:
         """Images in [0, 1], shape [len(rows), C, H, W]."""
-        return torch.stack([self.read(int(k)) for k in self.positions[rows]]).float() / 255
+        images = (self.read(int(k)) for k in self.positions[rows])
+        return torch.stack([x if x.is_floating_point() else x.float() / 255 for x in images])
 
     def take(self, rows: Tensor) -> ImageFiles:
         """The set of some of the images."""
-        return ImageFiles(self.read, self.labels[rows], self.positions[rows])
+        return self._replace(labels=self.labels[rows], positions=self.positions[rows])
+
+    def drawn(self) -> ImageFiles:
+        """The set in the order in which it is served: a set sorted by class would begin with one class only."""
+        if self.order is not Order.BY_CLASS:
+            return self
+        return self.take(balanced_order(self.labels))._replace(order=Order.DRAWN)
+
+
+def balanced_order(labels: Tensor, seed: int = _ORDER_SEED) -> Tensor:
+    """A random order whose first so many rows hold the classes in the proportions of the whole, whatever their number.
+
+    The rows of a class are shuffled, and the k-th of its n rows (from 0) gets a random place in [k/n, (k + 1)/n).
+
+    Args:
+        labels: Shape [N], integers >= 0.
+        seed: Decides the order.
+
+    Returns:
+        A permutation of 0..N-1.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
+    sizes = np.unique(labels.numpy(), return_counts=True)[1]
+    rank = np.concatenate([np.arange(size) for size in sizes])
+    place = (rank + rng.random(len(rank))) / np.repeat(sizes, sizes)
+    return torch.as_tensor(by_class[np.argsort(place, kind="stable")])
+
+
+def describe_sample(arrays: ImageSet, limit: int | None) -> str:
+    """Which images of a set its first so many are, in words for a report.
+
+    Args:
+        arrays: What is left of the set.
+        limit: How many were asked for; None for all.
+    """
+    if limit is None or len(arrays.labels) < limit:
+        return "all"
+    if getattr(arrays, "order", Order.GIVEN) is Order.DRAWN:
+        return f"drawn with seed {_ORDER_SEED}, balanced by class"
+    return "the first"
+
+
+def class_numbers(labels: Any, name: str) -> Tensor:
+    """Labels as int64, shape [N], from whole numbers of any type.
+
+    Args:
+        labels: A tensor, an array or a list.
+        name: Of the set, for the message.
+
+    Raises:
+        UserError: Strings, fractions, missing values, or more than one label an image.
+    """
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "biu":
+        kind = str(values.dtype) if values.ndim == 1 else f"{values.dtype} of shape {list(values.shape)}"
+        raise UserError(f"the {name} labels are {kind}, not class numbers; give one whole number an image")
+    return torch.as_tensor(values.astype(np.int64))
 
 
 class ImageBatches(Dataset[Batch]):
@@ -128,6 +204,9 @@ class ImageDataModule(L.LightningDataModule):
 
     The order of epoch e depends on `seed` and e alone, so a resumed run sees the batches an uninterrupted one
     would have seen, and any number of ranks sees the same global batches.
+
+    Images in files, which are sorted by class in their folders, are served in an order that is drawn once and balanced
+    by class, so that the first so many of them are a fair sample; images in memory are served as they come.
 
     Args:
         shape: (C, H, W) of the images.
@@ -190,12 +269,13 @@ class ImageDataModule(L.LightningDataModule):
         loaded = self.load()
         sets = dict(loaded) if isinstance(loaded, Mapping) else dict(zip(("train", "test"), loaded, strict=True))
         for name, arrays in sets.items():
-            self._check("training" if name == "train" else name, arrays)
+            sets[name] = self._checked("training" if name == "train" else name, arrays)
         if "train" in sets:
             for name in ("test", "val"):
                 if name not in sets:
                     sets["train"], sets[name] = self._split(sets["train"])
-        self._sets = sets
+        # After the split, which depends on the order that it finds.
+        self._sets = {name: a.drawn() if isinstance(a, ImageFiles) else a for name, a in sets.items()}
 
     def _split(self, arrays: ImageSet) -> tuple[ImageSet, ImageSet]:
         try:
@@ -262,20 +342,51 @@ class ImageDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _check(self, name: str, arrays: ImageSet) -> None:
+    def _checked(self, name: str, arrays: ImageSet) -> ImageSet:
+        """The set, its labels as int64."""
+        if isinstance(arrays, ImageArrays):
+            arrays = arrays._replace(images=torch.as_tensor(arrays.images))
+            if len(arrays.images) != len(arrays.labels):
+                raise UserError(
+                    f"there are {len(arrays.images)} {name} images but {len(arrays.labels)} labels; give one label "
+                    "an image"
+                )
+        if isinstance(arrays, ImageArrays | ImageFiles):
+            arrays = arrays._replace(labels=class_numbers(arrays.labels, name))
+        elif arrays.labels.dtype != torch.int64:
+            raise UserError(f"the {name} labels are {arrays.labels.dtype}; make them int64 in {type(arrays).__name__}")
+        if len(arrays.labels) == 0:
+            raise UserError(f"the {name} set has no images; add some, or leave the set out")
         found = tuple(arrays.batch(torch.arange(1)).shape[1:])
         if found != self.shape:
             raise UserError(f"the {name} images have shape {found}, not data.shape={self.shape}")
-        if isinstance(arrays, ImageArrays) and len(arrays.images) != len(arrays.labels):
-            raise UserError(
-                f"there are {len(arrays.images)} {name} images but {len(arrays.labels)} labels; give one label an image"
-            )
         low, high = int(arrays.labels.min()), int(arrays.labels.max())
         if low < 0 or high >= self.num_classes:
             raise UserError(
                 f"the {name} labels range over [{low}, {high}], outside 0..{self.num_classes - 1}; "
                 "correct the labels or data.num_classes"
             )
+        if isinstance(arrays, ImageArrays):
+            _check_pixels(name, arrays)
+        return arrays
+
+
+def _check_pixels(name: str, arrays: ImageArrays) -> None:
+    """Refuse pixels that `scale` does not bring to [0, 1]."""
+    images = arrays.images
+    # PyTorch lacks the extremes of some integers, and NumPy those of some floating-point types.
+    pair = images.aminmax() if images.is_floating_point() else (images.numpy().min(), images.numpy().max())
+    darkest, brightest = map(float, pair)
+    if not (darkest >= 0 and brightest <= arrays.scale * (1 + _TOLERANCE)):
+        raise UserError(
+            f"the {name} images range over [{darkest:g}, {brightest:g}], outside [0, {arrays.scale:g}]; "
+            "give ImageArrays their full scale"
+        )
+    if images.is_floating_point() and brightest <= 1 < arrays.scale:
+        raise UserError(
+            f"the {name} images are floating-point numbers in [0, 1] already, and would be divided by "
+            f"{arrays.scale:g}; give ImageArrays(..., scale=1)"
+        )
 
 
 def _as_is(batch: Any) -> Any:

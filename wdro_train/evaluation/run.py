@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
-from wdro_train.data import ImageSet
+from wdro_train.data import ImageSet, describe_sample
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
 from wdro_train.evaluation import trust
@@ -173,6 +173,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         "checkpoint": str(subject.path),
         "trained_with": subject.config,
         "images": len(curve),
+        "sample": describe_sample(arrays, cfg.limit),
         "clean_accuracy": curve.clean_accuracy,
         "norm": ball.norm,
         "distances": {
@@ -280,7 +281,7 @@ def _present(report: dict[str, Any], made: list[tuple[str, str]]) -> None:
     for model in report["models"]:
         worst = model["worst_case"]
         console.print(
-            f"\n{model['name']}: {model['images']} {report['split']} images as one distribution, "
+            f"\n{model['name']}: {model['images']} {report['split']} images ({model['sample']}) as one distribution, "
             f"l_{model['norm']:g} norm, clean accuracy {model['clean_accuracy']:.4f}",
             soft_wrap=True,
         )
