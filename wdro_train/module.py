@@ -231,7 +231,7 @@ class RobustClassifier(L.LightningModule):
     def _position(self, resumption: Resumption, interval: str) -> int:
         """How often the schedule has stepped where the checkpoint was written, in a run like the present one."""
         if interval == "epoch":
-            return resumption.schedule_epochs
+            return resumption.epochs
         batches = self.trainer.num_training_batches
         if not resumption.whole_epochs or self.trainer.max_steps != -1 or math.isinf(batches):
             return resumption.steps

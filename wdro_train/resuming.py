@@ -138,8 +138,6 @@ class Resumption:
     Attributes:
         path: Of the checkpoint.
         epochs: Epochs that are finished.
-        schedule_epochs: Steps that a schedule of one step an epoch has taken: the trainer takes the last epoch's after
-            it has saved the checkpoint, and takes it again when it resumes.
         steps: Optimizer steps that are done.
         whole_epochs: Whether the checkpoint was written at the end of an epoch.
         changes: What is configured otherwise.
@@ -147,7 +145,6 @@ class Resumption:
 
     path: str
     epochs: int
-    schedule_epochs: int
     steps: int
     whole_epochs: bool
     changes: tuple[Change, ...]
@@ -181,7 +178,6 @@ class Resumption:
         return cls(
             path=str(path),
             epochs=epochs["ready"] if whole else epochs["processed"],
-            schedule_epochs=checkpoint["epoch"],
             steps=checkpoint["global_step"],
             whole_epochs=whole,
             changes=() if before is None or now is None else tuple(compare(before, now)),
