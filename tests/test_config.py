@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
@@ -29,6 +29,7 @@ from wdro_train.configuration import (
     plain,
     register_resolvers,
 )
+from wdro_train.csv_logger import RunCSVLogger
 from wdro_train.data import ImageDataModule
 from wdro_train.errors import UserError, user_error_in
 from wdro_train.module import RobustClassifier
@@ -124,7 +125,7 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
         if option == "tensorboard":
             pytest.importorskip("tensorboard")
         kinds = {"tensorboard": [TensorBoardLogger], "mlflow": [MLFlowLogger]}
-        kinds |= {"csv": [CSVLogger], "wandb": [WandbLogger], "default": [CSVLogger, WandbLogger], "none": []}
+        kinds |= {"csv": [RunCSVLogger], "wandb": [WandbLogger], "default": [RunCSVLogger, WandbLogger], "none": []}
         loggers = [instantiate(node) for node in cfg.logger.values()]
         assert [type(one) for one in loggers] == kinds[option]
         return

@@ -1,24 +1,32 @@
 """Interrupted runs continue, and end where uninterrupted ones end; bad checkpoints and NaN losses say so."""
 
+import copy
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
+import warnings
 from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning import Callback
-from shell import Arrays, adversary, classifier, command, network, run, trainer
+from omegaconf import OmegaConf
+from shell import ROOT, Arrays, adversary, classifier, command, loader, network, run, trainer
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from wdro_train.callbacks import OverfittingWarning, RunCheckpoint, SeedEpoch, ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
+from wdro_train.csv_logger import RunCSVLogger
 from wdro_train.errors import UserError
 from wdro_train.objectives import Adversarial
+from wdro_train.resuming import Resumption
 
 QUICK = ["trainer=cpu", "logger=csv", "model.width=4", "callbacks.images=null", "+trainer.limit_train_batches=20"]
 
@@ -213,3 +221,267 @@ def test_checkpoint_of_another_network(tmp_path, model, message):
         check_weights(classifier(model()), read_checkpoint(path), path)
     assert "holds another network" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LIKE = {"limit_val_batches": 0, "enable_checkpointing": True}
+
+
+class Rates(Callback):
+    """The settings of the optimizer at every step, and its momentum buffers at the first."""
+
+    def __init__(self):
+        self.seen, self.buffers = [], None
+
+    def on_train_batch_start(self, trainer, *_):
+        optimizer = trainer.optimizers[0]
+        group = optimizer.param_groups[0]
+        if self.buffers is None:
+            self.buffers = [dict(state) for state in copy.deepcopy(optimizer.state_dict()["state"]).values()]
+        self.seen.append({key: group.get(key) for key in ("lr", "momentum", "betas", "weight_decay")})
+
+
+def optimized(folder, optimizer, scheduler, epochs, ckpt_path=None, **settings):
+    """A run of two steps an epoch with the configurations that are shipped; a checkpoint of every epoch."""
+    node = OmegaConf.create({"trainer": {"max_epochs": epochs}})
+    for group, option in (("optimizer", optimizer), ("scheduler", scheduler)):
+        node[group] = OmegaConf.load(ROOT / f"conf/{group}/{option}.yaml")
+    if scheduler == "multistep":
+        node.scheduler.milestones = [1, 3, 4]
+    node.optimizer.update(settings)
+    watch = Rates()
+    saved = RunCheckpoint(folder, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+    module = classifier(
+        network(), optimizer=instantiate(node.optimizer), scheduler=instantiate(node.scheduler), config={}
+    )
+    door = trainer([watch, saved], max_epochs=epochs, **LIKE)
+    door.fit(module, loader(32, 16), ckpt_path=ckpt_path, weights_only=True)
+    return watch
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("scheduler", ["constant", "cosine", "multistep", "one_cycle"])
+def test_resumed_rates_are_those_of_an_uninterrupted_run(tmp_path, optimizer, scheduler):
+    """Of one with the present configuration: of the same length, a longer one, another rate."""
+    base = optimized(tmp_path / "base", optimizer, scheduler, 2)
+    ends = {epoch: torch.load(tmp_path / f"base/{epoch}.ckpt", weights_only=True) for epoch in (0, 1)}
+    other = {"lr": 1e-6, "weight_decay": 0.3}
+    for epoch, epochs, settings in ((0, 2, {}), (1, 4, {}), (1, 3, other)):
+        fresh = base if (epochs, settings) == (2, {}) else optimized(tmp_path, optimizer, scheduler, epochs, **settings)
+        path = tmp_path / f"base/{epoch}.ckpt"
+        resumed = optimized(tmp_path, optimizer, scheduler, epochs, path, **settings)
+        assert resumed.seen == fresh.seen[2 * (epoch + 1) :]
+        assert len(resumed.seen) == 2 * (epochs - epoch - 1)
+        kept = ends[epoch]["optimizer_states"][0]["state"]
+        torch.testing.assert_close(resumed.buffers, list(kept.values()))
+        assert resumed.buffers[0]
+
+
+def test_resumed_schedule_counts_the_steps_of_the_present_run(tmp_path):
+    """Batches of another size: a schedule that steps after each stands where it would in such a run."""
+
+    def go(batch_size, epochs, ckpt_path=None, **kwargs):
+        watch = Rates()
+        saved = RunCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+        schedule = partial(OneCycleLR, max_lr=0.1, **kwargs)
+        module = classifier(network(), optimizer=partial(SGD, lr=0.1, momentum=0.9), scheduler=schedule, config={})
+        door = trainer([watch, saved], max_epochs=epochs, **LIKE)
+        door.fit(module, loader(64, batch_size), ckpt_path=ckpt_path, weights_only=True)
+        return watch.seen
+
+    fresh = go(16, 4)
+    go(32, 2)
+    assert go(16, 4, tmp_path / "last.ckpt") == fresh[8:]
+    with pytest.raises(UserError, match=r"scheduler\.total_steps=4 ends before the 8 steps of the run"):
+        go(32, 4, total_steps=4)
+    with pytest.raises(UserError, match=r"trained for 4 epochs already, more than trainer\.max_epochs=3"):
+        go(16, 3, tmp_path / "last.ckpt")
+
+
+def test_optimizer_without_the_buffers_it_needs(tmp_path):
+    """Also where a class alone does not tell: there are no KeyErrors in the middle of a step."""
+    optimized(tmp_path, "adam", "constant", 1)
+    for name, settings, message in (
+        ("sgd", {}, "SGD needs momentum_buffer"),
+        ("adam", {"amsgrad": True}, r"optimizer\.amsgrad=True: Adam needs max_exp_avg_sq"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            optimized(tmp_path, name, "constant", 2, tmp_path / "0.ckpt", **settings)
+        assert "finetune.ckpt_path=" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def judged(folder, scores, config, ckpt_path=None, monitor="val/score", **kwargs):
+    """A run whose validation score is known beforehand, with all that remembers scores."""
+
+    class Scored(Callback):
+        def on_validation_epoch_end(self, door, module):
+            module.log("val/score", scores[door.current_epoch])
+
+    best = RunCheckpoint(
+        folder / "checkpoints", filename="best", monitor=monitor, mode="max", enable_version_counter=False, **kwargs
+    )
+    last = RunCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False)
+    history, warning = ValidationHistory(), OverfittingWarning(one_step="val/score", multi_step="val/score")
+    attacker = adversary(scope="running", val_attack=None, first_order=None)
+    module = classifier(network(), objective=Adversarial(), config=config)
+    logger = RunCSVLogger(folder, name="csv", version="")
+    callbacks = [Scored(), attacker, history, warning, best, last]
+    door = trainer(callbacks, max_epochs=len(scores), enable_checkpointing=True, logger=logger)
+    door.fit(module, loader(32, 16), loader(16, 16), ckpt_path=ckpt_path, weights_only=True)
+    with (folder / "csv/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/score"]]
+    return best, history, [(row["epoch"], pytest.approx(float(row["val/score"]))) for row in rows]
+
+
+CONFIG = {
+    "attack": {"p": 2, "norm": "inf", "delta": 0.03},
+    "callbacks": {"adversary": {"val_attack": {"steps": 10}}, "checkpoint": {"monitor": "val/score", "mode": "max"}},
+    "data": {"split_seed": 0, "num_workers": 0, "batch_size": 16, "root": "data"},
+    "trainer": {"limit_val_batches": None, "devices": 1},
+    "optimizer": {"lr": 0.001},
+}
+
+
+def changed(key, value):
+    """`CONFIG` with another value."""
+    config = OmegaConf.create(copy.deepcopy(CONFIG))
+    OmegaConf.update(config, key, value, force_add=True)
+    return OmegaConf.to_container(config)
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "said"),
+    [
+        ("same folder", "attack.delta", 0.15, "the threat changed"),
+        ("same folder", "data.num_workers", 4, None),
+        (
+            "another folder",
+            "attack.delta",
+            0.15,
+            r"the threat changed \(attack\.delta 0\.03 -> 0\.15\): best epoch and history start",
+        ),
+        ("another folder", "callbacks.adversary.val_attack.steps", 20, "the validation attack changed"),
+        ("another folder", "callbacks.checkpoint.mode", "min", "the choice of the best epoch changed"),
+        ("another folder", "data.split_seed", 1, "the data changed"),
+        ("another folder", "trainer.limit_val_batches", 1, "the configuration changed"),
+        ("another folder", "never.heard.of", 1, r"never\.heard\.of none -> 1"),
+        ("another folder", "data.num_workers", 4, None),
+        ("another folder", "optimizer.lr", 0.1, None),
+    ],
+)
+def test_scores_of_another_measurement_are_forgotten(tmp_path, key, value, said, where):
+    """The best epoch is one that was measured under the present configuration, and the old files stay."""
+    first, second = tmp_path / "first", tmp_path / ("first" if where == "same folder" else "second")
+    judged(first, [0.5, 0.9], CONFIG)
+    before = (first / "checkpoints/best.ckpt").read_bytes()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        best, history, rows = judged(second, [0.5, 0.9, 0.1, 0.2], changed(key, value), first / "checkpoints/last.ckpt")
+    told = [str(one.message) for one in caught if "start afresh" in str(one.message)]
+    if said is None:
+        assert told == []
+        assert best.best_model_score == pytest.approx(0.9)
+        assert best.best_model_path == str(first / "checkpoints/best.ckpt")
+        assert list(history.epochs) == [0, 1, 2, 3]
+        assert read_checkpoint(first / "checkpoints/best.ckpt")["epoch"] == 1
+    else:
+        assert len(told) == 1
+        assert re.search(said, told[0])
+        assert best.best_model_score == pytest.approx(0.2)
+        assert best.best_model_path == str(second / "checkpoints/best.ckpt")
+        assert read_checkpoint(best.best_model_path)["epoch"] == 3
+        assert list(history.epochs) == [2, 3]
+        old = first / ("checkpoints/best_before_epoch_2.ckpt" if where == "same folder" else "checkpoints/best.ckpt")
+        assert old.read_bytes() == before
+    new = [("2", 0.1), ("3", 0.2)]
+    assert rows == ([("0", 0.5), ("1", 0.9), *new] if said is None and where == "same folder" else new)
+    if said is not None and where == "same folder":
+        assert "0.89999" in (first / "csv/metrics_before_epoch_2.csv").read_text()
+
+
+def test_epochs_that_are_trained_again_have_one_row(tmp_path):
+    judged(tmp_path, [0.5, 0.6], CONFIG)
+    shutil.copy(tmp_path / "checkpoints/last.ckpt", tmp_path / "second.ckpt")
+    judged(tmp_path, [0.5, 0.6, 0.7, 0.8], CONFIG, tmp_path / "checkpoints/last.ckpt")
+    with (tmp_path / "csv/metrics.csv").open("a") as file:
+        file.write("0.5,4")  # the last row of a killed run
+    _, _, rows = judged(tmp_path, [0.5, 0.6, 0.3], CONFIG, tmp_path / "second.ckpt")
+    assert rows == [("0", 0.5), ("1", 0.6), ("2", 0.3)]
+
+
+def test_best_file_of_another_epoch_is_not_the_best(tmp_path):
+    """A copy of an earlier checkpoint is resumed after `best.ckpt` has moved on."""
+    judged(tmp_path / "a", [0.5, 0.6], CONFIG)
+    shutil.copy(tmp_path / "a/checkpoints/last.ckpt", tmp_path / "second.ckpt")
+    judged(tmp_path / "a", [0.5, 0.6, 0.7], CONFIG, tmp_path / "a/checkpoints/last.ckpt")
+    with pytest.warns(UserWarning, match=r"best\.ckpt, has been replaced by another epoch"):
+        best, _, _ = judged(tmp_path / "b", [0.5, 0.6, 0.1], CONFIG, tmp_path / "second.ckpt")
+    assert best.best_model_path == str(tmp_path / "b/checkpoints/best.ckpt")
+    assert best.best_model_score == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("k", [1, 3, -1])
+def test_best_file_is_the_best_epoch(tmp_path, k):
+    """Whatever is kept beside it, and in a resumed run too."""
+    scores = [0.1, 0.9, 0.3, 0.2]
+    best, _, _ = judged(tmp_path, scores, CONFIG, save_top_k=k)
+    for resumed in (False, True):
+        if resumed:
+            last = tmp_path / "checkpoints/last.ckpt"
+            best, _, _ = judged(tmp_path, [*scores, 0.8], CONFIG, last, save_top_k=k)
+        assert read_checkpoint(best.best_model_path)["epoch"] == 1
+        assert read_checkpoint(tmp_path / "checkpoints/best.ckpt")["epoch"] == 1
+        assert best.best_model_score == pytest.approx(0.9)
+    kept = sorted(read_checkpoint(path)["epoch"] for path in (tmp_path / "checkpoints").glob("best_epoch_*.ckpt"))
+    assert kept == {1: [], 3: [1, 2, 4], -1: [0, 1, 2, 3, 4]}[k]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [("attack.delta", 0.15, False), ("attack.steps", 3, False), ("optimizer.lr", 0.1, True)],
+)
+def test_what_an_attack_has_learnt_belongs_to_it(tmp_path, key, value, kept):
+    judged(tmp_path, [0.5], CONFIG)
+    path = tmp_path / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    callbacks = [adversary(scope="running"), ValidationHistory()]
+    assert checkpoint["callbacks"][callbacks[0].state_key]["scope"]
+    Resumption.of(checkpoint, CONFIG, changed(key, value), path).forget(checkpoint, callbacks)
+    assert (callbacks[0].state_key in checkpoint["callbacks"]) == kept
+    assert (callbacks[1].state_key in checkpoint["callbacks"]) == (key != "attack.delta")
+
+
+def test_command_line_resumes_under_another_configuration(tmp_path):
+    """A larger radius, a smaller rate, another optimizer, the same folder: each does what its command says."""
+    base = [*QUICK, "callbacks.progress=null", "test=false", "attack.steps=1", "data.eval_batch_size=64"]
+    base[base.index("+trainer.limit_train_batches=20")] = "trainer.limit_train_batches=2"
+    base += ["trainer.limit_val_batches=1", "attack.delta=0.01"]
+    last = "ckpt_path=r0/checkpoints/last.ckpt"
+
+    def go(folder, *arguments):
+        return run("train.py", *base, f"hydra.run.dir={folder}", *arguments, cwd=tmp_path)
+
+    done = go("r0", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    done = go("r1", "trainer.max_epochs=3", "attack.delta=0.5", last)
+    assert done.returncode == 0, done.stderr
+    assert "the threat changed (attack.delta 0.01 -> 0.5): best epoch and history start afresh" in done.stderr
+    report = json.loads((tmp_path / "r1/metrics.json").read_text())
+    assert report["epoch"] == 2
+    with (tmp_path / "r1/csv/metrics.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["val/adv_acc"])
+    assert report["val"]["adv_acc"] == pytest.approx(float(row["val/adv_acc"]))
+
+    done = go("r0", "trainer.max_epochs=3", "optimizer.lr=1e-6", last)
+    assert done.returncode == 0, done.stderr
+    assert "optimizer.lr 0.002 -> 1e-06" in done.stdout
+    after = read_checkpoint(tmp_path / "r0/checkpoints/last.ckpt")
+    assert after["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 1e-6
+    with (tmp_path / "r0/csv/metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val/adv_acc"]] == ["0", "1", "2"]
+
+    done = go("refused", "optimizer=sgd", "trainer.max_epochs=4", last)
+    assert done.returncode == 1
+    assert "finetune.ckpt_path=r0/checkpoints/last.ckpt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

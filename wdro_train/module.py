@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,6 +26,8 @@ from wdro_train.errors import UserError
 from wdro_train.losses import ce
 from wdro_train.metrics import CleanAccuracy, Mean
 from wdro_train.objectives import Objective, ObjectiveResult, Standard
+from wdro_train.optimizer_state import carry_over
+from wdro_train.resuming import Resumption
 from wdro_train.threat import WassersteinBall
 
 Batch = tuple[Tensor, Tensor]
@@ -74,6 +79,20 @@ class WeightAdversary(Protocol):
         ...
 
 
+@runtime_checkable
+class Continuable(Protocol):
+    """A logger that can go on in the file of the run that is resumed."""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        ...
+
+    def continue_at(self, epoch: int, *, same_measure: bool) -> None:
+        """What is logged from now on begins with this epoch."""
+        ...
+
+
 class RobustClassifier(L.LightningModule):
     """Trains a classifier on an objective; with an adversary attached, on and against its images.
 
@@ -82,8 +101,9 @@ class RobustClassifier(L.LightningModule):
         objective: What is minimised; standard training by default.
         optimizer: Takes the parameters; Adam(1e-3) by default.
         scheduler: Takes the optimizer, steps once an epoch; one that also takes `total_steps` (OneCycleLR) is given
-            the run's number of steps, and steps after each. None by default.
-        config: Plain data (dicts, lists, numbers, strings) to keep in checkpoints, for `evaluate.py`.
+            the run's number of steps, unless it has one, and steps after each. None by default.
+        config: Plain data (dicts, lists, numbers, strings) to keep in checkpoints: for `evaluate.py`, and to find out
+            what still holds when training is resumed.
     """
 
     def __init__(
@@ -108,6 +128,7 @@ class RobustClassifier(L.LightningModule):
         self.train_means = nn.ModuleDict()
         self.mean_loss = Mean()
         self._labels: LabelRange | None = None
+        self._resumed: tuple[Resumption, dict[str, Any]] | None = None
         self.metrics = nn.ModuleDict({stage: _collection(stage, None) for stage in ("val", "test")})
 
     def attach(self, adversary: Adversary | None) -> None:
@@ -170,31 +191,76 @@ class RobustClassifier(L.LightningModule):
         self._log_metrics("test")
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one."""
+        """The optimizer, and the scheduler if there is one; in a resumed run with the checkpoint's buffers to come."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         make = self.make_optimizer or (lambda params: torch.optim.Adam(params, lr=1e-3))
         optimizer = make(parameters)
-        if self.make_scheduler is None:
+        scheduler, interval = self._schedule(optimizer)
+        if self._resumed is not None:
+            resumption, checkpoint = self._resumed
+            self._resumed = None
+            carry_over(checkpoint, make, optimizer, scheduler, self._position(resumption, interval))
+        if scheduler is None:
             return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _schedule(self, optimizer: Optimizer) -> tuple[LRScheduler | None, str]:
+        """The scheduler, and after what it steps: `epoch`, or `step` if it knows the number of steps."""
+        if self.make_scheduler is None:
+            return None, "epoch"
         counted = inspect.signature(self.make_scheduler).parameters.get("total_steps")
-        if counted is None or counted.default not in (None, inspect.Parameter.empty):
-            return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+        if counted is None:
+            return self.make_scheduler(optimizer), "epoch"
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError("scheduler needs the length of the run; set trainer.max_epochs or trainer.max_steps")
+        given = None if counted.default is inspect.Parameter.empty else counted.default
+        if given is not None and given < total:
+            raise UserError(
+                f"scheduler.total_steps={given} ends before the {int(total)} steps of the run; leave it out, and it is "
+                "the run's"
+            )
         try:
-            scheduler = self.make_scheduler(optimizer, total_steps=int(total))
+            return self.make_scheduler(optimizer, total_steps=int(total) if given is None else given), "step"
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(
                 f"a run of {int(total)} steps does not suit this scheduler ({error}); train longer or use "
                 "scheduler=constant"
             ) from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _position(self, resumption: Resumption, interval: str) -> int:
+        """How often the schedule has stepped where the checkpoint was written, in a run like the present one."""
+        if interval == "epoch":
+            return resumption.epochs
+        batches = self.trainer.num_training_batches
+        if not resumption.whole_epochs or self.trainer.max_steps != -1 or math.isinf(batches):
+            return resumption.steps
+        return resumption.epochs * math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration beside the weights, as plain data."""
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before training is resumed: let go of what does not hold under the present configuration, and say so.
+
+        Raises:
+            UserError: The checkpoint cannot go on under this configuration.
+        """
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        path = self.trainer.ckpt_path or "the checkpoint"
+        resumption = Resumption.of(checkpoint, checkpoint.get(CONFIG_KEY), self.config, path)
+        resumption.refuse_impossible(self.trainer.max_epochs, self.trainer.max_steps)
+        if sentence := resumption.sentence():
+            rank_zero_warn(sentence)
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        resumption.forget(checkpoint, callbacks)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Continuable) and resumption.continues_in(logger.save_dir):
+                logger.continue_at(resumption.epochs, same_measure=resumption.measures_the_same)
+        self._resumed = resumption, checkpoint
 
     def _judge(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> dict[str, Evidence] | None:
         if dataloader_idx:
@@ -262,9 +328,16 @@ class RobustClassifier(L.LightningModule):
         """
         value = loss.item()
         if value - value != 0:
+            saved = [
+                one.best_model_path for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)
+            ]
+            last = next(filter(None, reversed(saved)), None)
+            advice = (
+                "start again" if last is None else f"the last good checkpoint is kept: resume it, ckpt_path={last},"
+            )
             raise UserError(
                 f"the training loss became {value} in epoch {self.current_epoch}, batch {batch_idx}; "
-                "the last good checkpoint is kept: resume it with a smaller optimizer.lr or trainer.gradient_clip_val"
+                f"{advice} with a smaller optimizer.lr or trainer.gradient_clip_val"
             )
 
 

@@ -19,10 +19,12 @@ from rich.console import Console
 from wdro_train import cost, jobs, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_callbacks, build_data, build_module, build_trainer, check_adversary
+from wdro_train.configuration import build_callbacks, build_data, build_module, build_trainer, check_adversary, plain
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
 from wdro_train.finetuning import start_from
+from wdro_train.module import CONFIG_KEY, RobustClassifier
+from wdro_train.resuming import Kind, Resumption
 from wdro_train.sweep import METRICS_FILE
 
 Report = dict[str, Any]
@@ -42,8 +44,7 @@ def train(cfg: DictConfig) -> float | None:
     data = build_data(cfg)
     module = build_module(cfg)
     ckpt_path = jobs.interrupted_checkpoint(cfg.run_dir) or cfg.ckpt_path
-    if ckpt_path is not None:
-        check_weights(module, read_checkpoint(ckpt_path), ckpt_path)
+    past = None if ckpt_path is None else _past(cfg, module, ckpt_path)
     start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> float | None:
         trainer = build_trainer(cfg)
         check_adversary(trainer.callbacks, module)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            _introduce(cfg, data, module)
+            _introduce(cfg, data, module, past)
         jobs.requeue_on_signal()
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         report = _conclude(cfg, trainer, module, data)
@@ -83,14 +84,30 @@ def _quiet(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 
 
-def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule) -> None:
-    """What is about to happen, in three lines."""
+def _past(cfg: DictConfig, module: RobustClassifier, ckpt_path: str) -> Resumption:
+    """The checkpoint to go on from, once it is clear that this is possible.
+
+    Raises:
+        UserError: No checkpoint, that of another network, or one that cannot go on under this configuration.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    check_weights(module, checkpoint, ckpt_path)
+    past = Resumption.of(checkpoint, checkpoint[CONFIG_KEY], plain(cfg), ckpt_path)
+    past.refuse_impossible(cfg.trainer.get("max_epochs"), cfg.trainer.get("max_steps"))
+    return past
+
+
+def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:
+    """What is about to happen, in three lines; in four, if a run is resumed."""
     sizes = ", ".join(f"{len(data.arrays(name).labels)} {name}" for name in ("train", "val", "test"))
     weights = sum(p.numel() for p in module.parameters())
     console = Console()
     console.print(f"data    {HydraConfig.get().runtime.choices.get('data')}: {sizes} images")
     console.print(f"model   {HydraConfig.get().runtime.choices.get('model')}: {weights:,} parameters")
     console.print(f"threat  W_{cfg.attack.p} ball of radius {cfg.attack.delta} in the l_{cfg.attack.norm} norm")
+    if past is not None:
+        settings = ", ".join(map(str, past.of_kind(Kind.OPTIMIZER, Kind.SCHEDULE)))
+        console.print(f"resume  at epoch {past.epochs}{', with ' if settings else ''}{settings}", soft_wrap=True)
 
 
 def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> Report:
@@ -100,6 +117,9 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
     best = chosen.best_model_path if chosen is not None else ""
     epoch = read_checkpoint(best)["epoch"] if best else trainer.current_epoch - 1
     history = next((c.epochs for c in callbacks if isinstance(c, ValidationHistory)), {})
+    values = history.get(epoch)
+    if values is None:  # nobody wrote down the past: the present values are those of the last epoch
+        values = _values(trainer, "val/") if epoch == trainer.current_epoch - 1 else {}
     report: Report = {
         "command": " ".join(sys.argv),
         "seed": cfg.seed,
@@ -108,7 +128,7 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
         "epochs": trainer.current_epoch,
         "checkpoint": best or None,
         "monitor": chosen.monitor if chosen is not None else None,
-        "val": history.get(epoch) or _values(trainer, "val/"),
+        "val": values,
     }
     if cfg.test:
         if best:

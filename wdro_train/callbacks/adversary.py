@@ -27,6 +27,7 @@ from wdro_train.errors import UserError
 from wdro_train.losses import correct
 from wdro_train.metrics import AdversarialAccuracy, FirstOrderBounds, WorstCaseAccuracy
 from wdro_train.module import Evidence, RobustClassifier
+from wdro_train.resuming import Kind
 from wdro_train.sensitivity import WholeSetScope
 from wdro_train.threat import WassersteinBall
 
@@ -55,6 +56,9 @@ class DistributionalAdversary(L.Callback):
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
     """
+
+    # A running scope, a marginal distance or a price belong to the threat and the attack they were learnt with.
+    forgets_on = frozenset({Kind.MEASURE, Kind.ATTACK})
 
     def __init__(
         self,
