@@ -81,8 +81,8 @@ def prepare_sweep(config: DictConfig) -> None:
     """
     if jobs.started_rank() > 0:
         return
-    if (folder := _named(config)) is not None:
-        raise UserError(f"run_dir={folder} would be one folder for all jobs of the sweep; use hydra.sweep.dir={folder}")
+    if (one := _named(config)) is not None:
+        raise UserError(f"run_dir={one} would be one folder for all jobs of the sweep; use hydra.sweep.dir={one}")
     wanted = Path(_checked(config.hydra.sweep.dir, "hydra.sweep.dir"))
     if not _is_dated(config.hydra.sweep):
         _make(wanted)
