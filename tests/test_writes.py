@@ -1,5 +1,6 @@
 """Whatever the program writes is there whole or not at all: killed processes, full and read-only disks, JSON."""
 
+import io
 import json
 import math
 import os
@@ -163,13 +164,11 @@ def elsewhere(tmp_path):
 def test_readers_never_see_a_part_of_a_checkpoint(elsewhere, tmp_path):
     last = elsewhere / "run/checkpoints/last.ckpt"
     command = [*QUICK, "model.width=64", "trainer.max_epochs=8", "test=false", f"hydra.run.dir={elsewhere}/run"]
-    sizes = set()
     with start("train.py", *command, cwd=tmp_path, env={"TMPDIR": str(tmp_path)}) as process:
         while process.poll() is None:
             if last.exists():
                 content = last.read_bytes()
-                sizes.add(len(content))
-                assert content.endswith(b"\x00\x00") and b"PK\x05\x06" in content[-100:]
+                torch.load(io.BytesIO(content), weights_only=True)
         assert process.wait() == 0, process.stderr
     assert read_checkpoint(last)["epoch"] == 7
 
