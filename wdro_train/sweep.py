@@ -80,13 +80,17 @@ class SweepTable(Callback):
         _or_exit(run_folders.prepare_sweep, config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Take note that the sweep has this job."""
+        """Take note that the sweep has this job.
+
+        Raises:
+            SystemExit: The note cannot be written, and then neither can a result.
+        """
         if config.hydra.mode == RunMode.MULTIRUN:
             self._note(config, dict.fromkeys(self.columns), "no result")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Take note of the result or the failure, in the process of the job."""
-        folder = Path(config.run_dir)
+        folder = Path(config.run_dir or config.hydra.runtime.output_dir)
         try:
             if config.hydra.mode == RunMode.MULTIRUN:
                 self._conclude(config, job_return, folder)
@@ -111,14 +115,14 @@ class SweepTable(Callback):
         job_return.status = JobStatus.COMPLETED
         self._note(config, dict.fromkeys(self.columns), text.strip().splitlines()[-1])
         if run_folders.holds(folder):
-            write_text(folder / ERROR_FILE, text)
+            _or_exit(write_text, folder / ERROR_FILE, text)
 
     def _note(self, config: DictConfig, values: dict[str, float | None], error: str) -> None:
         """Write down one line of the table: numbers in full, empty where there is none."""
         numbers = {key: "" if value is None else str(value) for key, value in values.items()}
         overrides = [str(item) for item in config.hydra.overrides.task]
         note = {"job": Path(config.hydra.runtime.output_dir).name, "overrides": overrides, **numbers, "error": error}
-        write_json(self._notes(config) / f"{config.hydra.job.num}.json", note)
+        _or_exit(write_json, self._notes(config) / f"{config.hydra.job.num}.json", note)
 
     def _notes(self, config: DictConfig) -> Path:
         return Path(config.hydra.sweep.dir) / f".sweep-{self.sweep}"
