@@ -33,6 +33,7 @@ from wdro_train.evaluation.output import scalars
 from wdro_train.evaluation.pictures import flipped_pairs
 from wdro_train.evaluation.run import evaluate
 from wdro_train.evaluation.store import PieceStore
+from wdro_train.files import as_json
 from wdro_train.module import CONFIG_KEY
 from wdro_train.robustness_curve import RobustnessCurve
 
@@ -95,7 +96,7 @@ def enclosed(folder):
     orders = [float(row["p"]) for row in model["curves"]]
     deltas = model["curves"][0]["deltas"]
     rows = reports.curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
-    model["curves"] = reports.as_json(rows)
+    model["curves"] = as_json(rows)
     about = {"method": "crown", "level": 1.0, "about": "the network itself"}
     model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": sure.distances.tolist()}
     return report

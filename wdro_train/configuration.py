@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from wdro_train.callbacks import DistributionalAdversary
+from wdro_train.checkpoint_io import ReplacingCheckpointIO
 from wdro_train.dashboards import build_loggers
 from wdro_train.data import ImageDataModule, class_folders
 from wdro_train.errors import UserError
@@ -122,7 +123,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     loggers = build_loggers(cfg.logger)
     for logger in loggers:
         logger.log_hyperparams(plain(cfg))
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    plugins = [*(instantiate(cfg.trainer.get("plugins")) or []), ReplacingCheckpointIO()]
+    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     return trainer
 
 

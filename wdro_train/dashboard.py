@@ -10,6 +10,7 @@ from typing import Any
 import wandb
 
 from wdro_train.errors import UserError
+from wdro_train.files import write_text
 from wdro_train.packages import optional
 
 CURVES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -90,7 +91,7 @@ def _build(entity: str, project: str, file: Path | None) -> None:
         raise UserError("--entity is missing; name the W&B user or team, or write a file with --json FILE")
     space = workspace(entity, project)
     if file is not None:
-        file.write_text(as_json(space), encoding="utf-8")
+        write_text(file, as_json(space))
         print(f"workspace  {file}")
         return
     try:

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from wdro_train import jobs, suggestions
+from wdro_train import jobs, run_folders, suggestions
 from wdro_train.configuration import register_resolvers
 from wdro_train.errors import user_error_in
 
@@ -42,6 +42,7 @@ def open_door(main: Callable[[], Any], config_name: str) -> None:
         raise SystemExit(1) from None
     finally:
         os.environ.pop(_RAISE, None)
+        run_folders.remove_unused()
 
 
 def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
@@ -61,7 +62,8 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         # The runs of a sweep are one group on a dashboard.
         os.environ["WANDB_RUN_GROUP"] = "/".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
     try:
-        result = jobs.in_fresh_process() if sweeping and jobs.needs_processes(cfg) else task(cfg)
+        with run_folders.claimed(cfg):
+            result = jobs.in_fresh_process() if sweeping and jobs.needs_processes(cfg) else task(cfg)
         jobs.leave_result(result, address)
         return result
     except Exception as error:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from wdro_train.errors import UserError
 
@@ -58,6 +64,46 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
+    """Write a JSON file that every reader understands; see `replacing` and `as_json`.
+
+    Args:
+        path: The target.
+        value: Dictionaries, lists, numbers and strings.
+        indent: Spaces a level; None for one line.
+    """
+    write_text(path, json.dumps(as_json(value), indent=indent, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with a line of names; see `replacing`.
+
+    Args:
+        path: The target.
+        rows: At least one; all have the same keys.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def as_json(value: Any) -> Any:
+    """The same with the types that JSON has: NaN becomes null, +-inf the string "inf" or "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from wdro_train.errors import UserError
+from wdro_train.files import write_json
 
 _RETURN = "WDRO_TRAIN_RETURN"  # where a run that a sweep started leaves what its task returned
 _FAILURE = "error: "
@@ -79,9 +80,11 @@ def in_fresh_process() -> float | None:
         raise UserError(reasons[0])
     if process.returncode:
         raise JobError("".join(said).strip() + f"\nthe job ended with exit code {process.returncode}")
-    result: float | None = json.loads(returned.read_text()) if returned.is_file() else None
+    if not returned.is_file():
+        return None
+    result = json.loads(returned.read_text())
     returned.unlink(missing_ok=True)
-    return result
+    return math.nan if result is None else float(result)
 
 
 def leave_result(result: float | None, where: str | None) -> None:
@@ -92,7 +95,7 @@ def leave_result(result: float | None, where: str | None) -> None:
         where: From `return_address`.
     """
     if where is not None:
-        Path(where).write_text(json.dumps(math.nan if result is None else float(result)))
+        write_json(where, math.nan if result is None else float(result))
 
 
 def return_address() -> str | None:
@@ -113,12 +116,12 @@ def started_rank() -> int:
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
         return int(environment["RANK"])
-    if _in_slurm_step() and int(environment.get("SLURM_NTASKS", 1)) > 1:
+    if in_slurm_step() and int(environment.get("SLURM_NTASKS", 1)) > 1:
         return int(environment.get("SLURM_PROCID", 0))
     return 0
 
 
-def _in_slurm_step() -> bool:
+def in_slurm_step() -> bool:
     """Whether `srun` in a batch job started this process."""
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return {"SLURM_JOB_ID", "SLURM_STEP_ID"} <= os.environ.keys() and not interactive
@@ -135,7 +138,7 @@ def quiet_rank(arguments: list[str]) -> list[str]:
     scratch = tempfile.mkdtemp(prefix="wdro_train_rank_")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     quiet = [f"hydra.sweep.dir={scratch}", "hydra.output_subdir=null"]
-    if not _in_slurm_step():  # there all ranks know the run's folder, and look in it for the checkpoint to go on from
+    if not in_slurm_step():  # there all ranks know the run's folder, and look in it for the checkpoint to go on from
         quiet.append(f"hydra.run.dir={scratch}")
     return [*arguments, *quiet]
 
@@ -146,7 +149,7 @@ def run_folder(now: str) -> str:
     Args:
         now: Day and time.
     """
-    if not _in_slurm_step():
+    if not in_slurm_step():
         return now
     return f"slurm/{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
 
@@ -158,8 +161,12 @@ def interrupted_checkpoint(folder: str | Path) -> str | None:
         folder: Of the run.
     """
     last = Path(folder) / "checkpoints" / "last.ckpt"
-    again = _in_slurm_step() and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
-    return str(last) if again and last.is_file() else None
+    return str(last) if is_slurm_restart() and last.is_file() else None
+
+
+def is_slurm_restart() -> bool:
+    """Whether Slurm has put this job back into the queue and started it again."""
+    return in_slurm_step() and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def requeue_on_signal() -> None:
@@ -168,7 +175,7 @@ def requeue_on_signal() -> None:
     The checkpoint of the last epoch is all that it needs. Lightning would write one from within the signal, in the
     middle of a step, and prefer it to later ones when the job starts again.
     """
-    if _in_slurm_step():
+    if in_slurm_step():
         signal.signal(signal.SIGUSR1, _requeue)  # Lightning leaves a signal alone that is taken
 
 

@@ -21,7 +21,7 @@ from wdro_train.attacks import WPGD
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject
 from wdro_train.losses import correct
-from wdro_train.sweep import METRICS_FILE
+from wdro_train.run_folders import METRICS_FILE
 from wdro_train.threat import WassersteinBall
 
 

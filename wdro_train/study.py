@@ -7,7 +7,6 @@ was judged before is not judged again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import re
@@ -37,10 +36,11 @@ from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.evaluation.peers import autoattack
 from wdro_train.evaluation.run import ArrayBatches
 from wdro_train.evaluation.subject import Subject, load_arrays, load_subject
+from wdro_train.files import replacing, write_csv, write_json, write_text
 from wdro_train.losses import correct
 from wdro_train.robustness_curve import RobustnessCurve
+from wdro_train.run_folders import METRICS_FILE
 from wdro_train.step_cost import count
-from wdro_train.sweep import METRICS_FILE
 from wdro_train.threat import WassersteinBall, parse_number
 
 matplotlib.use("Agg", force=False)
@@ -220,7 +220,8 @@ def figures(results: list[Result], deltas: list[float], folder: Path, shown: Seq
     scatter.legend(loc="outside right upper", fontsize=8, title="mean ± deviation over seeds")
     made = [folder / "curves.png", folder / "clean_against_w2.png"]
     for figure, path in zip((curves, scatter), made, strict=True):
-        figure.savefig(path, dpi=120)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=120)
     return made
 
 
@@ -286,7 +287,6 @@ def main(arguments: list[str] | None = None) -> None:
                 raise UserError(
                     f"{name} has its {part} on {done} images; give --{option}-images {done}, or another --out"
                 )
-    (given.out / "runs").mkdir(parents=True, exist_ok=True)
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
         result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit)
@@ -294,14 +294,11 @@ def main(arguments: list[str] | None = None) -> None:
             result["check"] = check(run, norm, max(deltas), given.autoattack_images)
         if result["method"] in chosen["effort"] and "effort" not in result:
             result["effort"] = effort(run, norm, deltas, given.effort_images)
-        file.write_text(json.dumps(result) + "\n")
+        write_json(file, result)
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     rows = summary(results, deltas)
-    with (given.out / "table.csv").open("w", newline="") as file_:
-        writer = csv.DictWriter(file_, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    (given.out / "table.md").write_text(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
+    write_csv(given.out / "table.csv", rows)
+    write_text(given.out / "table.md", tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
     figures(results, deltas, given.out, chosen["curves"])
     width = 100 * RobustnessCurve(np.zeros(results[0]["images"])).band(0.05).width
     tables.show(

@@ -5,23 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import sys
 import traceback
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from wdro_train import doors, jobs, tables
+from wdro_train import doors, jobs, run_folders, tables
+from wdro_train.errors import UserError
+from wdro_train.files import write_csv, write_json, write_text
+from wdro_train.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
 
-METRICS_FILE = "metrics.json"
-REPORT_FILE = "report.json"
-ERROR_FILE = "error.txt"
+TABLE_FILE = "sweep.csv"
 
 Row = dict[str, str]
+T = TypeVar("T")
 
 
 class SweepTable(Callback):
@@ -29,6 +34,9 @@ class SweepTable(Callback):
 
     Hydra gives up on a sweep, and on its end, when a job has failed. Here the failed job leaves `error.txt` and
     counts as NaN for sweepers that optimise; the sweep goes on, and its exit code is 1 at the end.
+
+    Each sweep keeps notes of its own jobs in a hidden folder, one file a job, until the table is written: another
+    sweep in the same folder has its own. The callback travels to the jobs with the name of the sweep in it.
 
     Attributes:
         file: What a job that went well leaves.
@@ -52,13 +60,48 @@ class SweepTable(Callback):
         """
         return {key: result.get(key.partition("/")[0], {}).get(key.partition("/")[2]) for key in self.columns}
 
+    def __init__(self) -> None:
+        self.sweep = uuid.uuid4().hex[:12]
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder of a single run.
+
+        Raises:
+            SystemExit: There cannot be such a folder.
+        """
+        _or_exit(run_folders.prepare_run, config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder of the sweep.
+
+        Raises:
+            SystemExit: There cannot be such a folder.
+        """
+        _or_exit(run_folders.prepare_sweep, config)
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget the failure of an earlier job in the same folder."""
-        (Path(config.hydra.runtime.output_dir) / ERROR_FILE).unlink(missing_ok=True)
+        """Take note that the sweep has this job.
+
+        Raises:
+            SystemExit: The note cannot be written, and then neither can a result.
+        """
+        if config.hydra.mode == RunMode.MULTIRUN:
+            self._note(config, dict.fromkeys(self.columns), "no result")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Take note of a failure, in the process of the job."""
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+        """Take note of the result or the failure, in the process of the job."""
+        folder = Path(config.run_dir or config.hydra.runtime.output_dir)
+        try:
+            if config.hydra.mode == RunMode.MULTIRUN:
+                self._conclude(config, job_return, folder)
+        finally:
+            run_folders.release(folder)
+
+    def _conclude(self, config: DictConfig, job_return: JobReturn, folder: Path) -> None:
+        if job_return.status != JobStatus.FAILED:
+            result = folder / self.file
+            if result.is_file():
+                self._note(config, self.values(json.loads(result.read_text(encoding="utf-8"))), "")
             return
         try:
             _ = job_return.return_value
@@ -68,27 +111,38 @@ class SweepTable(Callback):
             reason = doors.sentence(error)
             text = "".join(traceback.format_exception(error)) if reason is None else f"error: {reason}\n"
             print(text, end="", file=sys.stderr)
-        (Path(config.hydra.runtime.output_dir) / ERROR_FILE).write_text(text)
         job_return.return_value = math.nan
         job_return.status = JobStatus.COMPLETED
+        self._note(config, dict.fromkeys(self.columns), text.strip().splitlines()[-1])
+        if run_folders.holds(folder):
+            _or_exit(write_text, folder / ERROR_FILE, text)
+
+    def _note(self, config: DictConfig, values: dict[str, float | None], error: str) -> None:
+        """Write down one line of the table: numbers in full, empty where there is none."""
+        numbers = {key: "" if value is None else str(value) for key, value in values.items()}
+        overrides = [str(item) for item in config.hydra.overrides.task]
+        note = {"job": Path(config.hydra.runtime.output_dir).name, "overrides": overrides, **numbers, "error": error}
+        _or_exit(write_json, self._notes(config) / f"{config.hydra.job.num}.json", note)
+
+    def _notes(self, config: DictConfig) -> Path:
+        return Path(config.hydra.sweep.dir) / f".sweep-{self.sweep}"
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read the job folders, whatever launcher ran them.
+        """Make the table of the jobs of this sweep, whatever launcher ran them.
 
         Raises:
             SystemExit: Some job left no result.
         """
         folder = Path(config.hydra.sweep.dir)
-        folders = sorted((job for job in folder.iterdir() if (job / ".hydra").is_dir()), key=_number)
-        if jobs.started_rank() > 0 or not folders:
+        files = sorted(self._notes(config).glob("*.json"), key=lambda file: int(file.stem))
+        if jobs.started_rank() > 0 or not files:
             return
-        overrides = [[str(item) for item in OmegaConf.load(job / ".hydra" / "overrides.yaml")] for job in folders]
-        common = [item for item in overrides[0] if len(folders) > 1 and all(item in o for o in overrides)]
-        rows = [self._row(job, " ".join(what)) for job, what in zip(folders, overrides, strict=True)]
-        with (folder / "sweep.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        notes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        overrides: list[list[str]] = [note["overrides"] for note in notes]
+        common = [item for item in overrides[0] if len(notes) > 1 and all(item in o for o in overrides)]
+        rows: list[Row] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
+        path = _or_exit(_write_table, rows, folder)
+        shutil.rmtree(self._notes(config), ignore_errors=True)
         shown = [key for key in self.shown if any(row[key] for row in rows)] or list(self.shown[:1])
         lines = []
         for row, what in zip(rows, overrides, strict=True):
@@ -98,25 +152,13 @@ class SweepTable(Callback):
             f"sweep of {len(rows)} jobs" + (f", all with {' '.join(common)}" if common else ""),
             ["job", "overrides", *(key.replace("/", "\n") for key in shown)],
             lines,
-            caption=f"more in {folder / 'sweep.csv'}",
+            caption=f"more in {path}",
             texts=2,
         )
         failed = [row["job"] for row in rows if row["error"]]
         if failed:
             print(f"error: {len(failed)} of {len(rows)} jobs failed: {', '.join(failed)}", file=sys.stderr)
             raise SystemExit(1)
-
-    def _row(self, job: Path, overrides: str) -> Row:
-        """One line of `sweep.csv`: numbers in full, empty where there is none."""
-        result, error = job / self.file, job / ERROR_FILE
-        # A failed job has no result, whatever an earlier one left in its folder.
-        found = json.loads(result.read_text()) if result.is_file() and not error.is_file() else {}
-        reason = ""
-        if not found:
-            reason = error.read_text().strip().splitlines()[-1] if error.is_file() else "no result"
-        values = self.values(found) if found else dict.fromkeys(self.columns)
-        numbers = {key: "" if value is None else str(value) for key, value in values.items()}
-        return {"job": job.name, "overrides": overrides, **numbers, "error": reason}
 
 
 class EvaluationTable(SweepTable):
@@ -142,5 +184,26 @@ def _short(value: str) -> str:
     return tables.number(float(value) if value else None)
 
 
-def _number(job: Path) -> tuple[int, str]:
-    return (int(job.name) if job.name.isdigit() else sys.maxsize, job.name)
+def _write_table(rows: list[Row], folder: Path) -> Path:
+    """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced."""
+    jobs_here = {row["job"] for row in rows}
+    path, number = folder / TABLE_FILE, 0
+    while path.is_file() and not _jobs_in(path) <= jobs_here:
+        number += 1
+        path = folder / f"{Path(TABLE_FILE).stem}-{number}.csv"
+    write_csv(path, rows)
+    return path
+
+
+def _jobs_in(path: Path) -> set[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.get("job", "") for row in csv.DictReader(file)}
+
+
+def _or_exit(work: Callable[..., T], *arguments: Any) -> T:
+    """Do some work; a sentence for the user ends the program, where Hydra would make a warning of it and go on."""
+    try:
+        return work(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -19,13 +18,15 @@ from rich.console import Console
 from wdro_train import cost, jobs, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
+from wdro_train.checkpoint_io import ReplacingCheckpointIO, check_own
 from wdro_train.configuration import build_callbacks, build_data, build_module, build_trainer, check_adversary, plain
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
+from wdro_train.files import write_json
 from wdro_train.finetuning import start_from
 from wdro_train.module import CONFIG_KEY, RobustClassifier
 from wdro_train.resuming import Kind, Resumption
-from wdro_train.sweep import METRICS_FILE
+from wdro_train.run_folders import METRICS_FILE
 
 Report = dict[str, Any]
 
@@ -115,7 +116,8 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     chosen = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
     best = chosen.best_model_path if chosen is not None else ""
-    epoch = read_checkpoint(best)["epoch"] if best else trainer.current_epoch - 1
+    checkpoint = _own_checkpoint(trainer, best) if best else None
+    epoch = checkpoint["epoch"] if checkpoint is not None else trainer.current_epoch - 1
     history = next((c.epochs for c in callbacks if isinstance(c, ValidationHistory)), {})
     values = history.get(epoch)
     if values is None:  # nobody wrote down the past: the present values are those of the last epoch
@@ -131,12 +133,20 @@ def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, da
         "val": values,
     }
     if cfg.test:
-        if best:
+        if checkpoint is not None:
             # Not by the trainer, whose weight averaging would restore the weights that it averages.
-            module.load_state_dict(read_checkpoint(best)["state_dict"])
+            module.load_state_dict(checkpoint["state_dict"])
         trainer.test(module, datamodule=data, verbose=False)
         report["test"] = _values(trainer, "test/")
     return report
+
+
+def _own_checkpoint(trainer: L.Trainer, path: str) -> dict[str, Any]:
+    """A checkpoint of this run, or of the run that it continues; ranks other than the first have no names of runs."""
+    content = read_checkpoint(path)
+    if isinstance(writer := trainer.strategy.checkpoint_io, ReplacingCheckpointIO):
+        check_own(content, trainer.strategy.broadcast(writer.lineage), path)
+    return content
 
 
 def _values(trainer: L.Trainer, prefix: str) -> dict[str, float]:
@@ -146,14 +156,10 @@ def _values(trainer: L.Trainer, prefix: str) -> dict[str, float]:
 
 
 def _present(cfg: DictConfig, report: Report) -> None:
-    """Write `metrics.json` (undefined values as null) and print the table."""
+    """Write `metrics.json` (undefined values as null, infinity as "inf") and print the table."""
     folder = Path(cfg.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     stages = {name: report[key] for name, key in (("validation", "val"), ("test", "test")) if key in report}
-    defined = {
-        k: {n: None if math.isnan(v) else v for n, v in report[k].items()} for k in ("val", "test") if k in report
-    }
-    (folder / METRICS_FILE).write_text(json.dumps(report | defined, indent=2, default=str) + "\n")
+    write_json(folder / METRICS_FILE, report, indent=2)
     threat = report["threat"]
     tables.show(
         f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; best epoch {report['epoch']}",

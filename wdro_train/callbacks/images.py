@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from wdro_train.files import replacing
 from wdro_train.module import Evidence, RobustClassifier
 from wdro_train.threat import WassersteinBall
 
@@ -63,9 +64,9 @@ class AdversarialImages(L.Callback):
         title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
         shown, self._shown = self._shown, None
         figure = draw_pairs(*shown, title=title)
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
-        figure.savefig(path, dpi=100)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=100)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("adversarial_images", [str(path)])

@@ -16,6 +16,7 @@ from wdro_train.callbacks.images import draw_pairs
 from wdro_train.evaluation import reading
 from wdro_train.evaluation.pictures import Pairs
 from wdro_train.evaluation.reading import Report, colour, number, numbers
+from wdro_train.files import replacing
 
 _PANEL = (5.6, 4.2)
 _DPI = 150
@@ -42,11 +43,10 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
     for k, (model, pairs) in enumerate(zip(report["models"], pictures, strict=True)):
         if pairs is not None:
             figures["moved_first" + (f"_{k + 1}" if len(pictures) > 1 else "")] = moved_first(model, pairs)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=_DPI)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=_DPI)
     return paths
 
 

@@ -19,6 +19,7 @@ from torchvision.io import encode_png
 from wdro_train.evaluation import plots, reading
 from wdro_train.evaluation.pictures import Pairs
 from wdro_train.evaluation.reading import Report, number
+from wdro_train.files import write_text
 
 HTML_FILE = "report.html"
 # What is shown of the poster's rows, and under which name.
@@ -52,9 +53,7 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> Pat
         folder: Where it goes.
     """
     path = folder / HTML_FILE
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(render(report, pictures), encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, render(report, pictures))
     return path
 
 

@@ -15,6 +15,7 @@ from wdro_train.evaluation import figures, html, reading
 from wdro_train.evaluation import report as reports
 from wdro_train.evaluation.pictures import Pairs
 from wdro_train.evaluation.reading import Report, number
+from wdro_train.files import as_json
 
 FIGURES = "figures"
 
@@ -36,7 +37,7 @@ def publish(
         What was made and where, for the terminal.
     """
     path = reports.write(report, folder)
-    content = reports.as_json(report)
+    content = as_json(report)
     page = html.write(content, pictures, folder)
     drawn = figures.write(content, pictures, folder / FIGURES)
     made = [("report", str(path)), ("page", str(page)), ("figures", str(folder / FIGURES))]

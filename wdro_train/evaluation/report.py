@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 import subprocess
 import sys
@@ -18,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdro_train.evaluation.engine import FoundDistances
+from wdro_train.files import write_json
 from wdro_train.robustness_curve import Band, RobustnessCurve
+from wdro_train.run_folders import REPORT_FILE
 
 SCHEMA = 2
-REPORT_FILE = "report.json"
 _PACKAGES = ("wdro-train", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
@@ -146,27 +145,9 @@ def tell_apart(models: list[dict[str, Any]]) -> None:
 
 def write(report: dict[str, Any], folder: Path) -> Path:
     """Write `report.json`; undefined values become null, infinities the string "inf"."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
-    scratch.replace(path)
+    write_json(path, report, indent=1)
     return path
-
-
-def as_json(value: Any) -> Any:
-    """The same with JSON's types: NaN -> null, +-inf -> "inf" / "-inf"."""
-    if isinstance(value, dict):
-        return {str(key): as_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value
 
 
 def _version(package: str) -> str | None:
