@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -136,7 +137,7 @@ def test_the_list_is_what_conf_uses():
 def test_every_name_is_a_constructor_of_its_own_group(group):
     folder = f"wdro_train.{group if group == 'data' else group + 's'}"
     for name in CONSTRUCTORS[group]:
-        made = pkgutil.resolve_name(name)
+        made = getattr(importlib.import_module(folder), name.rpartition(".")[2])
         assert inspect.isclass(made) or inspect.isfunction(made)
         assert name == f"{folder}.{made.__name__}"
         assert made.__module__.startswith(f"{folder}.")
@@ -165,7 +166,8 @@ def reachable():
 def test_nothing_else_is_reached_through_this_package():
     names = reachable()
     assert len(names) > 3000
-    assert {"wdro_train.jobs.os.system", "wdro_train.trusted.torch.save", "wdro_train.files.write_text"} <= set(names)
+    for known in (".os.system", ".torch.save", ".subprocess.run", ".files.write_text"):
+        assert any(name.endswith(known) for name in names)
     for group, constructors in CONSTRUCTORS.items():
         for name in set(names) - constructors:
             with pytest.raises(UserError, match="asks to run"):
@@ -189,7 +191,7 @@ NAMED = {
 }
 NAMED["data"]["data"] |= {"shape": [1, 8, 8], "num_classes": 10, "mean": [0.3], "std": [0.4], "delta": {"linf": 0.1}}
 NAMED["model"]["model"] |= {"shape": "${data.shape}", "num_classes": 10, "std": "${data.std}"}
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def named(choice):
@@ -252,7 +254,7 @@ def test_pieces_of_an_interpolation_do_not_become_one(folder):
 @pytest.mark.parametrize("place", [("model",), ("data", "delta"), ("attack", "marginal"), ("objective",)])
 def test_special_keys(key, place, folder):
     path = written(folder / "special.ckpt", put(honest()[0], (*place, key), True))
-    with pytest.raises(UserError, match=f"{key}, which files may not set"):
+    with pytest.raises(UserError, match=f"{key}, which no file may set"):
         use_everything(path)
 
 
@@ -445,18 +447,23 @@ def secret_free(folder):
     return all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("more", [[], ["data=digits"]], ids=["alone", "with data"])
-def test_evaluate_runs_nothing_of_a_file(more, tmp_path):
-    for number, payload in enumerate(payloads(tmp_path / "made")[:3]):
-        config = honest()[0] | {"evil": payload, "seed": payload, "name": "some"}
-        place = ("model", "mean") if number else ("seed",)
-        written(tmp_path / "evil.ckpt", put(config, place, "${evil}" if number == 2 else payload))
-        done = run("evaluate.py", "ckpt_path=evil.ckpt", *more, *JUDGE, cwd=tmp_path)
-        assert not (tmp_path / "made").exists()
-        assert "Traceback" not in done.stderr
-        if number:
-            assert done.returncode == 1
-            assert "asks to run" in done.stderr or "is not looked up" in done.stderr
+@pytest.mark.parametrize(
+    ("place", "how", "more", "message"),
+    [
+        (("model", "mean"), "bare", ["data=digits"], "asks to run wdro_train.files.write_text as model.mean._target_"),
+        (("model", "mean"), "referred", [], "has ${evil} at model.mean"),
+        (("seed",), "bare", ["data=digits"], None),  # `data.seed: ${seed}` is the user's reference to it
+    ],
+)
+def test_evaluate_runs_nothing_of_a_file(place, how, more, message, tmp_path):
+    payload = payloads(tmp_path / "made")[0]
+    config = put(honest()[0] | {"evil": payload}, place, payload if how == "bare" else "${evil}")
+    written(tmp_path / "evil.ckpt", config)
+    done = run("evaluate.py", "ckpt_path=evil.ckpt", *more, *JUDGE, cwd=tmp_path)
+    assert not (tmp_path / "made").exists()
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (message is not None)
+    assert message is None or message in done.stderr
 
 
 def test_secrets_stay_where_they_are(tmp_path):
@@ -523,7 +530,7 @@ FAMILY = [
     if path.parent.name in (*CONSTRUCTORS, "augment", "experiment")
 ]
 NEEDS = {
-    ("model", "huggingface"): ["model.name=someone/vit", "model.options={image_size:8}"],
+    ("model", "huggingface"): ["model.name=someone/vit", "+model.options.image_size=8"],
     ("model", "robustbench"): ["model.name=Wong2020Fast"],
     ("data", "huggingface"): ["data.name=someone/images", "data.num_classes=10"],
     ("data", "image_folder"): ["data.num_classes=10"],
@@ -533,10 +540,9 @@ NEEDS = {
 @pytest.mark.parametrize(("group", "option"), FAMILY)
 def test_what_train_writes_is_let_pass(group, option):
     """Every configuration that the groups compose to is one of plain values and listed constructors."""
-    chosen = f"+{group}={option}" if group == "experiment" else f"{group}={option}"
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [chosen, "name=some", "run_dir=some", *NEEDS.get((group, option), [])])
+        cfg = compose("train", [f"{group}={option}", "name=some", "run_dir=some", *NEEDS.get((group, option), [])])
     tree = plain_values(plain(cfg), "a file")
     for part in CONSTRUCTORS:
         checked(tree[part] | ({"augment": None} if part == "data" else {}), part, "a file")
@@ -549,7 +555,7 @@ def test_what_train_writes_is_let_pass(group, option):
         ["model=preact_resnet18", "model.width=4"],
         ["model=wrn_28_10", "model.depth=10", "model.width=1"],
         ["model=torchvision", "model.name=shufflenet_v2_x0_5", "model.small_stem=true", "model.pretrained=true"],
-        ["model=timm", "model.name=test_resnet", "model.pretrained=true", "model.options={drop_rate:0.1}"],
+        ["model=timm", "model.name=test_resnet", "model.pretrained=true", "+model.options.drop_rate=0.1"],
     ],
     ids=lambda model: model[0],
 )
