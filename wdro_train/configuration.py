@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,13 @@ def require_values(node: DictConfig, group: str) -> None:
             raise UserError(f"{what} no default for {group}.{key}; give {group}.{key}=...")
 
 
-def build_model(node: DictConfig, *, trained_elsewhere: bool = True) -> nn.Module:
+def build_model(node: DictConfig, *, trained_elsewhere: bool = True, only: Collection[str] | None = None) -> nn.Module:
     """The network of a configuration group `model`.
 
     Args:
         node: `_target_`, its arguments, and `weights`: a file to load into whatever it makes.
         trained_elsewhere: False leaves out weights of files and of model zoos, where a checkpoint's replace them.
+        only: See `wdro_train.trusted.construct`.
 
     Raises:
         UserError: An argument without default is not given, or the weights are another network's.
@@ -99,7 +100,7 @@ def build_model(node: DictConfig, *, trained_elsewhere: bool = True) -> nn.Modul
     weights = arguments.pop("weights", None)
     if not trained_elsewhere and "pretrained" in arguments:
         arguments["pretrained"] = False
-    model: nn.Module = construct(arguments)
+    model: nn.Module = construct(arguments, only=only)
     if trained_elsewhere and weights is not None:
         load_weights(model, weights)
     return model

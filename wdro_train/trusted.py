@@ -8,6 +8,7 @@ types is not subject to this: naming a constructor on the command line is how a 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import pickle
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from wdro_train.errors import UserError
@@ -102,6 +103,8 @@ _MOST_VALUES = 100_000  # a configuration has hundreds; lists inside themselves 
 _DEEPEST = 50
 _LARGEST = 2**64
 _SHOWN = 80
+# Networks are callable, so that Hydra asks whether they may run.
+_RETURNED = frozenset({"torch.nn.modules.container.Sequential", "robustbench.*"})
 _WHITELIST = "_execution_whitelist_"  # of `instantiate`, from Hydra 1.4 on
 
 
@@ -201,15 +204,6 @@ def checked(
     return tree
 
 
-def targets(tree: Any) -> list[str]:
-    """Every `_target_` in a tree of dicts and lists, however deep.
-
-    Args:
-        tree: A configuration without interpolations.
-    """
-    return [str(value) for _, key, value in _entries(tree, "") if key == "_target_"]
-
-
 def without_special_keys(tree: Any) -> Any:
     """The values of a file for a user's configuration to refer to: none of them is a constructor.
 
@@ -223,20 +217,36 @@ def without_special_keys(tree: Any) -> Any:
     return tree
 
 
-def construct(node: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
+def construct(node: Mapping[str, Any] | DictConfig, *, only: Collection[str] | None = None, **arguments: Any) -> Any:
     """The object that a configuration names, by Hydra's `instantiate`.
-
-    Where Hydra can be told what may run (from 1.4 on), it is the constructors that the configuration names in so many
-    words.
 
     Args:
         node: What the user typed, or what `checked` has let pass.
+        only: From `permitted`, for what comes from a file: a Hydra that can be told what may run (from 1.4 on) then
+            runs nothing else. None for what the user typed.
         **arguments: Further arguments, as objects.
     """
-    if _WHITELIST in inspect.signature(instantiate).parameters:
-        tree = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-        arguments[_WHITELIST] = targets(tree)
+    if only is not None and _WHITELIST in inspect.signature(instantiate).parameters:
+        arguments[_WHITELIST] = sorted(only)
     return instantiate(node, **arguments)
+
+
+def permitted(group: str, allowed: Collection[str] = ()) -> frozenset[str]:
+    """What may run while a group of a file is built, for Hydra: constructors, and the classes of what they return.
+
+    Args:
+        group: A key of `CONSTRUCTORS`.
+        allowed: Further constructors that the user has named; what they return is of their own package.
+    """
+    packages = {f"{name.partition('.')[0]}.*" for name in allowed}
+    return CONSTRUCTORS[group] | {_defined_as(name) for name in CONSTRUCTORS[group]} | {*allowed} | packages | _RETURNED
+
+
+def _defined_as(name: str) -> str:
+    """The name of one of `CONSTRUCTORS` in the module that defines it: attacks are callable, and of that class."""
+    package, _, last = name.rpartition(".")
+    made = getattr(importlib.import_module(package), last)
+    return f"{made.__module__}.{made.__qualname__}"
 
 
 def read_tensors(file: Path) -> Any:

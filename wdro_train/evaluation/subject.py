@@ -19,7 +19,7 @@ from wdro_train.configuration import build_data, build_model, default_delta, pla
 from wdro_train.data import ImageSet
 from wdro_train.errors import UserError, user_error_in
 from wdro_train.module import CONFIG_KEY, RobustClassifier
-from wdro_train.trusted import checked, construct, plain_values, reason, without_special_keys
+from wdro_train.trusted import checked, construct, permitted, plain_values, reason, without_special_keys
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Subject:
         """
         node = checked(self.config.get(group), group, self.path, self.allowed)
         try:
-            return construct(node)
+            return construct(node, only=permitted(group, self.allowed))
         except InstantiationException as error:
             raise _unusable(f"the {group} of {self.path}", error) from error
 
@@ -93,7 +93,8 @@ def load_subject(
     checkpoint = read_checkpoint(path)
     config = _with_given(checkpoint[CONFIG_KEY], {"data": data, "model": model}, path, allowed)
     try:
-        network = build_model(OmegaConf.create(config["model"]), trained_elsewhere=False)
+        only = permitted("model", allowed) if model is None else None
+        network = build_model(OmegaConf.create(config["model"]), trained_elsewhere=False, only=only)
     except InstantiationException as error:
         raise _unusable(f"the model of {path}", error) from error
     module = RobustClassifier(network)
