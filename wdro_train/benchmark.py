@@ -29,6 +29,7 @@ from wdro_train.losses import correct
 from wdro_train.passes import PassCounter
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall
+from wdro_train.trusted import add_allow_option
 
 Attacker = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _DEEPFOOL_CANDIDATES = 10
@@ -190,10 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     parser.add_argument("--limit", type=int, default=500, help="images (default 500)")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--autoattack", action="store_true", help="AutoAttack at the radius, for p = inf (slow)")
+    add_allow_option(parser)
     given = parser.parse_args(arguments)
 
     register_resolvers()
-    subject = load_subject(given.checkpoint or newest_checkpoint())
+    subject = load_subject(given.checkpoint or newest_checkpoint(), allowed=given.allow)
     trained = subject.config["attack"]
     ball = WassersteinBall(
         *(trained[key] if getattr(given, key) is None else getattr(given, key) for key in ("p", "norm", "delta"))

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wdro_train.errors import UserError
 from wdro_train.module import CONFIG_KEY, RobustClassifier
+from wdro_train.trusted import UnreadableError, plain_values, read_tensors
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of this program, read with `weights_only=True`.
+    """A checkpoint of this program: tensors, and a configuration of plain values.
+
+    Nothing in the file is run and nothing in its configuration is resolved; see `wdro_train.trusted`.
 
     Raises:
-        UserError: Missing, unreadable or foreign file.
+        UserError: Missing, unreadable or foreign file, or a configuration of more than plain values.
     """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no checkpoint at {file}; give the path of a .ckpt file as ckpt_path")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{file} cannot be read as a checkpoint ({reason}); use one that train.py wrote") from error
-    if not isinstance(content, dict) or "state_dict" not in content or CONFIG_KEY not in content:
+        content = read_tensors(file)
+    except UnreadableError as error:
+        raise UserError(f"{file} cannot be read as a checkpoint ({error}); use one that train.py wrote") from error
+    if not isinstance(content, dict) or not {"state_dict", CONFIG_KEY} <= content.keys():
         raise UserError(f"{file} was not written by wdro_train; use a checkpoint that train.py wrote")
+    if not isinstance(content["state_dict"], dict):
+        raise UserError(f"{file} holds no weights; use a checkpoint that train.py wrote")
+    plain_values(content[CONFIG_KEY], file)
     return content
 
 
@@ -50,6 +53,8 @@ def check_weights(module: RobustClassifier, checkpoint: dict[str, Any], path: st
                 "choose the model and data it was trained with"
             )
     for key, value in ours.items():
+        if not isinstance(theirs[key], Tensor):
+            raise UserError(f"{path} holds no weights for {key}; use a checkpoint that train.py wrote")
         if theirs[key].shape != value.shape:
             raise UserError(
                 f"{path} holds another network: {key} has shape {tuple(theirs[key].shape)}, not "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -20,6 +19,7 @@ from wdro_train.errors import UserError
 from wdro_train.models import load_weights
 from wdro_train.module import RobustClassifier
 from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.trusted import construct
 
 
 def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
@@ -69,24 +69,39 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def build_model(node: DictConfig, *, trained_elsewhere: bool = True) -> nn.Module:
+def require_values(node: DictConfig, group: str) -> None:
+    """Refuse a group with an argument that has no default and was not given.
+
+    Args:
+        node: The group.
+        group: Its name.
+
+    Raises:
+        UserError: Names the argument.
+    """
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key):
+            what = {"model": "this model has", "data": "these images have"}.get(group, f"this {group} has")
+            raise UserError(f"{what} no default for {group}.{key}; give {group}.{key}=...")
+
+
+def build_model(node: DictConfig, *, trained_elsewhere: bool = True, only: Collection[str] | None = None) -> nn.Module:
     """The network of a configuration group `model`.
 
     Args:
         node: `_target_`, its arguments, and `weights`: a file to load into whatever it makes.
         trained_elsewhere: False leaves out weights of files and of model zoos, where a checkpoint's replace them.
+        only: See `wdro_train.trusted.construct`.
 
     Raises:
         UserError: An argument without default is not given, or the weights are another network's.
     """
-    for key in map(str, node):
-        if OmegaConf.is_missing(node, key):
-            raise UserError(f"this model has no default for model.{key}; give model.{key}=...")
+    require_values(node, "model")
     arguments = plain(node)
     weights = arguments.pop("weights", None)
     if not trained_elsewhere and "pretrained" in arguments:
         arguments["pretrained"] = False
-    model: nn.Module = instantiate(arguments)
+    model: nn.Module = construct(arguments, only=only)
     if trained_elsewhere and weights is not None:
         load_weights(model, weights)
     return model
@@ -96,25 +111,23 @@ def build_module(cfg: DictConfig) -> RobustClassifier:
     """The LightningModule of a training configuration."""
     return RobustClassifier(
         build_model(cfg.model),
-        objective=instantiate(cfg.objective),
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
+        objective=construct(cfg.objective),
+        optimizer=construct(cfg.optimizer),
+        scheduler=construct(cfg.scheduler),
         config=plain(cfg),
     )
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:
     """The data module of a configuration."""
-    for key in map(str, cfg.data):
-        if OmegaConf.is_missing(cfg.data, key):
-            raise UserError(f"these images have no default for data.{key}; give data.{key}=...")
-    data: ImageDataModule = instantiate(cfg.data)
+    require_values(cfg.data, "data")
+    data: ImageDataModule = construct(cfg.data)
     return data
 
 
 def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
     """The callbacks of a configuration; null leaves one out."""
-    return [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    return [construct(node) for node in cfg.callbacks.values() if node is not None]
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
@@ -123,8 +136,9 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     loggers = build_loggers(cfg.logger)
     for logger in loggers:
         logger.log_hyperparams(plain(cfg))
-    plugins = [*(instantiate(cfg.trainer.get("plugins")) or []), ReplacingCheckpointIO()]
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
+    asked = cfg.trainer.get("plugins")
+    plugins = [*(construct(asked) if asked else []), ReplacingCheckpointIO()]
+    trainer: L.Trainer = construct(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     return trainer
 
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import wandb
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from wdro_train.errors import UserError
+from wdro_train.trusted import construct
 
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 _SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
@@ -31,7 +31,7 @@ def build_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
 
 def _build(node: Any) -> Logger:
     try:
-        logger: Logger = instantiate(node)
+        logger: Logger = construct(node)
     except Exception as error:
         if isinstance(error.__cause__, ModuleNotFoundError):
             name = str(node["_target_"]).rpartition(".")[2]

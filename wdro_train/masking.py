@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from wdro_train.evaluation.subject import load_arrays, load_subject
 from wdro_train.losses import correct
 from wdro_train.run_folders import METRICS_FILE
 from wdro_train.threat import WassersteinBall
+from wdro_train.trusted import add_allow_option
 
 
-def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[tuple[str, float]]:
+def masking_rows(
+    path: str, steps: int = 50, limit: int | None = None, seed: int = 0, allowed: Collection[str] = ()
+) -> list[tuple[str, float]]:
     """Accuracy under every attack of the check.
 
     Args:
@@ -33,11 +37,12 @@ def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int
         steps: Steps of each attack.
         limit: First so many validation images only; None for all.
         seed: Seeds the random starts.
+        allowed: Constructors that the checkpoint may ask for besides those of this package.
 
     Returns:
         Attack and accuracy in [0, 1].
     """
-    subject = load_subject(path)
+    subject = load_subject(path, allowed=allowed)
     arrays = load_arrays(subject.config, "val", limit)
     x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
@@ -68,9 +73,10 @@ def main() -> None:
     parser.add_argument("ckpt", help="checkpoint written by train.py")
     parser.add_argument("--steps", type=int, default=50, help="steps of each attack")
     parser.add_argument("--limit", type=int, default=None, help="first so many validation images only")
+    add_allow_option(parser)
     arguments = parser.parse_args()
     try:
-        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit)
+        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, allowed=arguments.allow)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -26,6 +26,7 @@ from wdro_train.evaluation.subject import load_arrays, load_subject, newest_chec
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
 from wdro_train.passes import PassCounter
 from wdro_train.threat import WassersteinBall
+from wdro_train.trusted import add_allow_option
 
 _ADAPTATION = 200
 
@@ -69,10 +70,11 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     parser.add_argument("--steps", type=int, default=8, help="steps of the iterative attacks (default 8)")
     parser.add_argument("--batch", type=int, default=128, help="images of a step (default 128)")
     parser.add_argument("--repeats", type=int, default=15, help="steps timed (default 15)")
+    add_allow_option(parser)
     given = parser.parse_args(arguments)
 
     register_resolvers()
-    subject = load_subject(given.checkpoint or newest_checkpoint())
+    subject = load_subject(given.checkpoint or newest_checkpoint(), allowed=given.allow)
     ball = WassersteinBall(*(subject.config["attack"][key] for key in ("p", "norm", "delta")))
     arrays = load_arrays(subject.config, "train", given.batch)
     x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels

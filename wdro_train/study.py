@@ -13,14 +13,13 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from rich.progress import track
 
@@ -42,6 +41,7 @@ from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.run_folders import METRICS_FILE
 from wdro_train.step_cost import count
 from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.trusted import add_allow_option
 
 matplotlib.use("Agg", force=False)
 Result = dict[str, Any]
@@ -50,7 +50,9 @@ _GRID = 41
 _COUNTED = 512
 
 
-def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Result:
+def judge(
+    run: Path, norm: float, deltas: list[float], limit: int | None, allowed: Collection[str] = frozenset()
+) -> Result:
     """One run's numbers on its test set: curves, accuracies, and what a training step costs.
 
     Args:
@@ -58,8 +60,9 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images only; None for all.
+        allowed: Constructors that its checkpoint may ask for besides those of this package.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     arrays = load_arrays(subject.config, "test", limit)
     curve = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
     grid = np.linspace(0, 2 * max(deltas), _GRID)
@@ -92,7 +95,7 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
         arrays: Images to count on.
     """
     x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
-    attack, objective = instantiate(subject.config["attack"]), instantiate(subject.config["objective"])
+    attack, objective = subject.construct("attack"), subject.construct("objective")
     for key, state in read_checkpoint(subject.path).get("callbacks", {}).items():
         if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
             attack.load_state_dict(state["attack"])
@@ -100,12 +103,12 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
     perturbed = any(
         str(node.get("_target_", "")).endswith(AdversarialWeightPerturbation.__name__)
         for node in subject.config["callbacks"].values()
-        if node
+        if isinstance(node, dict)
     )
     return pairs + (count(subject.model, x, y, None, objective) if perturbed else 0.0)
 
 
-def check(run: Path, norm: float, delta: float, limit: int) -> Result:
+def check(run: Path, norm: float, delta: float, limit: int, allowed: Collection[str] = frozenset()) -> Result:
     """AutoAttack, Square included, against the distances on the same images, at p = inf.
 
     Args:
@@ -113,8 +116,9 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
         norm: Ground norm.
         delta: Radius.
         limit: First so many images.
+        allowed: See `judge`.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     arrays = load_arrays(subject.config, "test", limit)
     ball = WassersteinBall(math.inf, norm, delta)
     x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
@@ -131,7 +135,7 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     }
 
 
-def effort(run: Path, norm: float, deltas: list[float], limit: int) -> Result:
+def effort(run: Path, norm: float, deltas: list[float], limit: int, allowed: Collection[str] = frozenset()) -> Result:
     """The accuracies again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
 
     Args:
@@ -139,8 +143,9 @@ def effort(run: Path, norm: float, deltas: list[float], limit: int) -> Result:
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images.
+        allowed: See `judge`.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     batches = ArrayBatches(load_arrays(subject.config, "test", limit), 512)
     weak = robustness_curve(subject.model, batches, norm=norm)
     strong = robustness_curve(subject.model, batches, norm=norm, steps=50, restarts=2, targets=3)
@@ -266,6 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--effort", default="", help="methods to judge once more with ten times the effort")
     parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
     parser.add_argument("--curves", default="", help="methods whose curves are drawn (default: the leading six)")
+    add_allow_option(parser)
     given = parser.parse_args(arguments)
 
     register_resolvers()
@@ -289,11 +295,11 @@ def main(arguments: list[str] | None = None) -> None:
                 )
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
-        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit)
+        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit, given.allow)
         if result["method"] in chosen["autoattack"] and "check" not in result:
-            result["check"] = check(run, norm, max(deltas), given.autoattack_images)
+            result["check"] = check(run, norm, max(deltas), given.autoattack_images, given.allow)
         if result["method"] in chosen["effort"] and "effort" not in result:
-            result["effort"] = effort(run, norm, deltas, given.effort_images)
+            result["effort"] = effort(run, norm, deltas, given.effort_images, given.allow)
         write_json(file, result)
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     rows = summary(results, deltas)

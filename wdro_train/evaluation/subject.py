@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wdro_train.checkpoint import check_weights, read_checkpoint
-from wdro_train.configuration import build_data, build_model, default_delta, plain
+from wdro_train.configuration import build_data, build_model, default_delta, plain, require_values
 from wdro_train.data import ImageSet
-from wdro_train.errors import UserError
+from wdro_train.errors import UserError, user_error_in
 from wdro_train.module import CONFIG_KEY, RobustClassifier
+from wdro_train.trusted import checked, construct, permitted, plain_values, reason, without_special_keys
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,30 @@ class Subject:
         config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
         name: A short name: the run folder, the file, or the network's name in its zoo.
         path: Where the weights came from: the checkpoint, the file, or the network's name in its zoo.
+        allowed: Constructors that the user lets the configuration ask for, besides those of this package.
     """
 
     model: nn.Module
     config: dict[str, Any]
     name: str
     path: Path
+    allowed: frozenset[str] = frozenset()
+
+    def construct(self, group: str) -> Any:
+        """An object of the training configuration, such as its attack.
+
+        Args:
+            group: `attack` or `objective`.
+
+        Raises:
+            UserError: The configuration asks for a constructor that is neither this package's nor allowed, or gives it
+                arguments that it does not take.
+        """
+        node = checked(self.config.get(group), group, self.path, self.allowed)
+        try:
+            return construct(node, only=permitted(group, self.allowed))
+        except InstantiationException as error:
+            raise _unusable(f"the {group} of {self.path}", error) from error
 
     def fingerprint(self) -> str:
         """A digest of the weights."""
@@ -49,40 +71,36 @@ def load_subject(
     model: DictConfig | None = None,
     data: DictConfig | None = None,
     device: torch.device | str = "cpu",
+    allowed: Collection[str] = (),
 ) -> Subject:
     """Rebuild the network of a checkpoint.
 
-    A checkpoint is data, but a `_target_` in it names code to run; only constructors of this package are run
-    without being named on the command line.
+    A checkpoint is data: of what it asks for, only the constructors of this package are run that
+    `wdro_train.trusted` lists, with plain values. What the user gives is not restricted.
 
     Args:
         path: A checkpoint written by `train.py`.
-        model: Overrides the checkpoint's model configuration.
-        data: Overrides its data configuration.
+        model: Replaces the checkpoint's model configuration. A `_target_` alone, or arguments alone, replace those
+            and keep the rest.
+        data: The same for its data configuration.
         device: Where to put the network.
+        allowed: Constructors that the checkpoint may ask for besides those of this package.
 
     Raises:
-        UserError: No such checkpoint, another network's, or a constructor from outside this package.
+        UserError: No such checkpoint, another network's, a configuration that is no plain data, or a constructor that
+            is neither this package's nor named by the user.
     """
     checkpoint = read_checkpoint(path)
-    config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    if "augment" in config.data:
-        config.data.augment = None  # of training images; nothing of it is run here
-    for group, given in (("data", data), ("model", model)):
-        if given is not None:
-            config[group] = OmegaConf.create(OmegaConf.to_container(given, resolve=False))
-            continue
-        for target in _targets(OmegaConf.to_container(config[group], resolve=False)):
-            if not target.startswith("wdro_train."):
-                raise UserError(
-                    f"{path} asks to run {target}; if you trust the checkpoint, name it yourself with "
-                    f"{group}._target_=..."
-                )
-    network = build_model(config.model, trained_elsewhere=False)
+    config = _with_given(checkpoint[CONFIG_KEY], {"data": data, "model": model}, path, allowed)
+    try:
+        only = permitted("model", allowed) if model is None else None
+        network = build_model(OmegaConf.create(config["model"]), trained_elsewhere=False, only=only)
+    except InstantiationException as error:
+        raise _unusable(f"the model of {path}", error) from error
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])
-    return Subject(module.model.eval().to(device), plain(config), _name(Path(path)), Path(path))
+    return Subject(module.model.eval().to(device), config, _name(Path(path)), Path(path), frozenset(allowed))
 
 
 def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subject:
@@ -131,20 +149,62 @@ def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) ->
         raise UserError(f"split={split!r} is unknown; choose train, val or test")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves no images; choose at least 1, or null for all")
-    data = build_data(OmegaConf.create({"data": config["data"]}))
+    try:
+        data = build_data(OmegaConf.create({"data": config["data"]}))
+    except InstantiationException as error:
+        raise _unusable("the images", error) from error
     data.prepare_data()
     arrays = data.arrays(split)
     return arrays if limit is None else arrays.take(torch.arange(min(limit, len(arrays.labels))))
 
 
-def _targets(node: Any) -> list[str]:
-    """Every `_target_` in a configuration, however deep."""
-    if isinstance(node, list):
-        return [target for part in node for target in _targets(part)]
-    if not isinstance(node, dict):
-        return []
-    own = [str(node["_target_"])] if "_target_" in node else []
-    return own + [target for part in node.values() for target in _targets(part)]
+def _with_given(
+    config: dict[str, Any], given: Mapping[str, DictConfig | None], path: str | Path, allowed: Collection[str]
+) -> dict[str, Any]:
+    """The configuration of a checkpoint with what the user gives in its place, all of it plain and checked.
+
+    What comes from the checkpoint is checked before anything the user gives can refer to it, and the user's
+    references find its values only, never its constructors.
+    """
+    used: dict[str, Any] = {}
+    for group, node in given.items():
+        own = None if node is None else OmegaConf.to_container(node, resolve=False)
+        if isinstance(own, dict) and "_target_" in own and len(own) > 1:
+            used[group] = own
+            continue
+        kept = _without_side_effects(config.get(group), group)
+        if isinstance(own, dict) and isinstance(kept, dict):
+            kept = {key: value for key, value in kept.items() if key not in own}
+        needed = not (isinstance(own, dict) and "_target_" in own)
+        used[group] = checked(kept, group, path, allowed, complete=needed) | (own if isinstance(own, dict) else {})
+    if all(node is None for node in given.values()):
+        return config | used
+    context = OmegaConf.create(without_special_keys(config) | used)
+    for group, node in given.items():
+        if node is not None:
+            require_values(context[group], group)
+            try:
+                used[group] = plain_values(OmegaConf.to_container(context[group], resolve=True), f"{group}=...")
+            except OmegaConfBaseException as error:
+                raise UserError(
+                    f"{group}=... does not go with {path} ({reason(error)}); give data=... and model=... both"
+                ) from error
+    return config | used
+
+
+def _without_side_effects(node: Any, group: str) -> Any:
+    """The data configuration of a checkpoint, of which nothing is downloaded, and no training image is varied."""
+    if group != "data" or not isinstance(node, dict):
+        return node
+    return node | {key: off for key, off in (("augment", None), ("download", False)) if key in node}
+
+
+def _unusable(what: str, error: InstantiationException) -> UserError:
+    """The sentence for a configuration that its constructor refuses."""
+    text = " ".join(str(error.__cause__ or error).split())
+    return user_error_in(error) or UserError(
+        f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
+    )
 
 
 def _name(path: Path) -> str:

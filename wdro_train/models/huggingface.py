@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
 from wdro_train.packages import optional
+from wdro_train.trusted import reason
 
 
 class Logits(nn.Module):
@@ -48,25 +49,28 @@ def huggingface_model(
         std: Channel standard deviations, the same.
         name: A folder with `config.json`, or a name on the hub.
         pretrained: With its weights (another number of classes gets a new last layer); false for random ones.
-        options: Changes to its configuration, such as `image_size`.
+        options: Changes to its configuration, such as `image_size`; `trust_remote_code: true` runs the code that
+            comes with the network.
 
     Raises:
         UserError: transformers is not installed, or finds no image classifier there.
     """
     transformers = optional("transformers", "models")
+    changes = dict(options or {})
+    # Said to every loader in so many words: left open, transformers asks on the terminal.
+    code = {"trust_remote_code": bool(changes.pop("trust_remote_code", False))}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes, **(options or {}))
+        config = transformers.AutoConfig.from_pretrained(name, num_labels=num_classes, **changes, **code)
         auto = transformers.AutoModelForImageClassification
         network = (
-            auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+            auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True, **code)
             if pretrained
-            else auto.from_config(config)
+            else auto.from_config(config, **code)
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.name={name} is no image classifier that transformers can read ({reason}); give a folder with "
-            "config.json and its weights, or a name on the hub"
+            f"model.name={name} is no image classifier that transformers can read ({reason(error)}); give a folder "
+            "with config.json and its weights, or a name on the hub"
         ) from error
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
         return nn.Sequential(Normalize(mean, std), Logits(network))

@@ -12,6 +12,7 @@ from torch import nn
 
 from wdro_train.errors import UserError
 from wdro_train.packages import optional
+from wdro_train.trusted import reason
 
 _ZOOS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 
@@ -53,9 +54,8 @@ def robustbench_model(
     try:
         network = utils.load_model(name, model_dir=root, dataset=data, threat_model=threat)
     except Exception as error:  # what its download, torch.load and load_state_dict raise has no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.name={name} could not be loaded from {root}/{data}/{threat}/{name}.pt ({reason}); "
+            f"model.name={name} could not be loaded from {root}/{data}/{threat}/{name}.pt ({reason(error)}); "
             "put the network's own file there"
         ) from error
     return network

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wdro_train.errors import UserError
+from wdro_train.trusted import UnreadableError, read_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "last", "best")
 # "1." is the network after the normalisation in an `nn.Sequential`.
@@ -74,15 +71,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"there is no file model.weights={path}; give a .safetensors file or a state dict")
     try:
-        content: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        content: Any = read_tensors(file)
+    except UnreadableError as error:
         raise UserError(
-            f"model.weights={path} cannot be read ({reason}); save it as .safetensors or with torch.save(state_dict)"
+            f"model.weights={path} cannot be read ({error}); save it as .safetensors or with torch.save(state_dict)"
         ) from error
     lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
     while isinstance(content, Mapping) and (inner := _wrapped(content)) is not None:
