@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
@@ -23,9 +24,11 @@ from wdro_train.configuration import build_callbacks, build_data, build_module, 
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule
 from wdro_train.finetuning import start_from
+from wdro_train.module import RobustClassifier
 from wdro_train.sweep import METRICS_FILE
 
 Report = dict[str, Any]
+_LOOKED_AT = 16  # images
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -47,6 +50,7 @@ def train(cfg: DictConfig) -> float | None:
     start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
+    _examine(module, data)
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         callbacks = build_callbacks(cfg)
@@ -81,6 +85,13 @@ def _quiet(cfg: DictConfig) -> None:
     if cfg.finetune.freeze:
         warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+
+
+def _examine(module: RobustClassifier, data: ImageDataModule) -> None:
+    """Look at the network with the first training images before anything is written."""
+    arrays = data.arrays("train")
+    rows = torch.arange(min(_LOOKED_AT, len(arrays.labels)))
+    module.examine(arrays.batch(rows), arrays.labels[rows])
 
 
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule) -> None:
