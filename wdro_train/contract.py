@@ -1,8 +1,8 @@
 """What a batch is and what a network returns: one contract for training, evaluation, attacks and certificates.
 
 A batch is images in [0, 1] with one integer label each; a network maps the images to one row of logits each. What
-means that without doubt in another form is brought into it (a dictionary, further fields, 32-bit labels, rounding at the
-ends of [0, 1], an output object with `logits`); anything else is refused with a sentence, because a guess would
+means that without doubt in another form is brought into it (a dictionary, further fields, 32-bit labels, rounding at
+the ends of [0, 1], an output object with `logits`); anything else is refused with a sentence, because a guess would
 change a number that somebody publishes.
 """
 
@@ -115,7 +115,7 @@ def check_batch(x: Tensor, y: Tensor) -> CheckedBatch:
     _check_image_type(x)
     if y.dim() == 2 and y.shape[0] == x.shape[0] and y.shape[1] > 1:
         raise UserError(
-            f"labels have shape {tuple(y.shape)}, like one-hot rows; give one integer per image: y.argmax(1)"
+            f"labels have shape {tuple(y.shape)}, like one-hot rows; give one integer per image, such as y.argmax(1)"
         )
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != x.shape[:1]:
         raise UserError(f"labels have shape {tuple(y.shape)} and type {y.dtype}; give one integer per image")
@@ -200,7 +200,7 @@ def _check_image_type(x: Tensor) -> None:
 def _clamped(x: Tensor, low: float, high: float) -> Tensor:
     """The images with their rounding outside [0, 1] taken off."""
     if low != low:
-        raise UserError("images have NaN pixels; repair or leave out those images")
+        raise UserError(f"images range over [{low:g}, {high:g}]: they have NaN pixels; repair them or leave them out")
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise UserError(
             f"images range over [{low:g}, {high:g}]; scale them to [0, 1] and keep the normalisation "

@@ -126,9 +126,14 @@ def resolve_loss(loss: str | LossFunction) -> LossFunction:
 
 
 def _squashed(d: Tensor) -> Tensor:
-    """D / (1 + |d|), written so that the slope 1 / (1 + |d|)^2 is no difference of large numbers."""
-    sign = torch.where(d.detach() < 0, -1.0, 1.0).to(d)
-    return sign * (1 - 1 / (1 + sign * d))
+    """The margin d as d / (1 + |d|), in (-1, 1).
+
+    Far out it is written so that the slope 1 / (1 + |d|)^2 is not the difference of two numbers that round alike.
+    """
+    near = d.detach().abs() < 1
+    inner = torch.where(near, d, 0.0)
+    outer = d.detach().sign() * (1 - 1 / (1 + d.abs()))
+    return torch.where(near, inner / (1 + inner.abs()), outer)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def torchvision_model(
     if small_stem or shape[0] != 3:
         _replace_first(network, name, shape[0], small_stem)
         if shape[0] != 3 and name in _AUXILIARY:
-            network.transform_input = False  # which renormalises three colours
+            network.transform_input = False  # type: ignore[assignment]  # it renormalises three colours
     if small_stem and hasattr(network, "maxpool"):
         network.maxpool = nn.Identity()
     return nn.Sequential(Normalize(mean, std), network)
