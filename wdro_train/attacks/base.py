@@ -167,17 +167,7 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         x, _, labels = check_batch(x, y)
     with attack_mode(model), torch.no_grad(), _same_random_numbers(x.device):
         x = x[:_PROBES].clone().float()
-        try:
-            logits = forward(model, x)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # what a network's own checks and layers raise has no common base
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"the network does not take images of shape {tuple(x.shape[1:])} ({reason}); give images of the "
-                "size and channels it was made for, or another network"
-            ) from error
-        check_logits(model, x, logits, labels)
+        check_logits(model, x, forward(model, x), labels)
 
 
 @contextmanager
@@ -288,10 +278,22 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
         model: Maps images to logits.
         x: Images, shape [B, ...].
         batch_size: Images per forward pass; None for all at once.
+
+    Raises:
+        UserError: The network does not take such images, or returns something else than logits.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
     chunks = [x] if batch_size is None else torch.split(x, batch_size)
-    outputs = [logits_of(model(chunk.to(parameter.dtype)), len(chunk)) for chunk in chunks]
+    try:
+        outputs = [logits_of(model(chunk.to(parameter.dtype)), len(chunk)) for chunk in chunks]
+    except (UserError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # what a network's own checks and layers raise has no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the network does not take images of shape {tuple(x.shape[1:])} ({reason}); give images of the size and "
+            "channels it was made for, or another network"
+        ) from error
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
