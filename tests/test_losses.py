@@ -90,11 +90,49 @@ def test_dlr_ignores_shift_and_scale(z, shift, scale):
     torch.testing.assert_close(dlr(scale * z + shift, y)[clear], dlr(z, y)[clear], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [dlr, redlr])
-def test_fewer_than_three_classes(loss):
-    with pytest.raises(UserError, match="at least 3 classes, got 2; use loss=ce"):
-        loss(torch.zeros(2, 2), torch.tensor([0, 1]))
-    assert ce(torch.zeros(2, 2), torch.tensor([0, 1])).tolist() == pytest.approx([np.log(2)] * 2)
+def two_classes(z, y):
+    """DLR as it is written for three classes, with a third logit one below the second."""
+    with_third = torch.cat([z, z.amin(1, keepdim=True) - 1], 1)
+    return dlr(with_third, y)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(hnp.arrays(np.float64, (6, 2), elements=st.floats(-50, 50)), st.floats(-100, 100))
+def test_two_classes(z, shift):
+    z, y = torch.tensor(z), torch.arange(6) % 2
+    value, right = dlr(z, y), correct(z, y)
+    torch.testing.assert_close(value, two_classes(z, y), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(dlr(z + shift, y), value, rtol=1e-9, atol=1e-9)
+    assert ((value < 0) == right).all()
+    order = margin(z, y).argsort()
+    assert (value[order].diff() >= 0).all()
+    rectified = redlr(z, y)
+    assert (rectified >= -right.double()).all()  # so A_delta >= -V_ReDLR(delta)
+    assert (rectified[~right] == 0).all()  # so W(0) = 0
+    assert torch.equal(rectified[right], value[right])
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 0.1, 1.0, 30.0, 1e4, 1e8, 1e15])
+def test_two_classes_have_a_slope_however_sure_the_network_is(distance):
+    z = torch.tensor([[distance, 0.0], [0.0, distance]], requires_grad=True)
+    labels = torch.tensor([0, 0])
+    (gradient,) = torch.autograd.grad(dlr(z, labels).sum(), z)
+    slope = 1 / (1 + distance) ** 2
+    expected = torch.tensor([[-slope, slope], [-slope, slope]])
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
+    wide = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: dlr(u, torch.arange(20) % 2), (wide,))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30, 3e38])
+def test_two_classes_at_extremes(loss, size):
+    z = size * torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], requires_grad=True)
+    z.retain_grad()
+    value = loss(z, torch.zeros(3, dtype=torch.uint8))
+    assert not value.isnan().any()
+    (gradient,) = torch.autograd.grad(value.clamp(max=1e30).sum(), z)
+    assert gradient.isfinite().all()
 
 
 def test_resolve_loss():

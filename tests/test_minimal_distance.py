@@ -256,18 +256,6 @@ def test_gradients_that_are_not_finite_are_counted_and_poison_nothing():
     torch.testing.assert_close(found.distances[~dark], alone.distances, rtol=1e-5, atol=0)
 
 
-def test_a_network_of_nan_has_nothing_right():
-    x, y = on_the_edges(linear(3), 8)
-    found = MinimalDistance(norm=INF)(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 3)).apply(spoil), x, y)
-    assert (found.distances == 0).all()
-    assert not found.clean_correct.any()
-
-
-def spoil(module):
-    for parameter in module.parameters(recurse=False):
-        nn.init.constant_(parameter, math.nan)
-
-
 @pytest.mark.parametrize("extra", [{}, {"restarts": 3}, {"targets": 2}])
 def test_vanished_gradients_count_once_an_image(extra):
     model = linear(3)

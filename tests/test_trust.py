@@ -47,18 +47,6 @@ class Noisy(nn.Module):
         return self.model(x + self.sigma * torch.randn_like(x))
 
 
-class Broken(nn.Module):
-    """NaN on some images."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        bad = (x.flatten(1).sum(1) * 10).long() % 2 == 0
-        return torch.where(bad[:, None], torch.nan, 1.0) * self.model(x)
-
-
 class Rooted(nn.Module):
     """A square root somewhere in the preprocessing: its slope at black pixels is infinite."""
 
@@ -85,7 +73,8 @@ class Constant(nn.Module):
     """Always class 9."""
 
     def forward(self, x):
-        return nn.functional.one_hot(torch.full((len(x),), 9), 10).to(x.dtype) + 0 * x.flatten(1).sum(1, keepdim=True)
+        nine = nn.functional.one_hot(torch.full((len(x),), 9), 10).to(x.dtype)
+        return 5 * nine + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 def engine(model, folder, n=60):
@@ -118,10 +107,8 @@ def test_masked_gradients_are_seen(tmp_path):
     assert trust.never_flipped(masked)["figure"] > 0.5
 
 
-def test_nan_outputs_are_wrong_and_nan_gradients_counted(tmp_path):
-    broken = found(Broken(reference_network("standard")), tmp_path / "outputs")
-    assert np.isfinite(broken.distances[~broken.correct]).all()
-    rooted = found(Rooted(reference_network("adversarial")), tmp_path / "gradients", steps=8)
+def test_nan_gradients_are_counted(tmp_path):
+    rooted = found(Rooted(reference_network("adversarial")), tmp_path, steps=8)
     assert trust.nonfinite_gradients(rooted)["figure"] == 8 * rooted.correct.sum()
     assert trust.zero_gradients(rooted)["figure"] == 1.0
     assert np.isinf(rooted.distances[rooted.correct]).all()

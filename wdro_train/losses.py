@@ -1,6 +1,6 @@
 """Per-image losses J(x, y) = L(f(x), y), finite with finite gradient at ties (theory: the three losses of the paper).
 
-Every loss maps logits [B, m] and integer labels [B] to [B], computed in float32 or wider.
+Every loss maps logits [B, m], m >= 2, and integer labels [B] to [B], computed in float32 or wider.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Shape [B], in logit units.
     """
-    z = _wide(logits)
+    z, labels = _wide(logits), labels.long()
     own = z.gather(1, labels[:, None])
     rivals = z.scatter(1, labels[:, None], -torch.inf)
     return rivals.amax(1) - own.squeeze(1)
@@ -47,7 +47,7 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy in nats, shape [B], in [0, inf)."""
-    return functional.cross_entropy(_wide(logits), labels, reduction="none")
+    return functional.cross_entropy(_wide(logits), labels.long(), reduction="none")
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -56,19 +56,25 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Invariant to shift and scale of the logits. Where z_(1) and z_(3) agree to the last bits of their precision
     the ratio says nothing; value and gradient are then 0.
 
+    Two classes have no z_(3). A third one is imagined that is always e times less likely than the second,
+    z_(3) = z_(2) - 1, which gives d / (1 + |d|) with the margin d = z_{other} - z_y. Nothing that depends on two logits
+    and ignores their shift and scale both is more than the sign of d, so the scale is kept here: the unit is one nat.
+    The value is a strictly increasing function of the margin in (-1, 1), negative exactly on the correct set, like
+    DLR there, so ReDLR >= -1_S and A_delta >= -V_ReDLR(delta) hold as for more classes. Its slope 1 / (1 + |d|)^2
+    does not vanish in floating point where the network is sure, as that of the difference of probabilities
+    tanh(d / 2) does from d = 18 on; and among sure images the ratios of the slopes do not depend on the scale,
+    which W-FGSM shares its budget by.
+
     Args:
-        logits: Shape [B, m], m >= 3.
+        logits: Shape [B, m], m >= 2.
         labels: Shape [B].
 
     Returns:
-        Shape [B], in [-1, inf).
-
-    Raises:
-        UserError: Fewer than three classes.
+        Shape [B], in [-1, inf); in (-1, 1) for two classes.
     """
-    if logits.shape[1] < 3:
-        raise UserError(f"the DLR losses need at least 3 classes, got {logits.shape[1]}; use loss=ce")
     z = _wide(logits)
+    if z.shape[1] == 2:
+        return _squashed(margin(z, labels))
     top = z.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
     resolution = torch.finfo(z.dtype).eps * z.detach().abs().amax(1)
@@ -81,7 +87,7 @@ def redlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Rectified DLR, min(DLR, 0): DLR on S, 0 with zero gradient elsewhere (Bai, He, Jiang, Obloj 2023).
 
     Args:
-        logits: Shape [B, m], m >= 3.
+        logits: Shape [B, m], m >= 2.
         labels: Shape [B].
 
     Returns:
@@ -117,6 +123,17 @@ def resolve_loss(loss: str | LossFunction) -> LossFunction:
         return LOSSES[str(loss).lower()]
     except KeyError:
         raise UserError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}") from None
+
+
+def _squashed(d: Tensor) -> Tensor:
+    """The margin d as d / (1 + |d|), in (-1, 1).
+
+    Far out it is written so that the slope 1 / (1 + |d|)^2 is not the difference of two numbers that round alike.
+    """
+    near = d.detach().abs() < 1
+    inner = torch.where(near, d, 0.0)
+    outer = d.detach().sign() * (1 - 1 / (1 + d.abs()))
+    return torch.where(near, inner / (1 + inner.abs()), outer)
 
 
 def _wide(logits: Tensor) -> Tensor:

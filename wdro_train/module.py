@@ -19,7 +19,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from wdro_train.attacks.base import AttackResult, LabelRange, check_batch, check_labels
+from wdro_train.attacks.base import AttackResult, check_logits, check_network
+from wdro_train.contract import (
+    LabelRange,
+    NonFiniteLogitsError,
+    check_batch,
+    check_images,
+    check_labels,
+    images_of,
+    logits_of,
+    unpack,
+)
 from wdro_train.data.padding import batch_weight
 from wdro_train.distributed import default_reducer
 from wdro_train.errors import UserError
@@ -30,7 +40,7 @@ from wdro_train.optimizer_state import carry_over
 from wdro_train.resuming import Resumption
 from wdro_train.threat import WassersteinBall
 
-Batch = tuple[Tensor, Tensor]
+Batch = Any  # what `wdro_train.contract.unpack` takes
 CONFIG_KEY = "wdro_train_config"
 _SHOWN = ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
 
@@ -129,6 +139,7 @@ class RobustClassifier(L.LightningModule):
         self.mean_loss = Mean()
         self._labels: LabelRange | None = None
         self._resumed: tuple[Resumption, dict[str, Any]] | None = None
+        self._examined: torch.Size | None = None
         self.metrics = nn.ModuleDict({stage: _collection(stage, None) for stage in ("val", "test")})
 
     def attach(self, adversary: Adversary | None) -> None:
@@ -142,19 +153,49 @@ class RobustClassifier(L.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, m] of images [B, C, H, W] in [0, 1]."""
-        logits: Tensor = self.model(x.to(self.dtype))
+        logits = logits_of(self.model(x.to(self.dtype)), len(x))
         if self._labels is not None:
             check_labels(self._labels, logits.shape[1])
         return logits
 
+    def examine(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Look at what the network makes of a batch, unless it has been seen with such images.
+
+        Args:
+            x: Images, shape [B, C, H, W].
+            y: Labels, shape [B]; None where there are none.
+
+        Raises:
+            UserError: The batch or what the network makes of it is not what `wdro_train.contract` says.
+        """
+        if self._examined != x.shape[1:]:
+            check_network(self, x, y)
+            self._examined = x.shape[1:]
+
+    def receive(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and int64 labels of a batch; with the first one the network is looked at too.
+
+        Args:
+            batch: (images, labels, ...) or a dictionary; see `wdro_train.contract.unpack`.
+
+        Raises:
+            UserError: The batch or what the network makes of it is not what `wdro_train.contract` says.
+        """
+        x, y, self._labels = check_batch(*unpack(batch))
+        self.examine(x, y)
+        return x, y
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Attack the batch if the objective asks for it, and evaluate the objective."""
-        x, y = batch
+        x, y = self.receive(batch)
         weight = batch_weight(self.trainer, len(x), batch_idx, x.device)
         reducer = default_reducer()
         x_adv, importance, log = x, None, {}
         if self.objective.needs_adversary and self.adversary is not None:
-            attack = self.adversary.perturb(self, x, y, batch_idx)
+            try:
+                attack = self.adversary.perturb(self, x, y, batch_idx)
+            except NonFiniteLogitsError as error:
+                raise self._diverged("nan", batch_idx) from error
             x_adv, importance = attack.x_adv, attack.importance
             # Means over ranks are logged: a rank's share of a count times the number of ranks.
             log = {
@@ -163,8 +204,6 @@ class RobustClassifier(L.LightningModule):
                 "zero_gradients": attack.zero_gradients * reducer.world_size,
                 "nonfinite_gradients": attack.nonfinite_gradients * reducer.world_size,
             } | attack.terms
-        else:
-            self._labels = check_batch(x, y)
         evaluate = partial(self.objective, self, x, x_adv, y, importance=importance, reducer=reducer)
         if self.weight_adversary is not None:
             self.weight_adversary.perturb(self, lambda: evaluate().loss)
@@ -181,6 +220,13 @@ class RobustClassifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Evidence] | None:
         """Judge a test batch."""
         return self._judge("test", batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits of a batch, with labels or without, [B, m]."""
+        x = check_images(images_of(batch))
+        self._labels = None
+        self.examine(x)
+        return self(x)  # type: ignore[no-any-return]
 
     def on_validation_epoch_end(self) -> None:
         """Log the whole-set values."""
@@ -265,18 +311,20 @@ class RobustClassifier(L.LightningModule):
     def _judge(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> dict[str, Evidence] | None:
         if dataloader_idx:
             raise UserError("several evaluation sets are not supported; pass a single dataloader")
-        x, y = batch
+        x, y = self.receive(batch)
         metrics = self.metrics[stage]
         assert isinstance(metrics, MetricCollection)
         if self.adversary is None:
-            labels = check_batch(x, y)
             logits = self(x)
-            check_labels(labels, logits.shape[1])
+            check_logits(self, x, logits, self._labels)
+            self._labels = None
             weight = batch_weight(self.trainer, len(x), batch_idx, x.device)
             metrics.update(clean_logits=logits, labels=y, weight=weight)
             self.mean_loss.update(ce(logits, y), weight)
             return None
         evidence = self.adversary.judge(self, x, y, batch_idx)
+        check_logits(self, x, evidence.measures["clean_logits"], self._labels)
+        self._labels = None
         metrics.update(**evidence.measures)
         return {"evidence": evidence}
 
@@ -328,17 +376,17 @@ class RobustClassifier(L.LightningModule):
         """
         value = loss.item()
         if value - value != 0:
-            saved = [
-                one.best_model_path for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)
-            ]
-            last = next(filter(None, reversed(saved)), None)
-            advice = (
-                "start again" if last is None else f"the last good checkpoint is kept: resume it, ckpt_path={last},"
-            )
-            raise UserError(
-                f"the training loss became {value} in epoch {self.current_epoch}, batch {batch_idx}; "
-                f"{advice} with a smaller optimizer.lr or trainer.gradient_clip_val"
-            )
+            raise self._diverged(value, batch_idx)
+
+    def _diverged(self, loss: float | str, batch_idx: int) -> UserError:
+        """The sentence for a loss that is not a number, with the checkpoint to go on from."""
+        saved = [one.best_model_path for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        last = next(filter(None, reversed(saved)), None)
+        kept = f"the last good checkpoint is kept: resume it, ckpt_path={last},"
+        return UserError(
+            f"the training loss became {loss} in epoch {self.current_epoch}, batch {batch_idx}; "
+            f"{'start again' if last is None else kept} with a smaller optimizer.lr or trainer.gradient_clip_val"
+        )
 
 
 def _collection(stage: str, adversary: Adversary | None) -> MetricCollection:

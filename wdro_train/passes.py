@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from wdro_train.contract import logits_of
+
 
 class PassCounter:
     """Counts the images that go forward and backward through a network inside the `with` block.
@@ -37,7 +39,8 @@ class PassCounter:
         """Passes in pairs of one forward and one backward."""
         return (self.forward + self.backward) / 2
 
-    def _seen(self, model: nn.Module, inputs: Any, logits: Tensor) -> None:
+    def _seen(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        logits = logits_of(output, len(inputs[0]))
         self.forward += len(logits)
         if logits.requires_grad:
             logits.register_hook(self._returned)  # type: ignore[no-untyped-call]

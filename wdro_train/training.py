@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,7 @@ from wdro_train.resuming import Kind, Resumption
 from wdro_train.run_folders import METRICS_FILE
 
 Report = dict[str, Any]
+_LOOKED_AT = 16  # images
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -49,6 +51,7 @@ def train(cfg: DictConfig) -> float | None:
     start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
+    _examine(module, data)
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         callbacks = build_callbacks(cfg)
@@ -96,6 +99,13 @@ def _past(cfg: DictConfig, module: RobustClassifier, ckpt_path: str) -> Resumpti
     past = Resumption.of(checkpoint, checkpoint[CONFIG_KEY], plain(cfg), ckpt_path)
     past.refuse_impossible(cfg.trainer.get("max_epochs"), cfg.trainer.get("max_steps"))
     return past
+
+
+def _examine(module: RobustClassifier, data: ImageDataModule) -> None:
+    """Look at the network with the first training images before anything is written."""
+    arrays = data.arrays("train")
+    rows = torch.arange(min(_LOOKED_AT, len(arrays.labels)))
+    module.examine(arrays.batch(rows), arrays.labels[rows])
 
 
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:

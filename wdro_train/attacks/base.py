@@ -1,4 +1,4 @@
-"""What every attack shares: the protocol, its result, the checks at the door, and the input gradient."""
+"""What every attack shares: the protocol, its result, a look at the network, and the input gradient."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, get_args, runtime_c
 import torch
 from torch import Tensor, nn
 
+from wdro_train.contract import (
+    LabelRange,
+    NonFiniteLogitsError,
+    check_batch,
+    check_images,
+    check_labels,
+    logits_of,
+    look_like_probabilities,
+    nonfinite_weights,
+)
 from wdro_train.distributed import Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction
@@ -17,6 +27,7 @@ from wdro_train.threat import WassersteinBall
 
 BatchNormMode = Literal["eval", "train"]
 _FP16_LOSS_SCALE = 2.0**12
+_PROBES = 16  # images of a look at a network: enough that nothing holds for all of them by chance
 
 
 @dataclass(frozen=True)
@@ -98,48 +109,72 @@ class Stateful(Protocol):
         ...
 
 
-class LabelRange(NamedTuple):
-    """Smallest and largest label of a batch."""
+def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange | None = None) -> None:
+    """Refuse what a network says about its images where no attack or metric could make sense of it.
 
-    low: int
-    high: int
+    Costs one transfer to the host; the network is only asked again when its answers look like probabilities, since
+    two scores of one image may add up to 1 by chance, but not everywhere.
 
-
-def check_batch(x: Tensor, y: Tensor) -> LabelRange:
-    """Refuse anything but floating-point images in [0, 1] with one label each. One transfer to the host.
-
-    Returns:
-        The label range, for `check_labels` once the number of classes is known.
-
-    Raises:
-        UserError: Wrong type, shape or range.
-    """
-    if not x.is_floating_point():
-        raise UserError(f"images are {x.dtype}; scale them to floating point in [0, 1]")
-    if y.is_floating_point() or y.shape != x.shape[:1]:
-        raise UserError(f"labels have shape {tuple(y.shape)} and type {y.dtype}; give one integer per image")
-    if x.shape[0] == 0:
-        raise UserError("the batch is empty; give at least one image")
-    ends = torch.stack([x.amin(), x.amax(), y.amin().to(x.dtype), y.amax().to(x.dtype)]).tolist()
-    if not (ends[0] >= 0 and ends[1] <= 1):
-        raise UserError(
-            f"images range over [{ends[0]:g}, {ends[1]:g}]; scale them to [0, 1] and keep the normalisation "
-            "inside the model (wdro_train.models.Normalize)"
-        )
-    return LabelRange(int(ends[2]), int(ends[3]))
-
-
-def check_labels(labels: LabelRange, num_classes: int) -> None:
-    """Refuse labels the network has no output for.
+    Args:
+        model: The network; call inside `attack_mode`.
+        x: The images it was given, shape [B, ...].
+        logits: What it said, shape [B, m].
+        labels: Range of the images' labels; None where there are none.
 
     Raises:
-        UserError: A label outside 0..num_classes-1.
+        NonFiniteLogitsError: NaN or infinite logits, which would count as mistakes of the network.
+        UserError: A label without output; probabilities, whose gradients vanish in floating point where it is sure.
     """
-    if labels.low < 0 or labels.high >= num_classes:
-        raise UserError(
-            f"labels range over [{labels.low}, {labels.high}] but the network has {num_classes} outputs; "
-            f"use labels 0..{num_classes - 1} or a network with more classes"
+    if labels is not None:
+        check_labels(labels, logits.shape[1])
+    bad, suspicious = torch.stack([(~logits.isfinite()).any(1).sum(), look_like_probabilities(logits).long()]).tolist()
+    if bad:
+        broken = nonfinite_weights(model)
+        if broken is not None:
+            layer = broken.rpartition(".")[0] or "the network itself"
+            raise NonFiniteLogitsError(
+                f"the weights of layer {layer} ({broken}) are not finite; train again or load another checkpoint"
+            )
+        raise NonFiniteLogitsError(
+            f"the network returns NaN or infinite logits on {bad} of {len(logits)} images; repair it, or compute it in "
+            "float32"
         )
+    if suspicious:
+        noise = torch.rand(_PROBES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+        with torch.no_grad(), _same_random_numbers(x.device):
+            elsewhere = forward(model, noise)
+        if look_like_probabilities(elsewhere):
+            raise UserError("the network returns probabilities, not logits; return what goes into its softmax")
+
+
+def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
+    """Look at what a network says about the first images of a real batch, before any work is done.
+
+    Modes, buffers and random numbers are afterwards as before.
+
+    Args:
+        model: Should map images in [0, 1] to logits.
+        x: Images, shape [B, ...], on the network's device.
+        y: Labels, shape [B]; None where there are none.
+
+    Raises:
+        UserError: See `wdro_train.contract` and `check_logits`; or the network does not take such images.
+    """
+    labels = None
+    if y is None:
+        x = check_images(x)
+    else:
+        x, _, labels = check_batch(x, y)
+    with attack_mode(model), torch.no_grad(), _same_random_numbers(x.device):
+        x = x[:_PROBES].clone().float()
+        check_logits(model, x, forward(model, x), labels)
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Random networks draw inside; afterwards the generators stand where they stood."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def checked_loss(loss: LossFunction, labels: LabelRange) -> LossFunction:
@@ -243,10 +278,22 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
         model: Maps images to logits.
         x: Images, shape [B, ...].
         batch_size: Images per forward pass; None for all at once.
+
+    Raises:
+        UserError: The network does not take such images, or returns something else than logits.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
     chunks = [x] if batch_size is None else torch.split(x, batch_size)
-    outputs = [model(chunk.to(parameter.dtype)) for chunk in chunks]
+    try:
+        outputs = [logits_of(model(chunk.to(parameter.dtype)), len(chunk)) for chunk in chunks]
+    except (UserError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # what a network's own checks and layers raise has no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the network does not take images of shape {tuple(x.shape[1:])} ({reason}); give images of the size and "
+            "channels it was made for, or another network"
+        ) from error
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train import moments
-from wdro_train.attacks.base import AttackResult, attack_mode, check_batch, checked_loss, input_gradient
+from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, checked_loss, input_gradient
 from wdro_train.attacks.w_pgd import random_start
 from wdro_train.box import ascend, free_gradient, move
+from wdro_train.contract import check_batch
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, resolve_loss
@@ -85,7 +86,8 @@ class Lagrangian:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        loss = checked_loss(self.loss, check_batch(x, y))
+        x, y, labels = check_batch(x, y)
+        loss = checked_loss(self.loss, labels)
         reducer = reducer or LocalReducer()
         with attack_mode(model):
             x, y = x.clone().float(), y.clone().long()
@@ -97,6 +99,7 @@ class Lagrangian:
                 slope = free_gradient(here.gradient, x_adv)
                 dual_norms = self.ball.dual_norms(slope)
                 if step == 0:
+                    check_logits(model, x, here.logits, labels)
                     first, first_norms = here, dual_norms
                     slopes = reducer.gather(moments.moment(dual_norms, weight, self.ball.q))
                     upsilon = moments.power_mean(moments.merge(slopes, self.ball.q), self.ball.q)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_batch, check_labels, forward, input_gradient
+from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
 from wdro_train.box import ascend, free_gradient, reach
+from wdro_train.contract import check_batch
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, correct, margin
 from wdro_train.threat import WassersteinBall, per_image
@@ -99,12 +100,12 @@ class MinimalDistance:
             y: Labels, shape [N].
             generator: Source of random starts; None for the default one.
         """
-        labels = check_batch(x, y)
+        x, y, labels = check_batch(x, y)
         with attack_mode(model):
             x, y = x.clone().float(), y.clone()
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size)
-            check_labels(labels, logits.shape[1])
+            check_logits(model, x, logits, labels)
             robust = correct(logits, y)
             distances = torch.where(robust, math.inf, torch.zeros(len(x), dtype=torch.float64, device=x.device))
             x_adv = x.clone()

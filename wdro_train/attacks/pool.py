@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import Attack, AttackResult, attack_mode, forward
 from wdro_train.attacks.keep import CheapestFlips
+from wdro_train.contract import check_batch
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import ce
@@ -50,6 +51,7 @@ class Pool:
     ) -> AttackResult:
         """Perturb a batch; first-iterate fields of the result are those of the first attack. See `Attack`."""
         reducer = reducer or LocalReducer()
+        x, y, _ = check_batch(x, y)
         results = [attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks]
         with attack_mode(model), torch.no_grad():
             x, y = x.clone().float(), y.clone().long()

@@ -11,12 +11,13 @@ from wdro_train.attacks.base import (
     BatchNormMode,
     InputGradient,
     attack_mode,
-    check_batch,
+    check_logits,
     checked_loss,
     input_gradient,
     resolve_batch_norm,
 )
 from wdro_train.box import ascend, free_gradient, move
+from wdro_train.contract import check_batch
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.losses import LossFunction, resolve_loss
 from wdro_train.sensitivity import Scope, resolve_scope
@@ -105,10 +106,12 @@ class WFGSM:
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
         """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
-        loss = checked_loss(self.loss, check_batch(x, y))
+        x, y, labels = check_batch(x, y)
+        loss = checked_loss(self.loss, labels)
         with attack_mode(model, self.batch_norm):
             x, y = x.clone().float(), y.clone().long()
             found = input_gradient(model, x, y, loss, self.batch_size)
+            check_logits(model, x, found.logits, labels)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
 

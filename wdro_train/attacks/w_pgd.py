@@ -14,7 +14,7 @@ from wdro_train.attacks.base import (
     BatchNormMode,
     InputGradient,
     attack_mode,
-    check_batch,
+    check_logits,
     checked_loss,
     forward,
     input_gradient,
@@ -22,6 +22,7 @@ from wdro_train.attacks.base import (
 )
 from wdro_train.attacks.keep import Keep, Keeper, make_keeper
 from wdro_train.box import ascend, free_gradient, move
+from wdro_train.contract import check_batch
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, resolve_loss
@@ -107,7 +108,8 @@ class WPGD:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        loss = checked_loss(self.loss, check_batch(x, y))
+        x, y, labels = check_batch(x, y)
+        loss = checked_loss(self.loss, labels)
         reducer = reducer or LocalReducer()
         first: InputGradient | None = None
         with attack_mode(model, self.batch_norm):
@@ -118,6 +120,7 @@ class WPGD:
                 x_adv = random_start(self.ball, x, reducer, generator)
                 if keeper is not None:
                     self._offer(keeper, model, x, y, loss)
+                    check_logits(model, x, keeper.logits, labels)
             nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
             for step in range(self.steps):
                 found = self._gradient(model, x_adv, y, loss, keeper)
@@ -131,6 +134,7 @@ class WPGD:
                 dual_norms = self.ball.dual_norms(slope)
                 upsilon = self._upsilon(dual_norms, weight, reducer, step)
                 if first is None:
+                    check_logits(model, x, found.logits, labels)
                     first, first_norms, first_upsilon = found, dual_norms, upsilon
                 x_adv = self._step(x, x_adv, slope, dual_norms, upsilon, weight, reducer, step)
                 if self.progress is not None:

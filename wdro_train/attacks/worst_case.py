@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train import moments
-from wdro_train.attacks.base import AttackResult, attack_mode, check_batch, check_labels, forward, input_gradient
+from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.attacks.w_pgd import random_start
 from wdro_train.box import ascend, free_gradient, move
+from wdro_train.contract import check_batch
 from wdro_train.distributed import LocalReducer, Reducer
 from wdro_train.errors import UserError
 from wdro_train.losses import LossFunction, resolve_loss
@@ -92,14 +93,14 @@ class WorstCase:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        labels = check_batch(x, y)
+        x, y, labels = check_batch(x, y)
         reducer = reducer or LocalReducer()
         with attack_mode(model):
             x, y = x.clone().float(), y.clone().long()
             weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
             with torch.no_grad():
                 logits = forward(model, x)
-            check_labels(labels, logits.shape[1])
+            check_logits(model, x, logits, labels)
             right = is_correct(logits, y)
             reach = self.marginal.reach(self.ball, x)
             # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.

@@ -215,6 +215,7 @@ class DistributionalAdversary(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, loaders: Any, limits: list[int | float]
     ) -> None:
         """One pass of first-order gradients over the set that is about to be judged."""
+        assert isinstance(pl_module, RobustClassifier)
         if len(limits) != 1:
             raise UserError(f"{len(limits)} evaluation sets are not supported; pass a single dataloader")
         self._q_attack = self.first_order
@@ -228,8 +229,9 @@ class DistributionalAdversary(L.Callback):
         for batch_idx, batch in enumerate(islice(batches, limit)):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            x, y = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with trainer.precision_plugin.val_step_context():
+                x, y = pl_module.receive(batch)
                 weight = self.weight(len(x), batch_idx, x.device)
                 part = self.first_order.gradient_moment(pl_module, x, y, weight=weight)
             total = moments.merge(torch.stack([total, part]), q)

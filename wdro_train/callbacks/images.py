@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from wdro_train.contract import unpack
 from wdro_train.files import replacing
 from wdro_train.module import Evidence, RobustClassifier
 from wdro_train.threat import WassersteinBall
@@ -53,7 +54,8 @@ class AdversarialImages(L.Callback):
             evidence: Evidence = outputs["evidence"]
             clean = evidence.measures["clean_logits"].argmax(1)
             adv = evidence.adv_logits.argmax(1)
-            parts = (batch[0], evidence.x_adv, batch[1], clean, adv)
+            x, y = unpack(batch)
+            parts = (x, evidence.x_adv, y, clean, adv)
             self._shown = tuple(part[: self.number].cpu() for part in parts)  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

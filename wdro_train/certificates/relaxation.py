@@ -13,10 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_batch, check_labels, forward, input_gradient
+from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
 from wdro_train.certificates.base import Radii
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
+from wdro_train.contract import check_batch
 from wdro_train.errors import UserError
 from wdro_train.losses import correct, margin
 from wdro_train.threat import WassersteinBall, per_image
@@ -61,13 +62,13 @@ class LinearRelaxation:
         Raises:
             UserError: A layer without linear relaxation, named.
         """
-        labels = check_batch(x, y)
+        x, y, labels = check_batch(x, y)
         with attack_mode(model):
             x, y = x.clone().float(), y.clone().long()
             fast, exact = (RelaxedNetwork(model, x, dtype, self.method) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
-            check_labels(labels, logits.shape[1])
+            check_logits(model, x, logits, labels)
             self._check_parsed(exact, x[:1], y[:1], logits[:1])
             robust = correct(logits, y)
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)

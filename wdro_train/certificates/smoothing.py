@@ -12,8 +12,9 @@ from scipy.stats import beta
 from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_batch, check_labels, forward
+from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.certificates.base import Radii
+from wdro_train.contract import check_batch, check_labels
 from wdro_train.errors import UserError
 from wdro_train.losses import correct
 
@@ -67,7 +68,7 @@ class RandomizedSmoothing:
         Raises:
             UserError: More images than `total_images`, or input that no attack would take either.
         """
-        labels = check_batch(x, y)
+        x, y, labels = check_batch(x, y)
         if len(x) > self.total_images:
             raise UserError(f"total_images={self.total_images} but the batch has {len(x)}; give the whole set's size")
         with attack_mode(model), torch.no_grad():

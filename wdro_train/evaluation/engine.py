@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +23,20 @@ from torch import Tensor, nn
 
 from wdro_train import moments
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.attacks.base import attack_mode, check_network, forward, input_gradient
 from wdro_train.attacks.w_fgsm import push_forward
 from wdro_train.box import free_gradient
+from wdro_train.contract import check_batch, unpack
 from wdro_train.distributed import LocalReducer, Reducer, default_reducer
+from wdro_train.errors import UserError
+from wdro_train.evaluation import trust
 from wdro_train.evaluation.store import Arrays, PieceStore
 from wdro_train.losses import correct, resolve_loss
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall, parse_number
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+_LOOKED_AT = 16  # images of the first batch
 Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
 
 
@@ -235,7 +240,7 @@ def first_order_grid(
 
 def robustness_curve(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[Any],
     *,
     norm: float | str,
     steps: int = 30,
@@ -247,9 +252,13 @@ def robustness_curve(
 ) -> RobustnessCurve:
     """Worst-case accuracy of a network for every radius and every order (an attack's upper bound).
 
+    The network and the first batch are looked at before any work (see `wdro_train.contract`). Signs that the attack was
+    weak rather than the network strong are warnings of Python, with the sentences that `evaluate.py` prints.
+
     Args:
         model: Maps images in [0, 1] to logits (normalisation inside).
-        batches: Images [B, C, H, W] in [0, 1] with labels [B], in fixed order, such as an unshuffled `DataLoader`.
+        batches: Images [B, C, H, W] in [0, 1] with labels [B], in fixed order, such as an unshuffled `DataLoader`;
+            further fields are left out, and dictionaries are unpacked.
         norm: Ground norm: 1, 2 or inf.
         steps: Gradient steps of the minimum-norm attack; see `MinimalDistance`.
         restarts: Of the attack.
@@ -262,5 +271,35 @@ def robustness_curve(
     place = device if device is not None else next((p.device for p in model.parameters()), "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         pieces = PieceStore(scratch if store is None else store, {"norm": norm, "steps": steps, "seed": seed})
-        engine = Engine(model, batches, pieces, torch.device(place), seed, default_reducer())
-        return find_distances(engine, attack).curve
+        looked = _LookedAt(model, batches, torch.device(place))
+        engine = Engine(model, looked, pieces, looked.device, seed, default_reducer())
+        found = find_distances(engine, attack)
+    alarms = [trust.zero_gradients(found), trust.nonfinite_gradients(found), trust.never_flipped(found), looked.alarm]
+    for alarm in alarms:
+        if alarm is not None and engine.reducer.rank == 0:
+            warnings.warn(alarm["text"], stacklevel=2)
+    return found.curve
+
+
+class _LookedAt:
+    """Checked batches of a loader, and what the first one tells about the network.
+
+    The look is part of the pass over the set, so that a loader which can be iterated only once loses nothing.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Any], device: torch.device) -> None:
+        self.model, self.batches, self.device = model, batches, device
+        self.alarm: trust.Warning_ | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        empty = True
+        for batch in self.batches:
+            x, y, _ = check_batch(*unpack(batch))
+            if empty:
+                some = x[:_LOOKED_AT].to(self.device)
+                check_network(self.model, some, y[: len(some)].to(self.device))
+                self.alarm = trust.randomness(self.model, some.float())
+            empty = False
+            yield x, y
+        if empty:
+            raise UserError("there is no batch to judge the network on; give a loader with images")

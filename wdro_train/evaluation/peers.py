@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from wdro_train.losses import correct
 from wdro_train.threat import WassersteinBall, per_image
 
 _ROUNDING = 1e-6  # of the length of a float32 displacement, and of the radius in float32
+_STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 _NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
 
@@ -43,6 +45,9 @@ def run_peer(
         UserError: The package is not installed.
     """
     require("pyautoattack")
+    parts = attacks if attacks is not None else _parts(_classes(engine))
+    if attacks is None and parts != _STANDARD:
+        name = f"{name} ({', '.join(parts)})"
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         started = time.perf_counter()
@@ -83,16 +88,25 @@ def autoattack(
         y: Labels, shape [B].
         ball: Gives norm and radius.
         seed: Of its random starts.
-        attacks: Parts by their names in pyautoattack; None for the standard version.
+        attacks: Parts by their names in pyautoattack; None for the standard version. With fewer than four classes
+            that has no attack on DLR, whose targeted form compares four logits; with fewer than ten it targets
+            every other class once.
 
     Returns:
         Images in [0, 1] and in the ball, same shape; where nothing was found the clean ones. The package rounds its
         images out of the ball by up to 1e-5 of the radius; they are brought back, and are flips only if they still are.
     """
     kinds = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": attacks}
+    logits = partial(forward, model)
     attack = require("pyautoattack").AutoAttack(
-        model, norm=_NAMES[ball.norm], eps=ball.delta, seed=seed, device=str(x.device), **kinds
+        logits, norm=_NAMES[ball.norm], eps=ball.delta, seed=seed, device=str(x.device), **kinds
     )
+    with torch.no_grad():
+        classes = logits(x[:1]).shape[1]
+    if attacks is None:
+        attack.attacks_to_run = _parts(classes)
+    for part in (attack.apgd_targeted, attack.fab):
+        part.n_target_classes = min(part.n_target_classes, classes - 1)
     found: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
     return brought_inside(ball, x, found.to(x))
 
@@ -113,6 +127,17 @@ def brought_inside(ball: WassersteinBall, x: Tensor, points: Tensor) -> Tensor:
     distances = ball.distances(u)
     inside = move(x, ball.shrink(u, distances, torch.full_like(distances, (1 - _ROUNDING) * ball.delta)))
     return torch.where(per_image(distances > ball.delta, x).bool(), inside, points)
+
+
+def _classes(engine: Engine) -> int:
+    x, _ = next(iter(engine.batches))
+    with attack_mode(engine.model), torch.no_grad():
+        return forward(engine.model, x[:1].to(engine.device)).shape[1]
+
+
+def _parts(classes: int) -> list[str]:
+    """What the standard version of AutoAttack consists of, as far as there are classes for it."""
+    return [part for part in _STANDARD if classes > 3 or part != "apgd-t"]
 
 
 def require(package: str) -> Any:

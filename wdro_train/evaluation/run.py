@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.base import check_network
 from wdro_train.data import ImageSet, describe_sample
 from wdro_train.distributed import default_reducer
 from wdro_train.evaluation import report as reports
@@ -33,6 +34,8 @@ from wdro_train.evaluation.subject import Subject, foreign_subject, load_arrays,
 from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall, parse_number
+
+_LOOKED_AT = 16  # images of each network before the first is judged
 
 
 class ArrayBatches:
@@ -74,6 +77,9 @@ def evaluate(cfg: DictConfig) -> float:
     subjects = _subjects(cfg, fabric)
     ball = _threat(cfg, subjects[0])
     report |= {"threat": {"p": ball.p, "norm": ball.norm, "delta": ball.delta}, "split": cfg.split}
+    for subject in subjects:
+        x, y = next(iter(ArrayBatches(load_arrays(subject.config, cfg.split, cfg.limit), _LOOKED_AT)))
+        check_network(subject.model, x.to(fabric.device), y.to(fabric.device))
     stores = []
     report["models"] = []
     for subject in subjects:

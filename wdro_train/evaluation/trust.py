@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
-from wdro_train.evaluation.engine import FoundDistances
 from wdro_train.models import ExpectedLogits
 from wdro_train.robustness_curve import RobustnessCurve
+
+if TYPE_CHECKING:
+    from wdro_train.evaluation.engine import FoundDistances
 
 Warning_ = dict[str, Any]
 _SHARE = 0.01  # of the images: a hundredth is more than chance in any set worth judging

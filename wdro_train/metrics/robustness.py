@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wdro_train import moments
+from wdro_train.contract import NonFiniteLogitsError
 from wdro_train.losses import correct
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
 from wdro_train.robustness_curve import RobustnessCurve
@@ -35,6 +36,17 @@ class _SummedMetric(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         """Moves states between devices; training in half precision does not touch their type."""
         return super()._apply(lambda state: fn(state).to(state.dtype), exclude_state)
+
+    def _check_finite(self, clean_logits: Tensor, counts: Tensor) -> None:
+        """Not a number is no mistake of the network, but something wrong with it.
+
+        Raises:
+            NonFiniteLogitsError: NaN or infinite logits of clean images that count.
+        """
+        if not clean_logits[counts].isfinite().all():
+            raise NonFiniteLogitsError(
+                "the network returns NaN or infinite logits on clean images; repair it, or compute it in float32"
+            )
 
     def _scalars(self, **values: float | Tensor) -> dict[str, Tensor]:
         return {key: torch.as_tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
@@ -87,6 +99,7 @@ class CleanAccuracy(_SummedMetric):
     def update(self, clean_logits: Tensor, labels: Tensor, weight: Tensor) -> None:
         """Count a batch: logits [B, m], labels [B], weight [B]."""
         counts = weight > 0
+        self._check_finite(clean_logits, counts)
         self.hits += (correct(clean_logits, labels) & counts).sum()
         self.total += counts.sum()
 
@@ -121,6 +134,7 @@ class AdversarialAccuracy(_SummedMetric):
     ) -> None:
         """Count a batch: logits [B, m] of clean and perturbed images, displacement norms [B]."""
         counts = weight > 0
+        self._check_finite(clean_logits, counts)
         self.clean_hits += (correct(clean_logits, labels) & counts).sum()
         self.adv_hits += (correct(adv_logits, labels) & counts).sum()
         self.total += counts.sum()
@@ -228,6 +242,7 @@ class FirstOrderBounds(_SummedMetric):
             weight: Shape [B]; 0 for padding.
         """
         counts = weight > 0
+        self._check_finite(clean_logits, counts)
         right = correct(clean_logits, labels)
         self.clean_hits += (right & counts).sum()
         self.q_hits += (correct(q_logits, labels) & counts).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wdro_train.contract import logits_of
 from wdro_train.errors import UserError
 
 
@@ -27,4 +28,4 @@ class ExpectedLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean logits, shape [B, m]."""
-        return torch.stack([self.model(x) for _ in range(self.n)]).mean(0)
+        return torch.stack([logits_of(self.model(x), len(x)) for _ in range(self.n)]).mean(0)

@@ -12,6 +12,8 @@ from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
 
 _IMAGENET = 1000
+# Networks with classifiers on the way, which in training return more than logits and of which nothing here makes use.
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 def torchvision_model(
@@ -43,20 +45,35 @@ def torchvision_model(
         raise UserError(f"model.name={name} is not a classifier of torchvision; see torchvision.models.list_models()")
     weights = models.get_model_weights(name).DEFAULT if pretrained else None
     classes = _IMAGENET if pretrained else num_classes
+    arguments = dict(options or {})
+    if name in _AUXILIARY and weights is None:
+        arguments.setdefault("init_weights", True)  # the default, about which the constructor warns
     try:
-        network = models.get_model(name, weights=weights, num_classes=classes, **(options or {}))
+        network = models.get_model(name, weights=weights, num_classes=classes, **arguments)
     except TypeError as error:
         raise UserError(f"{name} does not take model.options={dict(options or {})} ({error}); see its docs") from error
     if weights is not None:
         preset = weights.transforms()
         mean, std = preset.mean, preset.std
+    if name in _AUXILIARY and not arguments.get("aux_logits", False):
+        _drop_auxiliary(network, _AUXILIARY[name])
     if classes != num_classes:
         _replace_last(network, name, num_classes)
     if small_stem or shape[0] != 3:
         _replace_first(network, name, shape[0], small_stem)
+        if shape[0] != 3 and name in _AUXILIARY:
+            network.transform_input = False  # type: ignore[assignment]  # it renormalises three colours
     if small_stem and hasattr(network, "maxpool"):
         network.maxpool = nn.Identity()
     return nn.Sequential(Normalize(mean, std), network)
+
+
+def _drop_auxiliary(network: nn.Module, parts: Sequence[str]) -> None:
+    """Leave the auxiliary classifiers out, and their weights out of files that have them (see `load_weights`)."""
+    network.aux_logits = False
+    for part in parts:
+        setattr(network, part, None)
+    network.unused_weights = tuple(f"{part}." for part in parts)  # type: ignore[assignment]
 
 
 def _replace_first(network: nn.Module, name: str, channels: int, small: bool) -> None:
