@@ -60,7 +60,7 @@ def test_ranks_share_the_work_and_agree(tmp_path):
         return found.distances, pgd_whole_set(ours, norm=2, loss="ce", p=2, delta=1.0, steps=3, box=True)
 
     alone = work(LocalReducer(), reference_network("adversarial"))
-    PieceStore(tmp_path / "two", {}).discard()
+    assert PieceStore(tmp_path / "two", {}).discard()
     for distances, (accuracy, value, flips) in on_ranks(2, work, reference_network("adversarial")):
         np.testing.assert_allclose(distances, alone[0], rtol=1e-6)
         assert accuracy == alone[1][0]
