@@ -158,7 +158,7 @@ class Engine:
 
     def agree(self, flag: bool) -> bool:
         """Whether a flag is raised on any rank; all ranks meet here."""
-        return bool(self.reducer.gather(torch.tensor([float(flag)], device=self.device)).any())
+        return bool(self.reducer.gather(torch.full((1,), float(flag), device=self.device)).any())
 
     def wait(self) -> None:
         """Until all ranks are here."""

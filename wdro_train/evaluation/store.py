@@ -58,9 +58,10 @@ class PieceStore:
         Raises:
             UserError: The folder cannot be written to.
         """
-        seal = self._seal(stage, piece, batch) | {"arrays": {name: array_digest(a) for name, a in arrays.items()}}
+        plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # as memory, not as a view
+        seal = self._seal(stage, piece, batch) | {"arrays": {name: array_digest(a) for name, a in plain.items()}}
         with replacing(self._path(stage, piece, batch), setting=_SETTING) as file:
-            file.write(save(arrays, metadata={_SEAL: json.dumps(seal)}))
+            file.write(save(plain, metadata={_SEAL: json.dumps(seal)}))
 
     def load(self, stage: str, piece: int, batch: str, names: tuple[str, ...] | None = None) -> Arrays | None:
         """Read a piece, if it is there, unharmed, and made from this batch.
