@@ -18,6 +18,7 @@ import torch
 
 from wdro_train import tables
 from wdro_train.attacks import WPGD
+from wdro_train.devices import add_device, resolve_device
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject
 from wdro_train.losses import correct
@@ -25,7 +26,9 @@ from wdro_train.sweep import METRICS_FILE
 from wdro_train.threat import WassersteinBall
 
 
-def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[tuple[str, float]]:
+def masking_rows(
+    path: str, steps: int = 50, limit: int | None = None, seed: int = 0, device: torch.device | str = "cpu"
+) -> list[tuple[str, float]]:
     """Accuracy under every attack of the check.
 
     Args:
@@ -33,13 +36,14 @@ def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int
         steps: Steps of each attack.
         limit: First so many validation images only; None for all.
         seed: Seeds the random starts.
+        device: Where to compute.
 
     Returns:
         Attack and accuracy in [0, 1].
     """
-    subject = load_subject(path)
+    subject = load_subject(path, device=device)
     arrays = load_arrays(subject.config, "val", limit)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
     rows = []
     for p, loss, random_start in product(dict.fromkeys((ball.p, math.inf)), ("ce", "redlr"), (False, True)):
@@ -54,7 +58,7 @@ def masking_rows(path: str, steps: int = 50, limit: int | None = None, seed: int
                 keep=keep,
                 batch_size=512,
             )
-            found = attack(subject.model, x, y, generator=torch.Generator().manual_seed(seed))
+            found = attack(subject.model, x, y, generator=torch.Generator(device).manual_seed(seed))
             assert found.adv_logits is not None
             start = "random start" if random_start else "clean start"
             name = f"W-PGD-{steps} {keep}, W_{p:g}" if math.isfinite(p) else f"PGD-{steps}, pointwise"
@@ -68,9 +72,11 @@ def main() -> None:
     parser.add_argument("ckpt", help="checkpoint written by train.py")
     parser.add_argument("--steps", type=int, default=50, help="steps of each attack")
     parser.add_argument("--limit", type=int, default=None, help="first so many validation images only")
+    add_device(parser)
     arguments = parser.parse_args()
     try:
-        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit)
+        device = resolve_device(arguments.device)
+        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, device=device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -32,6 +32,7 @@ from wdro_train.callbacks import AdversarialWeightPerturbation
 from wdro_train.checkpoint import read_checkpoint
 from wdro_train.configuration import register_resolvers
 from wdro_train.data.base import ImageSet
+from wdro_train.devices import add_device, resolve_device
 from wdro_train.errors import UserError
 from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.evaluation.peers import autoattack
@@ -50,7 +51,7 @@ _GRID = 41
 _COUNTED = 512
 
 
-def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Result:
+def judge(run: Path, norm: float, deltas: list[float], limit: int | None, device: torch.device) -> Result:
     """One run's numbers on its test set: curves, accuracies, and what a training step costs.
 
     Args:
@@ -58,8 +59,9 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images only; None for all.
+        device: Where to compute.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", device=device)
     arrays = load_arrays(subject.config, "test", limit)
     curve = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
     grid = np.linspace(0, 2 * max(deltas), _GRID)
@@ -78,11 +80,11 @@ def judge(run: Path, norm: float, deltas: list[float], limit: int | None) -> Res
         "deltas": grid.tolist(),
         "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in _ORDERS.items()},
         "accuracies": {name: {f"{d:g}": curve.accuracy(d, p) for d in deltas} for name, p in _ORDERS.items()},
-        "passes": passes(subject, load_arrays(subject.config, "train", _COUNTED)),
+        "passes": passes(subject, load_arrays(subject.config, "train", _COUNTED), device),
     }
 
 
-def passes(subject: Subject, arrays: ImageSet) -> float:
+def passes(subject: Subject, arrays: ImageSet, device: torch.device) -> float:
     """Forward and backward passes of one training step, in pairs an image, counted at the network.
 
     Perturbing the weights takes the objective's passes once more.
@@ -90,8 +92,9 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
     Args:
         subject: The trained network and its configuration.
         arrays: Images to count on.
+        device: Where the network is.
     """
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     attack, objective = instantiate(subject.config["attack"]), instantiate(subject.config["objective"])
     for key, state in read_checkpoint(subject.path).get("callbacks", {}).items():
         if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
@@ -105,7 +108,7 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
     return pairs + (count(subject.model, x, y, None, objective) if perturbed else 0.0)
 
 
-def check(run: Path, norm: float, delta: float, limit: int) -> Result:
+def check(run: Path, norm: float, delta: float, limit: int, device: torch.device) -> Result:
     """AutoAttack, Square included, against the distances on the same images, at p = inf.
 
     Args:
@@ -113,11 +116,12 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
         norm: Ground norm.
         delta: Radius.
         limit: First so many images.
+        device: Where to compute.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", device=device)
     arrays = load_arrays(subject.config, "test", limit)
     ball = WassersteinBall(math.inf, norm, delta)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), subject.model, x, y, ball)
     with attack_mode(subject.model), torch.no_grad():
         clean = correct(forward(subject.model, x), y).double().mean().item()
@@ -133,7 +137,7 @@ def check(run: Path, norm: float, delta: float, limit: int) -> Result:
     }
 
 
-def effort(run: Path, norm: float, deltas: list[float], limit: int) -> Result:
+def effort(run: Path, norm: float, deltas: list[float], limit: int, device: torch.device) -> Result:
     """The accuracies again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
 
     Args:
@@ -141,8 +145,9 @@ def effort(run: Path, norm: float, deltas: list[float], limit: int) -> Result:
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images.
+        device: Where to compute.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt")
+    subject = load_subject(run / "checkpoints/best.ckpt", device=device)
     batches = ArrayBatches(load_arrays(subject.config, "test", limit), 512)
     weak = robustness_curve(subject.model, batches, norm=norm)
     strong = robustness_curve(subject.model, batches, norm=norm, steps=50, restarts=2, targets=3)
@@ -265,7 +270,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--effort", default="", help="methods to judge once more with ten times the effort")
     parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
     parser.add_argument("--curves", default="", help="methods whose curves are drawn (default: the leading six)")
+    add_device(parser)
     given = parser.parse_args(arguments)
+    device = resolve_device(given.device)
 
     register_resolvers()
     norm = parse_number(given.norm, "--norm")
@@ -289,11 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
     (given.out / "runs").mkdir(parents=True, exist_ok=True)
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
-        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit)
+        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit, device)
         if result["method"] in chosen["autoattack"] and "check" not in result:
-            result["check"] = check(run, norm, max(deltas), given.autoattack_images)
+            result["check"] = check(run, norm, max(deltas), given.autoattack_images, device)
         if result["method"] in chosen["effort"] and "effort" not in result:
-            result["effort"] = effort(run, norm, deltas, given.effort_images)
+            result["effort"] = effort(run, norm, deltas, given.effort_images, device)
         file.write_text(json.dumps(result) + "\n")
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     rows = summary(results, deltas)

@@ -7,8 +7,10 @@ every Wasserstein order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +51,23 @@ class Certificate(Protocol):
             generator: Source of noise; None for the default one.
         """
         ...
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 arithmetic as IEEE 754 has it inside the block; afterwards whatever was chosen before.
+
+    Convolutions on a GPU use TF32 by default, and matrix products do if they are allowed to: 10 bits of mantissa, far
+    outside the rounding that a certificate allows for.
+    """
+    backends: Any = torch.backends
+    operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
