@@ -46,7 +46,7 @@ def _compute(operation, args, kwargs):
         return found
 
     def wrapped(value):
-        return ours.get(id(value)) or SimulatedTensor(value) if isinstance(value, torch.Tensor) else value
+        return SimulatedTensor(value) if isinstance(value, torch.Tensor) else value
 
     return tree_map(lambda value: ours[id(value)] if id(value) in ours else wrapped(value), found)
 
@@ -60,13 +60,18 @@ def _raw(value):
 
 
 def _gloo(value):
-    """Collectives of the simulated device go to a group of the CPU."""
-    if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()) and "cpu" in _GROUPS:
-        return _GROUPS["cpu"].boxed()
+    """Collectives of the simulated device are done by a group of the CPU."""
+    if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
+        return _groups[-1].boxed()
     return value
 
 
-_GROUPS = {}
+_groups = []
+
+
+def serve(group):
+    """Let a process group of the CPU do the collectives of the simulated device."""
+    _groups.append(group)
 
 
 class _Constructors(TorchFunctionMode):
@@ -76,6 +81,8 @@ class _Constructors(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in (torch.tensor, torch.as_tensor) and _is_ours(kwargs.get("device")):
             return function(*args, **kwargs | {"device": _CPU}).to(kwargs["device"])
+        if function is torch.Tensor.tolist and isinstance(args[0], SimulatedTensor):
+            return args[0].raw.tolist()
         return function(*args, **kwargs)
 
 
