@@ -180,7 +180,10 @@ def _file_array(shape: tuple[int, ...], folder: str | Path | None) -> NDArray[np
         return np.zeros(shape, dtype=np.float32)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
             return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
     except OSError as error:
         raise cannot_write(tempfile.gettempdir() if folder is None else folder, error, "store") from error
