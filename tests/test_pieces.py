@@ -230,10 +230,10 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
             DAMAGE[damage](path)
 
     def found(**options):
-        return _stages(Engine(reference_network("adversarial"), batches(), PieceStore(tmp_path, {}), **options))
+        return _stages(Engine(reference_network("adversarial"), batches(9, 3), PieceStore(tmp_path, {}), **options))
 
     whole = found()
-    last = len(batches())
+    last = 3
     if not at_join:
         spoil()
     with warnings.catch_warnings(record=True) as said:
@@ -296,7 +296,7 @@ def test_locks_survive_a_race(tmp_path):
     program = tmp_path / "race.py"
     program.write_text(
         "import numpy as np\nfrom wdro_train.evaluation.store import PieceStore\n"
-        "for k in range(60):\n"
+        "for k in range(15):\n"
         "    store = PieceStore('store', {})\n"
         "    store.save('stage', k % 3, 'batch', {'a': np.ones(3)})\n"
         "    assert store.load('stage', k % 3, 'batch') is not None\n"
@@ -352,7 +352,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-FOLDERS = ["data=image_folder", "data.root=images", "data.shape=[1,8,8]", "data.batch_size=8", "data.num_workers=0"]
+FOLDERS = ["data=image_folder", "data.root=images", "data.shape=[3,8,8]", "data.batch_size=8", "data.num_workers=0"]
 
 
 def images(root, seed):

@@ -33,6 +33,7 @@ _PACKAGE = Path(__file__).parents[1]
 _PLAIN = (str, int, float, bool, type(None))
 _MODULE_STATE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 _INSTALLED = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")})
 
 
@@ -179,15 +180,16 @@ def _module(module: nn.Module, seen: dict[int, int]) -> dict[str, Any]:
 
 
 def _object(value: Any, seen: dict[int, int]) -> Any:
-    """Any other object, by its class and attributes; by its pickle if it shows none."""
+    """Any other object, by its class and attributes; what is written in C hides its state, and is pickled as well."""
     names = {name for kind in type(value).__mro__ for name in _slots(kind)}
-    if not hasattr(value, "__dict__") and not names:
-        try:
-            return [_class(type(value)), hashlib.sha256(pickle.dumps(value)).hexdigest()]
-        except Exception:  # whatever a foreign object raises, it cannot be read
-            return _indescribable()
     own = {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
-    return [_class(type(value)), [[name, _describe(own[name], seen)] for name in sorted(own)]]
+    found = [_class(type(value)), [[name, _describe(own[name], seen)] for name in sorted(own)]]
+    if all(kind.__flags__ & _PYTHON_CLASS for kind in type(value).__mro__[:-1]):
+        return found
+    try:
+        return [*found, hashlib.sha256(pickle.dumps(value)).hexdigest()]
+    except Exception:  # whatever a foreign object raises, it cannot be read
+        return _indescribable()
 
 
 def _slots(kind: type) -> Iterator[str]:
