@@ -33,7 +33,7 @@ _PACKAGE = Path(__file__).parents[1]
 _PLAIN = (str, int, float, bool, type(None))
 _MODULE_STATE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+_PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or in C since Python 3.12
 _INSTALLED = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")})
 
 
@@ -184,12 +184,26 @@ def _object(value: Any, seen: dict[int, int]) -> Any:
     names = {name for kind in type(value).__mro__ for name in _slots(kind)}
     own = {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
     found = [_class(type(value)), [[name, _describe(own[name], seen)] for name in sorted(own)]]
-    if all(kind.__flags__ & _PYTHON_CLASS for kind in type(value).__mro__[:-1]):
+    if not _hides_state(value):
         return found
     try:
         return [*found, hashlib.sha256(pickle.dumps(value)).hexdigest()]
     except Exception:  # whatever a foreign object raises, it cannot be read
         return _indescribable()
+
+
+def _hides_state(value: Any) -> bool:
+    """Whether an object may hold more than its attributes show, as what is written in C does."""
+    kind: Any = type(value)
+    if not all(one.__flags__ & _PYTHON_CLASS for one in kind.__mro__[:-1]):
+        return True
+    if any(name in vars(one) for one in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__")):
+        return True
+    try:
+        value.__reduce_ex__(2)
+    except Exception:  # "cannot pickle", or whatever a foreign object raises
+        return True
+    return False
 
 
 def _slots(kind: type) -> Iterator[str]:
