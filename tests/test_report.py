@@ -28,7 +28,7 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.configuration import build_module, plain, register_resolvers
 from wdro_train.evaluation import figures, html, plots, reading
 from wdro_train.evaluation import report as reports
-from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.engine import Engine, distance_stage, find_distances
 from wdro_train.evaluation.output import scalars
 from wdro_train.evaluation.pictures import flipped_pairs
 from wdro_train.evaluation.run import evaluate
@@ -173,20 +173,22 @@ def test_scalars_of_several_models_keep_apart(both):
 def test_pictures_are_the_flips(tmp_path):
     model, (x, y) = reference_network("adversarial"), (part[:50] for part in reference_images())
     batches = list(zip(x.split(16), y.split(16), strict=True))
-    store = PieceStore(tmp_path, {})
-    found = find_distances(Engine(model, batches, store), MinimalDistance(norm=math.inf, steps=8))
+    engine, attack = Engine(model, batches, PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
+    found = find_distances(engine, attack)
     first, *others = sorted(np.flatnonzero(found.distances > 0), key=lambda i: (i // 16 == 1, found.distances[i]))[:5]
     indices = [int(i) for i in (*others, first)]
     assert {i // 16 for i in indices} < {0, 2, 3}
-    (store.folder / "distances" / "000001.npz").unlink()  # a piece that is not needed is not read
-    pairs = flipped_pairs(store, batches, indices, norm=math.inf)
+    for needed in (0, 1):  # a piece that is lost is made again, unless it is not needed
+        next(engine.store.folder.glob(f"distances-*/{needed:06d}-*")).unlink()
+    pairs = flipped_pairs(engine, attack, indices)
+    assert [len(list(engine.store.folder.glob(f"distances-*/{k:06d}-*"))) for k in (0, 1)] == [1, 0]
     assert torch.equal(pairs.clean, x[indices])
     np.testing.assert_allclose(pairs.distances, found.distances[indices], rtol=1e-6)
     with torch.no_grad():
         logits, rivals = model(pairs.adversarial), torch.from_numpy(found.rivals[indices])
     assert (rivals != torch.from_numpy(found.labels[indices])).all()
     assert (logits.gather(1, rivals[:, None]).squeeze(1) > logits.amax(1) - 1e-3).all()  # on the boundary
-    assert flipped_pairs(store, batches, [], norm=math.inf) is None
+    assert flipped_pairs(engine, attack, []) is None
 
 
 class _Coarse(torch.nn.Module):
@@ -200,10 +202,10 @@ class _Coarse(torch.nn.Module):
 def test_a_tie_is_reported_under_the_rival(tmp_path):
     x, y = 0.4 * torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(30, dtype=torch.int64)
     x[:, 0, 0, 0] += 0.5
-    found = find_distances(
-        Engine(_Coarse(), [(x, y)], PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
-    )
-    points = torch.from_numpy(PieceStore(tmp_path, {}).load("distances", 0, ("points",))["points"]).movedim(-1, 0)
+    engine, attack = Engine(_Coarse(), [(x, y)], PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
+    found = find_distances(engine, attack)
+    points = engine.piece(distance_stage(engine, attack), 0, x, y, ("points",))["points"]
+    points = torch.from_numpy(points).movedim(-1, 0)
     moved = (found.distances > 0) & np.isfinite(found.distances)
     assert (_Coarse()(points).argmax(1).numpy() == 0)[moved].any()  # ties, and the label comes first
     assert (found.rivals[moved] > 0).all()

@@ -22,6 +22,7 @@ from wdro_train import tables
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.configuration import register_resolvers
+from wdro_train.devices import add_device, resolve_device, synchronize
 from wdro_train.errors import UserError
 from wdro_train.evaluation.peers import autoattack, require
 from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
@@ -73,16 +74,18 @@ def measure(name: str, attack: Attacker, model: nn.Module, x: Tensor, y: Tensor,
     if not right.any():
         raise UserError("the network classifies no image correctly, so there is nothing to attack")
     rows = right.nonzero().squeeze(1)
+    synchronize(x.device)
     start = time.perf_counter()
     with attack_mode(model), PassCounter(model) as passes:
         points = attack(model, x[rows], y[rows]).detach()
+    synchronize(x.device)
     seconds = time.perf_counter() - start
     with attack_mode(model), torch.no_grad():
         inside = ((points >= 0) & (points <= 1)).flatten(1).all(1)
         flipped = ~correct(forward(model, points), y[rows]) & inside
-    distances = torch.zeros(len(x), dtype=torch.float64)
-    distances[rows] = torch.where(flipped, ball.distances(points - x[rows]), math.inf).cpu()
-    return Outcome(name, distances.numpy(), passes.forward / len(rows), passes.backward / len(rows), seconds)
+    distances = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    distances[rows] = torch.where(flipped, ball.distances(points - x[rows]), math.inf)
+    return Outcome(name, distances.cpu().numpy(), passes.forward / len(rows), passes.backward / len(rows), seconds)
 
 
 def ours(norm: float, steps: int, **options: int) -> Attacker:
@@ -192,16 +195,18 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--autoattack", action="store_true", help="AutoAttack at the radius, for p = inf (slow)")
     add_allow_option(parser)
+    add_device(parser)
     given = parser.parse_args(arguments)
 
     register_resolvers()
-    subject = load_subject(given.checkpoint or newest_checkpoint(), allowed=given.allow)
+    device = resolve_device(given.device)
+    subject = load_subject(given.checkpoint or newest_checkpoint(), device=device, allowed=given.allow)
     trained = subject.config["attack"]
     ball = WassersteinBall(
         *(trained[key] if getattr(given, key) is None else getattr(given, key) for key in ("p", "norm", "delta"))
     )
     arrays = load_arrays(subject.config, given.split, given.limit)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     outcomes = compare(subject.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
     tables.show(
         f"{subject.path}: {len(y)} {given.split} images, l_{ball.norm:g}",

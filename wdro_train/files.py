@@ -21,7 +21,7 @@ _SUFFIX = ".tmp"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, *, setting: str = "run_dir") -> Iterator[BinaryIO]:
     """Write a file so that readers see the old content or the new one, never a part of it.
 
     The content goes to a temporary file in the same folder, is flushed to the disk, and takes the target's name in one
@@ -30,6 +30,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     Args:
         path: The target; its folder is made if it is not there.
+        setting: What chooses the folder, for the error message.
 
     Yields:
         A binary file to write the new content to.
@@ -49,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         scratch.replace(target)
         _flush_folder(target.parent)
     except OSError as error:
-        raise cannot_write(target, error) from error
+        raise cannot_write(target, error, setting) from error
     finally:
         with suppress(OSError):
             scratch.unlink()
@@ -106,17 +107,18 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def cannot_write(path: str | Path, error: OSError) -> UserError:
+def cannot_write(path: str | Path, error: OSError, setting: str = "run_dir") -> UserError:
     """The sentence for a file or folder that the operating system does not let us write.
 
     Args:
         path: What was to be written.
         error: What the operating system said.
+        setting: What chooses the folder.
     """
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(
         f"{path} cannot be written ({reason}); what was there before is unchanged: free some space or choose another "
-        "folder with run_dir=..."
+        f"folder with {setting}=..."
     )
 
 

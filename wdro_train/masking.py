@@ -19,6 +19,7 @@ import torch
 
 from wdro_train import tables
 from wdro_train.attacks import WPGD
+from wdro_train.devices import add_device, resolve_device
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject
 from wdro_train.losses import correct
@@ -28,7 +29,12 @@ from wdro_train.trusted import add_allow_option
 
 
 def masking_rows(
-    path: str, steps: int = 50, limit: int | None = None, seed: int = 0, allowed: Collection[str] = ()
+    path: str,
+    steps: int = 50,
+    limit: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    allowed: Collection[str] = (),
 ) -> list[tuple[str, float]]:
     """Accuracy under every attack of the check.
 
@@ -38,13 +44,14 @@ def masking_rows(
         limit: First so many validation images only; None for all.
         seed: Seeds the random starts.
         allowed: Constructors that the checkpoint may ask for besides those of this package.
+        device: Where to compute.
 
     Returns:
         Attack and accuracy in [0, 1].
     """
-    subject = load_subject(path, allowed=allowed)
+    subject = load_subject(path, device=device, allowed=allowed)
     arrays = load_arrays(subject.config, "val", limit)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
     rows = []
     for p, loss, random_start in product(dict.fromkeys((ball.p, math.inf)), ("ce", "redlr"), (False, True)):
@@ -59,7 +66,7 @@ def masking_rows(
                 keep=keep,
                 batch_size=512,
             )
-            found = attack(subject.model, x, y, generator=torch.Generator().manual_seed(seed))
+            found = attack(subject.model, x, y, generator=torch.Generator(device).manual_seed(seed))
             assert found.adv_logits is not None
             start = "random start" if random_start else "clean start"
             name = f"W-PGD-{steps} {keep}, W_{p:g}" if math.isfinite(p) else f"PGD-{steps}, pointwise"
@@ -74,9 +81,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="steps of each attack")
     parser.add_argument("--limit", type=int, default=None, help="first so many validation images only")
     add_allow_option(parser)
+    add_device(parser)
     arguments = parser.parse_args()
     try:
-        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, allowed=arguments.allow)
+        device = resolve_device(arguments.device)
+        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, device=device, allowed=arguments.allow)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wdro_train import tables
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
 from wdro_train.configuration import register_resolvers
+from wdro_train.devices import add_device, resolve_device, synchronize
 from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
@@ -71,13 +72,15 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     parser.add_argument("--batch", type=int, default=128, help="images of a step (default 128)")
     parser.add_argument("--repeats", type=int, default=15, help="steps timed (default 15)")
     add_allow_option(parser)
+    add_device(parser)
     given = parser.parse_args(arguments)
 
     register_resolvers()
-    subject = load_subject(given.checkpoint or newest_checkpoint(), allowed=given.allow)
+    device = resolve_device(given.device)
+    subject = load_subject(given.checkpoint or newest_checkpoint(), device=device, allowed=given.allow)
     ball = WassersteinBall(*(subject.config["attack"][key] for key in ("p", "norm", "delta")))
     arrays = load_arrays(subject.config, "train", given.batch)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     kinds = list(methods(ball, given.steps))
     for _, attack, _ in kinds:
         if isinstance(attack, WorstCase | Lagrangian):  # learn the reach or the price that this network deserves
@@ -86,8 +89,10 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     times: list[list[float]] = [[] for _ in kinds]
     for _ in track(range(given.repeats), description="timing"):
         for spent, (_, attack, objective) in zip(times, kinds, strict=True):
+            synchronize(device)
             start = time.perf_counter()
             step(subject.model, x, y, attack, objective)
+            synchronize(device)
             spent.append(time.perf_counter() - start)
     first = statistics.median(times[0])
     found = [

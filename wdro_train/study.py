@@ -13,7 +13,8 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.progress import track
+from torch import Tensor
 
 from wdro_train import tables
 from wdro_train.attacks.base import Stateful, attack_mode, forward
@@ -30,6 +32,7 @@ from wdro_train.callbacks import AdversarialWeightPerturbation
 from wdro_train.checkpoint import read_checkpoint
 from wdro_train.configuration import register_resolvers
 from wdro_train.data.base import ImageSet
+from wdro_train.devices import add_device, resolve_device
 from wdro_train.errors import UserError
 from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.evaluation.peers import autoattack
@@ -50,22 +53,19 @@ _GRID = 41
 _COUNTED = 512
 
 
-def judge(
-    run: Path, norm: float, deltas: list[float], limit: int | None, allowed: Collection[str] = frozenset()
-) -> Result:
+def judge(subject: Subject, norm: float, deltas: list[float], limit: int | None) -> Result:
     """One run's numbers on its test set: curves, accuracies, and what a training step costs.
 
     Args:
-        run: Its folder.
+        subject: Its network, from `checkpoints/best.ckpt` in the run's folder.
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images only; None for all.
-        allowed: Constructors that its checkpoint may ask for besides those of this package.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     arrays = load_arrays(subject.config, "test", limit)
     curve = robustness_curve(subject.model, ArrayBatches(arrays, 512), norm=norm)
     grid = np.linspace(0, 2 * max(deltas), _GRID)
+    run = subject.path.parent.parent
     method, _, seed = run.name.rpartition("_")
     trained = json.loads((run / METRICS_FILE).read_text())
     return {
@@ -94,7 +94,7 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
         subject: The trained network and its configuration.
         arrays: Images to count on.
     """
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = _on_its_device(arrays, subject)
     attack, objective = subject.construct("attack"), subject.construct("objective")
     for key, state in read_checkpoint(subject.path).get("callbacks", {}).items():
         if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
@@ -108,20 +108,18 @@ def passes(subject: Subject, arrays: ImageSet) -> float:
     return pairs + (count(subject.model, x, y, None, objective) if perturbed else 0.0)
 
 
-def check(run: Path, norm: float, delta: float, limit: int, allowed: Collection[str] = frozenset()) -> Result:
+def check(subject: Subject, norm: float, delta: float, limit: int) -> Result:
     """AutoAttack, Square included, against the distances on the same images, at p = inf.
 
     Args:
-        run: Its folder.
+        subject: Its network, from `checkpoints/best.ckpt` in the run's folder.
         norm: Ground norm.
         delta: Radius.
         limit: First so many images.
-        allowed: See `judge`.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     arrays = load_arrays(subject.config, "test", limit)
     ball = WassersteinBall(math.inf, norm, delta)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
+    x, y = _on_its_device(arrays, subject)
     found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), subject.model, x, y, ball)
     with attack_mode(subject.model), torch.no_grad():
         clean = correct(forward(subject.model, x), y).double().mean().item()
@@ -135,17 +133,15 @@ def check(run: Path, norm: float, delta: float, limit: int, allowed: Collection[
     }
 
 
-def effort(run: Path, norm: float, deltas: list[float], limit: int, allowed: Collection[str] = frozenset()) -> Result:
+def effort(subject: Subject, norm: float, deltas: list[float], limit: int) -> Result:
     """The accuracies again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
 
     Args:
-        run: Its folder.
+        subject: Its network, from `checkpoints/best.ckpt` in the run's folder.
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images.
-        allowed: See `judge`.
     """
-    subject = load_subject(run / "checkpoints/best.ckpt", allowed=allowed)
     batches = ArrayBatches(load_arrays(subject.config, "test", limit), 512)
     weak = robustness_curve(subject.model, batches, norm=norm)
     strong = robustness_curve(subject.model, batches, norm=norm, steps=50, restarts=2, targets=3)
@@ -155,6 +151,12 @@ def effort(run: Path, norm: float, deltas: list[float], limit: int, allowed: Col
         for kind, curve in (("usual", weak), ("more", best))
     }
     return {"images": len(best), "clean": best.clean_accuracy, **found}
+
+
+def _on_its_device(arrays: ImageSet, subject: Subject) -> tuple[Tensor, Tensor]:
+    """All images and labels of a set, where the network is."""
+    device = next(subject.model.parameters()).device
+    return arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
 
 
 def summary(results: list[Result], deltas: list[float]) -> list[dict[str, str]]:
@@ -272,7 +274,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
     parser.add_argument("--curves", default="", help="methods whose curves are drawn (default: the leading six)")
     add_allow_option(parser)
+    add_device(parser)
     given = parser.parse_args(arguments)
+    device = resolve_device(given.device)
 
     register_resolvers()
     norm = parse_number(given.norm, "--norm")
@@ -295,11 +299,12 @@ def main(arguments: list[str] | None = None) -> None:
                 )
     for run in track(runs, description="judging"):
         file = given.out / "runs" / f"{run.name}.json"
-        result = known[run.name] if run.name in known else judge(run, norm, deltas, given.limit, given.allow)
+        load = partial(load_subject, run / "checkpoints/best.ckpt", device=device, allowed=given.allow)
+        result = known[run.name] if run.name in known else judge(load(), norm, deltas, given.limit)
         if result["method"] in chosen["autoattack"] and "check" not in result:
-            result["check"] = check(run, norm, max(deltas), given.autoattack_images, given.allow)
+            result["check"] = check(load(), norm, max(deltas), given.autoattack_images)
         if result["method"] in chosen["effort"] and "effort" not in result:
-            result["effort"] = effort(run, norm, deltas, given.effort_images, given.allow)
+            result["effort"] = effort(load(), norm, deltas, given.effort_images)
         write_json(file, result)
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     rows = summary(results, deltas)

@@ -113,7 +113,7 @@ class WassersteinBall:
         Args:
             x: Images, shape [B, ...], for their n.
         """
-        return 1.0 if math.isinf(self.norm) else float(x[0].numel() ** (1 / self.norm))
+        return 1.0 if math.isinf(self.norm) else float(math.prod(x.shape[1:]) ** (1 / self.norm))
 
     def require_first_order(self, attack: str) -> Self:
         """Itself, if its first-order worst case is unique (p > 1).

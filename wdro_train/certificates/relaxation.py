@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
-from wdro_train.certificates.base import Radii
+from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
 from wdro_train.contract import check_batch
@@ -63,7 +63,7 @@ class LinearRelaxation:
             UserError: A layer without linear relaxation, named.
         """
         x, y, labels = check_batch(x, y)
-        with attack_mode(model):
+        with attack_mode(model), full_float32():
             x, y = x.clone().float(), y.clone().long()
             fast, exact = (RelaxedNetwork(model, x, dtype, self.method) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():

@@ -13,7 +13,7 @@ from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
-from wdro_train.certificates.base import Radii
+from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.contract import check_batch, check_labels
 from wdro_train.errors import UserError
 from wdro_train.losses import correct
@@ -71,7 +71,7 @@ class RandomizedSmoothing:
         x, y, labels = check_batch(x, y)
         if len(x) > self.total_images:
             raise UserError(f"total_images={self.total_images} but the batch has {len(x)}; give the whole set's size")
-        with attack_mode(model), torch.no_grad():
+        with attack_mode(model), full_float32(), torch.no_grad():
             x, y = x.clone().float(), y.clone().long()
             first = self._votes(model, x, self.n0, generator)
             check_labels(labels, first.shape[1])

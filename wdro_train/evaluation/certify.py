@@ -10,7 +10,7 @@ from torch import Tensor
 from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
 from wdro_train.certificates.relaxation import Method
 from wdro_train.errors import UserError
-from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.store import Arrays
 from wdro_train.robustness_curve import RobustnessCurve
 
@@ -55,9 +55,7 @@ def certified_curve(engine: Engine, certificate: Certificate, method: str) -> tu
         found = certificate(engine.model, x, y, generator=generator)
         return {"radii": found.radii.cpu().numpy(), "level": found.radii.new_full((1,), found.level).cpu().numpy()}
 
-    stage = f"certificate_{method}"
-    count = engine.run(stage, work)
-    joined = engine.store.join(stage, count, ("radii", "level"))
+    joined = engine.run(Stage(f"certificate_{method}", certificate, work), ("radii", "level"))
     x, y = next(iter(engine.batches))
     sample = certificate(engine.model, x[:1].to(engine.device), y[:1].to(engine.device))
     about |= {

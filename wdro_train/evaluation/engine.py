@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ from wdro_train.contract import check_batch, unpack
 from wdro_train.distributed import LocalReducer, Reducer, default_reducer
 from wdro_train.errors import UserError
 from wdro_train.evaluation import trust
-from wdro_train.evaluation.store import Arrays, PieceStore
+from wdro_train.evaluation.identity import batch_digest, describe, digest, identity
+from wdro_train.evaluation.store import Arrays, PieceStore, concatenate
 from wdro_train.losses import correct, resolve_loss
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.threat import WassersteinBall, parse_number
@@ -38,6 +40,49 @@ from wdro_train.threat import WassersteinBall, parse_number
 Batches = Iterable[tuple[Tensor, Tensor]]
 _LOOKED_AT = 16  # images of the first batch
 Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of work over a set, whose results are kept batch by batch.
+
+    Attributes:
+        name: For the progress bar and the store's folders.
+        settings: Everything that the work depends on beside the network and its batch, such as the attack; what it is
+            made of tells its pieces apart from those of other settings.
+        work: Takes images, labels and a generator seeded for the batch; returns per-image arrays, last axis B.
+    """
+
+    name: str
+    settings: Any
+    work: Work
+
+    @cached_property
+    def key(self) -> str:
+        """The name of its folder in the store."""
+        return stage_key(self.name, self.settings)
+
+
+def stage_key(name: str, settings: Any) -> str:
+    """The folder of a stage in the store: its name, and a digest of its settings.
+
+    Args:
+        name: Of the stage.
+        settings: See `Stage`.
+    """
+    return f"{name}-{digest(describe(settings))[:32]}"
+
+
+class Mark(NamedTuple):
+    """What a batch of the set is known by.
+
+    Attributes:
+        digest: Of its images and labels.
+        size: Number of its images.
+    """
+
+    digest: str
+    size: int
 
 
 @dataclass
@@ -61,31 +106,94 @@ class Engine:
     seed: int = 0
     reducer: Reducer = field(default_factory=LocalReducer)
     progress: Callable[[str, int], None] = lambda stage, done: None
+    _marks: list[Mark] | None = field(default=None, init=False, repr=False)
 
     def first(self, batches: int) -> Engine:
         """The same engine over the first so many batches."""
         return replace(self, batches=list(islice(self.batches, batches)))
 
-    def run(self, stage: str, work: Work) -> int:
+    def run(self, stage: Stage, names: tuple[str, ...]) -> Arrays:
         """Do a stage: every batch that is not in the store yet.
 
         Args:
-            stage: Its name in the store.
-            work: Takes images, labels and a generator seeded for the batch; returns per-image arrays, last axis B.
+            stage: What to do.
+            names: Which of its arrays are wanted.
 
         Returns:
-            Number of batches.
+            These arrays of the whole set, batch after batch along the last axis.
+
+        Raises:
+            UserError: There are no batches, or they are not those of an earlier stage.
         """
-        count = 0
+        marks: list[Mark] = []
         for index, (x, y) in enumerate(self.batches):
-            count = index + 1
-            if index % self.reducer.world_size == self.reducer.rank and not self.store.has(stage, index):
-                key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
-                generator = torch.Generator(self.device).manual_seed(int(key[0]))
-                self.store.save(stage, index, work(x.to(self.device), y.to(self.device), generator))
-            self.progress(stage, count)
-        self.reducer.gather(torch.zeros(1))  # wait for the others' batches
-        return count
+            marks.append(Mark(batch_digest(x, y), len(y)))
+            mine = index % self.reducer.world_size == self.reducer.rank
+            if mine and self.store.load(stage.key, index, marks[-1].digest) is None:
+                self._do(stage, index, marks[-1], x, y)
+            self.progress(stage.name, index + 1)
+        self._same_set(marks)
+        self.wait()
+        return self._join(stage, marks, names)
+
+    def piece(self, stage: Stage, index: int, x: Tensor, y: Tensor, names: tuple[str, ...]) -> Arrays:
+        """What a stage leaves of one batch: from the store, or made again if it is not there.
+
+        Args:
+            stage: What was done.
+            index: Number of the batch.
+            x: Its images.
+            y: Its labels.
+            names: Which of its arrays are wanted.
+        """
+        mark = Mark(batch_digest(x, y), len(y))
+        found = self.store.load(stage.key, index, mark.digest, names)
+        return self._do(stage, index, mark, x, y) if found is None else found
+
+    def survey(self) -> list[Mark]:
+        """What each batch of the set is known by, from one pass over it.
+
+        Raises:
+            UserError: See `run`.
+        """
+        marks = [Mark(batch_digest(x, y), len(y)) for x, y in self.batches]
+        self._same_set(marks)
+        return marks
+
+    def agree(self, flag: bool) -> bool:
+        """Whether a flag is raised on any rank; all ranks meet here."""
+        return bool(self.reducer.gather(torch.full((1,), float(flag), device=self.device)).any())
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.agree(False)
+
+    def _do(self, stage: Stage, index: int, mark: Mark, x: Tensor, y: Tensor) -> Arrays:
+        key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
+        generator = torch.Generator(self.device).manual_seed(int(key[0]))
+        arrays = stage.work(x.to(self.device), y.to(self.device), generator)
+        self.store.save(stage.key, index, mark.digest, arrays)
+        return arrays
+
+    def _join(self, stage: Stage, marks: list[Mark], names: tuple[str, ...]) -> Arrays:
+        found = [self.store.load(stage.key, index, mark.digest, names) for index, mark in enumerate(marks)]
+        parts = {index: part for index, part in enumerate(found) if part is not None}
+        if len(parts) < len(marks):  # something has happened to a piece since
+            for index, (x, y) in enumerate(self.batches):
+                if index not in parts:
+                    parts[index] = self._do(stage, index, marks[index], x, y)
+        return concatenate([parts[index] for index in range(len(marks))], names)
+
+    def _same_set(self, marks: list[Mark]) -> None:
+        """Numbers of one image meet in several stages, so all stages must see the same images in the same order."""
+        if not marks:
+            raise UserError("there are no batches, so there is nothing to judge; give at least one image")
+        if self._marks is not None and marks != self._marks:
+            raise UserError(
+                f"the {len(marks)} batches are not those of the pass before; give images in a fixed order, unshuffled "
+                "and without random augmentation, and do not change them meanwhile"
+            )
+        self._marks = marks
 
 
 class FoundDistances(NamedTuple):
@@ -98,7 +206,6 @@ class FoundDistances(NamedTuple):
         rivals: Class each image was flipped to, shape [N]; the label where it was not.
         zero_gradients: Correct images whose first gradient vanished.
         nonfinite_gradients: (Image, step) pairs whose gradient was not finite.
-        batches: Number of batches.
     """
 
     distances: NDArray[np.float64]
@@ -107,7 +214,6 @@ class FoundDistances(NamedTuple):
     rivals: NDArray[np.int64]
     zero_gradients: int
     nonfinite_gradients: int
-    batches: int
 
     @property
     def curve(self) -> RobustnessCurve:
@@ -115,8 +221,13 @@ class FoundDistances(NamedTuple):
         return RobustnessCurve(self.distances)
 
 
-def find_distances(engine: Engine, attack: MinimalDistance, stage: str = "distances") -> FoundDistances:
-    """Distances of the whole set; the flipped images are kept in the store as `points`."""
+def distance_stage(engine: Engine, attack: MinimalDistance) -> Stage:
+    """The minimum-norm attack on a set, which leaves distances and, as `points`, the flipped images.
+
+    Args:
+        engine: The set and the network.
+        attack: Finds the distances.
+    """
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = attack(engine.model, x, y, generator=generator)
@@ -133,10 +244,14 @@ def find_distances(engine: Engine, attack: MinimalDistance, stage: str = "distan
             "points": np.moveaxis(found.x_adv.cpu().numpy(), 0, -1),
         }
 
-    count = engine.run(stage, work)
-    joined = engine.store.join(stage, count, ("distances", "labels", "correct", "rivals", "counts"))
+    return Stage("distances", attack, work)
+
+
+def find_distances(engine: Engine, attack: MinimalDistance) -> FoundDistances:
+    """Distances of the whole set; see `distance_stage` for what else is kept in the store."""
+    joined = engine.run(distance_stage(engine, attack), ("distances", "labels", "correct", "rivals", "counts"))
     zero, nonfinite = (int(row.sum()) for row in joined.pop("counts"))
-    return FoundDistances(**joined, zero_gradients=zero, nonfinite_gradients=nonfinite, batches=count)
+    return FoundDistances(**joined, zero_gradients=zero, nonfinite_gradients=nonfinite)
 
 
 @dataclass(frozen=True)
@@ -193,9 +308,8 @@ def first_order_grid(
             "right": right.cpu().numpy(),
         }
 
-    stage = f"slopes_{loss}_{norm:g}_{box}"
-    count = engine.run(stage, slopes)
-    clean = engine.store.join(stage, count, ("dual_norms", "losses", "right"))
+    settings = {"norm": norm, "loss": value, "box": box}
+    clean = engine.run(Stage(f"slopes_{loss}", settings, slopes), ("dual_norms", "losses", "right"))
     duals = torch.from_numpy(clean["dual_norms"])
     balls = {p: WassersteinBall(p, norm, 0.0) for p in orders}
     totals = {p: moments.moment(duals, None, ball.q) for p, ball in balls.items()}
@@ -220,8 +334,9 @@ def first_order_grid(
             "distances": torch.stack(distances).cpu().numpy(),
         }
 
-    grid = f"grid_{loss}_{norm:g}_{box}_" + "_".join(f"{p:g}-{delta:g}" for p, delta in points)
-    joined = engine.store.join(grid, engine.run(grid, moved), ("losses", "right", "distances"))
+    # Upsilon is the whole set's, so a batch's images move differently if another batch changes.
+    settings |= {"points": points, "totals": totals}
+    joined = engine.run(Stage(f"grid_{loss}", settings, moved), ("losses", "right", "distances"))
     wrong = ~clean["right"]
     spent = {
         point: float(WassersteinBall(point[0], norm, 0.0).spent(torch.from_numpy(joined["distances"][k])))
@@ -265,15 +380,20 @@ def robustness_curve(
         targets: Of the attack.
         device: Where the model is; by default where its first parameter is.
         seed: Seeds random starts.
-        store: Folder in which to keep finished batches, so that a killed call goes on; None keeps nothing.
+        store: Folder in which to keep finished batches, so that a killed call goes on, and another call with the same
+            network, code, settings and images gives the same at once; None keeps nothing.
     """
     attack = MinimalDistance(norm=parse_number(norm, "norm"), steps=steps, restarts=restarts, targets=targets)
-    place = device if device is not None else next((p.device for p in model.parameters()), "cpu")
+    place = torch.device(device if device is not None else next((p.device for p in model.parameters()), "cpu"))
     with tempfile.TemporaryDirectory() as scratch:
-        pieces = PieceStore(scratch if store is None else store, {"norm": norm, "steps": steps, "seed": seed})
-        looked = _LookedAt(model, batches, torch.device(place))
-        engine = Engine(model, looked, pieces, looked.device, seed, default_reducer())
-        found = find_distances(engine, attack)
+        key = {} if store is None else identity(model, seed=seed, device=place)
+        pieces = PieceStore(scratch if store is None else store, key)
+        try:
+            looked = _LookedAt(model, batches, place)
+            engine = Engine(model, looked, pieces, place, seed, default_reducer())
+            found = find_distances(engine, attack)
+        finally:
+            pieces.close()
     alarms = [trust.zero_gradients(found), trust.nonfinite_gradients(found), trust.never_flipped(found), looked.alarm]
     for alarm in alarms:
         if alarm is not None and engine.reducer.rank == 0:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.box import move
 from wdro_train.errors import UserError
-from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.engine import Engine, Stage
+from wdro_train.evaluation.identity import package_version
 from wdro_train.evaluation.store import Arrays
 from wdro_train.losses import correct
 from wdro_train.threat import WassersteinBall, per_image
@@ -61,9 +62,9 @@ def run_peer(
         seconds = time.perf_counter() - started
         return {"distances": distances.cpu().numpy(), "seconds": np.full(1, seconds)}
 
-    stage = f"peer_{name}_{ball.norm:g}_{ball.delta:g}"
+    settings = {"ball": ball, "attacks": attacks, "version": package_version("pyautoattack")}
     limited = engine if batches is None else engine.first(batches)
-    joined = engine.store.join(stage, limited.run(stage, work), ("distances", "seconds"))
+    joined = limited.run(Stage(f"peer_{name}", settings, work), ("distances", "seconds"))
     distances = np.asarray(joined["distances"])
     row = {
         "name": name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wdro_train.evaluation.store import PieceStore
+from wdro_train.attacks import MinimalDistance
+from wdro_train.evaluation.engine import Engine, distance_stage
 from wdro_train.threat import image_norms
 
 
@@ -26,37 +27,29 @@ class Pairs(NamedTuple):
     distances: Tensor
 
 
-def flipped_pairs(
-    store: PieceStore,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    indices: Sequence[int],
-    *,
-    norm: float,
-    stage: str = "distances",
-) -> Pairs | None:
+def flipped_pairs(engine: Engine, attack: MinimalDistance, indices: Sequence[int]) -> Pairs | None:
     """Chosen images and what the minimum-norm attack made of them.
 
     Args:
-        store: With the stage's `points`, one piece a batch.
-        batches: Those the stage ran over, in the same order.
+        engine: The set and the network; its store has what `find_distances` left.
+        attack: As given to `find_distances`.
         indices: Positions in the set.
-        norm: Ground norm of the distances.
-        stage: Of the store.
 
     Returns:
         The pairs in the order of `indices`; None if there are none.
     """
     if not indices:
         return None
+    stage = distance_stage(engine, attack)
     found: dict[int, tuple[Tensor, Tensor]] = {}
     wanted, start = set(indices), 0
-    for piece, (x, _) in enumerate(batches):
+    for piece, (x, y) in enumerate(engine.batches):
         here = sorted(i for i in wanted if start <= i < start + len(x))
         if here:
-            points = torch.from_numpy(store.load(stage, piece, ("points",))["points"]).movedim(-1, 0)
+            points = torch.from_numpy(engine.piece(stage, piece, x, y, ("points",))["points"]).movedim(-1, 0)
             found |= {i: (x[i - start].clone().float(), points[i - start].clone()) for i in here}
         start += len(x)
         if len(found) == len(wanted):
             break
     clean, adversarial = (torch.stack([found[i][k] for i in indices]) for k in (0, 1))
-    return Pairs(clean, adversarial, image_norms(adversarial - clean, norm))
+    return Pairs(clean, adversarial, image_norms(adversarial - clean, attack.ball.norm))

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wdro_train.attacks import WPGD
-from wdro_train.evaluation.engine import Batches, Engine, first_order_grid
+from wdro_train.errors import UserError
+from wdro_train.evaluation.engine import Batches, Engine, Mark, first_order_grid, stage_key
+from wdro_train.evaluation.identity import digest
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
 from wdro_train.robustness_curve import RobustnessCurve
@@ -37,33 +38,36 @@ def pgd_whole_set(
         that was flipped (inf for the others), shape [N], in the order of the set.
     """
     world, rank = engine.reducer.world_size, engine.reducer.rank
-    stage = f"pgd_{loss}_{norm:g}_{p:g}_{delta:g}_{steps}_{box}_of{world}"
-    if not all(engine.store.has(stage, piece) for piece in range(world)):
-        mine = _Share(engine.batches, rank, world)
-        attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box)
-        found = streamed_pgd(
+    attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box)
+    name = f"pgd_{loss}_{p:g}_{delta:g}"
+    stage = stage_key(name, {"attack": attack, "world": world})
+    marks = engine.survey()
+    whole = digest([mark.digest for mark in marks])
+    for again in (True, False):
+        parts = [engine.store.load(stage, share, whole, ("distances", "mean_loss")) for share in range(world)]
+        found = [part for part in parts if part is not None]
+        # A rank may fail to read what another one reads; as all of them move the images together, they must agree.
+        if not engine.agree(len(found) < world):
+            break
+        if not again:
+            raise UserError(
+                f"{engine.store.folder} does not show every process what the others wrote; choose a folder that all "
+                "of them share with store=..."
+            )
+        result = streamed_pgd(
             attack,
             engine.model,
-            mine,
+            _Share(engine.batches, rank, world),
             reducer=engine.reducer,
             device=engine.device,
             folder=engine.store.folder,
-            progress=lambda done: engine.progress(stage, done),
+            progress=lambda done: engine.progress(name, done),
         )
-        engine.store.save(
-            stage,
-            rank,
-            {
-                "positions": mine.positions(),
-                "distances": np.where(found.robust, math.inf, found.distances),
-                "mean_loss": np.full(1, found.max_mean_loss),
-            },
-        )
-        engine.reducer.gather(torch.zeros(1))
-    joined = engine.store.join(stage, world, ("positions", "distances", "mean_loss"))
-    distances = np.empty(len(joined["positions"]))
-    distances[joined["positions"]] = joined["distances"]
-    return float(np.isinf(distances).mean()), float(joined["mean_loss"][0]), distances
+        flips = np.where(result.robust, math.inf, result.distances)
+        engine.store.save(stage, rank, whole, {"distances": flips, "mean_loss": np.full(1, result.max_mean_loss)})
+        engine.wait()
+    distances = np.concatenate([part["distances"] for part in found])[_places(marks, world)]
+    return float(np.isinf(distances).mean()), float(found[0]["mean_loss"][0]), distances
 
 
 def poster_rows(
@@ -152,9 +156,10 @@ class _Share:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (batch for k, batch in enumerate(self.batches) if k % self.world == self.rank)
 
-    def positions(self) -> NDArray[np.int64]:
-        """Where this rank's images stand in the set."""
-        sizes = [len(y) for _, y in self.batches]
-        starts = np.cumsum([0, *sizes])
-        mine = [np.arange(starts[k], starts[k + 1]) for k in range(len(sizes)) if k % self.world == self.rank]
-        return np.concatenate(mine) if mine else np.zeros(0, dtype=np.int64)
+
+def _places(marks: list[Mark], world: int) -> NDArray[np.int64]:
+    """Where each image of the set stands when the ranks' shares are laid end to end, shape [N]."""
+    starts = np.cumsum([0, *(mark.size for mark in marks)])
+    order = [k for rank in range(world) for k in range(rank, len(marks), world)]
+    positions = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in order])
+    return np.argsort(positions, kind="stable")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdro_train.evaluation.engine import FoundDistances
+from wdro_train.evaluation.identity import git_revision, package_version
 from wdro_train.files import write_json
 from wdro_train.robustness_curve import Band, RobustnessCurve
 from wdro_train.run_folders import REPORT_FILE
@@ -33,9 +32,9 @@ def header(config: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "seed": config.get("seed"),
         "scope": "whole set as one distribution",
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(dirty=True),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
 
 
@@ -148,21 +147,3 @@ def write(report: dict[str, Any], folder: Path) -> Path:
     path = folder / REPORT_FILE
     write_json(path, report, indent=1)
     return path
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The revision of the code that ran, with a + if it was changed since; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
@@ -24,6 +25,7 @@ from wdro_train.evaluation import report as reports
 from wdro_train.evaluation import trust
 from wdro_train.evaluation.certify import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.identity import identity
 from wdro_train.evaluation.output import publish
 from wdro_train.evaluation.peers import run_peer
 from wdro_train.evaluation.pictures import Pairs, flipped_pairs
@@ -80,23 +82,22 @@ def evaluate(cfg: DictConfig) -> float:
     for subject in subjects:
         x, y = next(iter(ArrayBatches(load_arrays(subject.config, cfg.split, cfg.limit), _LOOKED_AT)))
         check_network(subject.model, x.to(fabric.device), y.to(fabric.device))
-    stores = []
+    stores, pictures = [], []
     report["models"] = []
     for subject in subjects:
-        stores.append(PieceStore(cfg.store, _key(cfg, subject, ball)))
-        if not cfg.resume and fabric.is_global_zero:
-            stores[-1].discard()
-        fabric.barrier()
-        report["models"].append(_judge(cfg, subject, ball, stores[-1], fabric.device))
+        network = subject.model if cfg.expectation == 1 else ExpectedLogits(subject.model, cfg.expectation)
+        stores.append(_store(cfg, network, fabric))
+        model, pairs = _judge(cfg, subject, network, ball, stores[-1], fabric.device)
+        report["models"].append(model)
+        pictures.append(pairs)
     reports.tell_apart(report["models"])
     fabric.barrier()
-    if not fabric.is_global_zero:
-        return float(report["models"][0]["worst_case"]["accuracy"])
-    judged = zip(subjects, stores, report["models"], strict=True)
-    made = publish(report, [_pictures(cfg, *one) for one in judged], Path(cfg.run_dir), cfg.get("logger"))
+    if fabric.is_global_zero:
+        made = publish(report, pictures, Path(cfg.run_dir), cfg.get("logger"))
     for store in stores:
         store.discard()
-    _present(report, made)
+    if fabric.is_global_zero:
+        _present(report, made)
     return float(report["models"][0]["worst_case"]["accuracy"])
 
 
@@ -112,8 +113,28 @@ def _subjects(cfg: DictConfig, fabric: L.Fabric) -> list[Subject]:
     return [load_subject(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths]
 
 
-def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: PieceStore, device: torch.device) -> Any:
-    """The block of one model."""
+def _store(cfg: DictConfig, network: nn.Module, fabric: L.Fabric) -> PieceStore:
+    """Where the finished pieces of one network are kept; all ranks open it before any goes on.
+
+    With `resume=false` it is empty: what a killed run left is removed, unless another evaluation is using it.
+    """
+    key = identity(network, seed=cfg.seed, device=fabric.device)
+    if not cfg.resume and fabric.is_global_zero and not PieceStore(cfg.store, key).discard():
+        key["apart"] = uuid4().hex
+    store = PieceStore(cfg.store, fabric.broadcast(key))
+    fabric.barrier()
+    return store
+
+
+def _judge(
+    cfg: DictConfig,
+    subject: Subject,
+    network: nn.Module,
+    ball: WassersteinBall,
+    store: PieceStore,
+    device: torch.device,
+) -> tuple[Any, Pairs | None]:
+    """The block of one model, and the images that its worst case moves first (on the first rank)."""
     arrays = load_arrays(subject.config, cfg.split, cfg.limit)
     batches = ArrayBatches(arrays, cfg.batch_size)
     orders = [parse_number(p, "curve.p") for p in cfg.curve.p]
@@ -121,7 +142,7 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
     reducer = default_reducer()
     with _bars(quiet=reducer.rank > 0) as bars:
         engine = Engine(
-            subject.model if cfg.expectation == 1 else ExpectedLogits(subject.model, cfg.expectation),
+            network,
             batches,
             store,
             device,
@@ -174,7 +195,10 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         trust.bound_above_ratio(rows),
     ]
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
-    return {
+    worst_case = reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures)
+    movers = [mover["index"] for mover in worst_case["movers"]]
+    pairs = flipped_pairs(engine, attack, movers) if reducer.rank == 0 else None
+    block = {
         "name": subject.name,
         "checkpoint": str(subject.path),
         "trained_with": subject.config,
@@ -192,19 +216,14 @@ def _judge(cfg: DictConfig, subject: Subject, ball: WassersteinBall, store: Piec
         "curves": reports.curve_rows(
             curve, orders, deltas, band, alone=RobustnessCurve.pool(alone), certified=certified
         ),
-        "worst_case": reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures),
+        "worst_case": worst_case,
         "poster": rows,
         "certificate": certificate,
         "peers": peers,
         "published": published(subject.name, ball.norm, ball.delta) if _is_cifar10(subject) else [],
         "warnings": [alarm for alarm in alarms if alarm is not None],
     }
-
-
-def _pictures(cfg: DictConfig, subject: Subject, store: PieceStore, model: dict[str, Any]) -> Pairs | None:
-    """The images that the worst case of a model moves first."""
-    batches = ArrayBatches(load_arrays(subject.config, cfg.split, cfg.limit), cfg.batch_size)
-    return flipped_pairs(store, batches, [m["index"] for m in model["worst_case"]["movers"]], norm=model["norm"])
+    return block, pairs
 
 
 def _threat(cfg: DictConfig, subject: Subject) -> WassersteinBall:
@@ -212,20 +231,6 @@ def _threat(cfg: DictConfig, subject: Subject) -> WassersteinBall:
     trained = subject.config["attack"]
     chosen = {key: trained[key] if cfg.attack[key] is None else cfg.attack[key] for key in ("p", "norm", "delta")}
     return WassersteinBall(**chosen)
-
-
-def _key(cfg: DictConfig, subject: Subject, ball: WassersteinBall) -> dict[str, Any]:
-    """Everything finished pieces depend on."""
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(settings, dict)
-    relevant = ("distances", "split", "batch_size", "limit", "expectation", "seed", "certificate", "peers")
-    return {
-        "weights": subject.fingerprint(),
-        "norm": ball.norm,
-        "data": subject.config["data"],
-        "model": subject.config["model"],
-        **{key: settings.get(key) for key in relevant},
-    }
 
 
 def _is_cifar10(subject: Subject) -> bool:

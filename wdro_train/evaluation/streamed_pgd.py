@@ -7,6 +7,7 @@ previous step's projection is finished on the fly, and one pass without the netw
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from wdro_train.attacks import WPGD
 from wdro_train.attacks.base import attack_mode, forward, input_gradient
 from wdro_train.box import free_gradient, move
 from wdro_train.distributed import Reducer
+from wdro_train.files import cannot_write
 from wdro_train.losses import correct, resolve_loss
 
 
@@ -59,17 +61,17 @@ def streamed_pgd(
         batches: This rank's images and labels; iterated twice a step, always in the same order.
         reducer: Joins the ranks.
         device: Where the model is.
-        folder: Where the files go (a temporary folder inside it is removed afterwards); None: the system's.
+        folder: Where the files go; None: the system's temporary folder. They have no names, so that nothing is left
+            of them however the process ends.
         progress: Called with the number of steps done.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        run = _Run(attack, model, batches, reducer, device, Path(scratch))
-        for step in range(attack.steps):
-            run.look(step, gradient=True)
-            run.climb(step)
-            progress(step + 1)
-        run.look(attack.steps, gradient=False)
-        return run.result()
+    run = _Run(attack, model, batches, reducer, device, folder)
+    for step in range(attack.steps):
+        run.look(step, gradient=True)
+        run.climb(step)
+        progress(step + 1)
+    run.look(attack.steps, gradient=False)
+    return run.result()
 
 
 class _Run:
@@ -82,15 +84,14 @@ class _Run:
         batches: Iterable[tuple[Tensor, Tensor]],
         reducer: Reducer,
         device: torch.device,
-        folder: Path,
+        folder: str | Path | None,
     ) -> None:
         self.attack, self.model, self.batches, self.reducer, self.device = attack, model, batches, reducer, device
-        self.ball, self.loss, self.folder = attack.ball, resolve_loss(attack.loss), folder
+        self.ball, self.loss = attack.ball, resolve_loss(attack.loss)
         sizes = [tuple(x.shape) for x, _ in batches]
         self.n = sum(size[0] for size in sizes)
-        shape = (self.n, *sizes[0][1:])
-        self.u = np.lib.format.open_memmap(folder / "u.npy", mode="w+", dtype=np.float32, shape=shape)
-        self.slopes = np.lib.format.open_memmap(folder / "slopes.npy", mode="w+", dtype=np.float32, shape=shape)
+        shape = (self.n, *(sizes[0][1:] if sizes else ()))  # a rank may have no batch, and takes part all the same
+        self.u, self.slopes = (_file_array(shape, folder) for _ in range(2))
         self.distances = torch.zeros(self.n, dtype=torch.float64)
         self.dual_norms = torch.zeros(self.n, dtype=torch.float64)
         self.allowed = torch.zeros(self.n, dtype=torch.float64)
@@ -167,3 +168,22 @@ class _Run:
 
     def _gather(self, value: Tensor) -> Tensor:
         return self.reducer.gather(value.to(self.device)).cpu()
+
+
+def _file_array(shape: tuple[int, ...], folder: str | Path | None) -> NDArray[np.float32]:
+    """Zeros in a file without a name.
+
+    The space is taken at once: a disk that fills up while the array is used would end the process without a word.
+    """
+    size = 4 * math.prod(shape)
+    if not size:
+        return np.zeros(shape, dtype=np.float32)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
+            return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+    except OSError as error:
+        raise cannot_write(tempfile.gettempdir() if folder is None else folder, error, "store") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +54,6 @@ class Subject:
             return construct(node, only=permitted(group, self.allowed))
         except InstantiationException as error:
             raise _unusable(f"the {group} of {self.path}", error) from error
-
-    def fingerprint(self) -> str:
-        """A digest of the weights."""
-        digest = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
 
 
 def load_subject(
