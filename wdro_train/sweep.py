@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wdro_train import doors, jobs, tables
+from wdro_train import interruption, jobs, tables
+from wdro_train.errors import sentence
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.json"
@@ -52,6 +54,10 @@ class SweepTable(Callback):
         """
         return {key: result.get(key.partition("/")[0], {}).get(key.partition("/")[2]) for key in self.columns}
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A sweep that a signal ends has a table of the jobs done so far."""
+        interruption.before_leaving(partial(self.on_multirun_end, config))
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget the failure of an earlier job in the same folder."""
         (Path(config.hydra.runtime.output_dir) / ERROR_FILE).unlink(missing_ok=True)
@@ -65,7 +71,7 @@ class SweepTable(Callback):
         except jobs.JobError as error:
             text = f"{error}\n"
         except Exception as error:
-            reason = doors.sentence(error)
+            reason = sentence(error)
             text = "".join(traceback.format_exception(error)) if reason is None else f"error: {reason}\n"
             print(text, end="", file=sys.stderr)
         (Path(config.hydra.runtime.output_dir) / ERROR_FILE).write_text(text)
