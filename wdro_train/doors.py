@@ -128,7 +128,9 @@ class CheckFirst(Callback):
         Raises:
             SystemExit: It has a value that cannot work, or nowhere to write.
         """
-        self._stop(lambda: (self._named(config, "run"), schemas.check(config, _door(config))))
+        with _stopping():
+            _named(config, "run")
+            schemas.check(config, _door(config))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep that has nowhere to write.
@@ -136,23 +138,25 @@ class CheckFirst(Callback):
         Raises:
             SystemExit: The same.
         """
-        self._stop(lambda: self._named(config, "sweep"))
+        with _stopping():
+            _named(config, "sweep")
 
-    def _named(self, config: DictConfig, kind: str) -> None:
-        """The folder has a name. What it is may depend on the moment it is asked for, so it is not asked for here."""
-        node = config.hydra[kind]
-        if OmegaConf.is_missing(node, "dir") or (not OmegaConf.is_interpolation(node, "dir") and not node.dir):
-            raise UserError(f"hydra.{kind}.dir= is empty; give the path of a folder, or leave it out")
 
-    def _stop(self, check: Callable[[], object]) -> None:
-        try:
-            check()
-        except Exception as error:  # Hydra makes a warning of what its callbacks raise
-            reason = sentence(error)
-            if reason is None:
-                raise
-            print(f"error: {reason}", file=sys.stderr)
-            raise SystemExit(1) from None
+def _named(config: DictConfig, kind: str) -> None:
+    """The folder has a name. What it is may depend on the moment it is asked for, so it is not asked for here."""
+    node = config.hydra[kind]
+    if OmegaConf.is_missing(node, "dir") or (not OmegaConf.is_interpolation(node, "dir") and not node.dir):
+        raise UserError(f"hydra.{kind}.dir= is empty; give the path of a folder, or leave it out")
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Hydra makes a warning of what its callbacks raise."""
+    try:
+        yield
+    except Exception as error:
+        print(f"error: {sentence(error) or unexpected(error, None)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def unexpected(error: BaseException, folder: str | Path | None) -> str:

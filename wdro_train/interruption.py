@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in order: files and dashboards are closed, other ranks are gone, and it says how to go on.
+"""SIGTERM and SIGINT end a run in order: dashboards are closed, other ranks are gone, and it says how to go on.
 
 Both signals become one exception. It is not `KeyboardInterrupt`, on which Lightning leaves with exit code 1, and no
 `Exception`, which Hydra would count as the failure of one job of a sweep.
@@ -108,6 +108,8 @@ def _end_ranks() -> None:
 
 def _is_started_rank() -> bool:
     environment = os.environ
-    return "TORCHELASTIC_RUN_ID" not in environment and "SLURM_PROCID" not in environment and (
-        environment.get("LOCAL_RANK", "0") != "0"
+    return (
+        "TORCHELASTIC_RUN_ID" not in environment
+        and "SLURM_PROCID" not in environment
+        and (environment.get("LOCAL_RANK", "0") != "0")
     )

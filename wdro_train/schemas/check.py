@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -50,14 +50,29 @@ def check(cfg: DictConfig, door: str) -> None:
         UserError: One sentence on the first value that does not fit.
     """
     with _Composed(cfg) as own:
-        plain, derived, failures = _resolve(own)
-        wrong = list(_wrong(DOORS[door], plain, ()))
-        for path, node in _nodes(plain, ()):
-            wrong += _wrong_node(path, node)
-        typed = [(path, text) for path, text in wrong if not _follows(path, derived)]
-        for _, text in [*typed, *failures.items(), *wrong]:
-            raise UserError(text)
-        try_out(own, plain, door)
+        plain, derived, failures = resolve(own)
+    text = refusal(plain, door, derived, failures)
+    if text is not None:
+        raise UserError(text)
+    try_out(plain, door)
+
+
+def refusal(
+    plain: Mapping[str, Any], door: str, derived: Collection[Path] = (), failures: Mapping[Path, str] | None = None
+) -> str | None:
+    """The first value that does not fit its schema, in one sentence; None if all do.
+
+    Args:
+        plain: The values of a configuration.
+        door: `train` or `evaluate`.
+        derived: Where values follow from others.
+        failures: What could not be worked out, with the reason.
+    """
+    wrong = list(_wrong(DOORS[door], plain, ()))
+    for path, node in _nodes(plain, ()):
+        wrong += _wrong_node(path, node)
+    typed = [(path, text) for path, text in wrong if not _follows(path, derived)]
+    return next((text for _, text in [*typed, *(failures or {}).items(), *wrong]), None)
 
 
 class _Composed:
@@ -81,8 +96,12 @@ class _Composed:
         HydraConfig.instance().cfg = self.before
 
 
-def _resolve(cfg: DictConfig) -> tuple[dict[str, Any], set[Path], dict[Path, str]]:
-    """Plain values; where they follow from others; and what could not be worked out, with the reason."""
+def resolve(cfg: DictConfig) -> tuple[dict[str, Any], set[Path], dict[Path, str]]:
+    """Plain values; where they follow from others; and what could not be worked out, with the reason.
+
+    Args:
+        cfg: The task's own part of a configuration.
+    """
     derived: set[Path] = set()
     failures: dict[Path, str] = {}
 
@@ -125,7 +144,10 @@ def _wrong(model: type[BaseModel], values: Any, path: Path) -> Iterator[tuple[Pa
             elif one["type"] == "missing":
                 yield where, f"{_dotted(where)} is missing; give {_dotted(where)}=..."
             elif not _holds_unknown(given):
-                yield where, f"{_dotted(where)}={_shown(given)} is not a group of settings; give {_dotted(where)}.<key>=..."
+                yield (
+                    where,
+                    f"{_dotted(where)}={_shown(given)} is not a group of settings; give {_dotted(where)}.<key>=...",
+                )
 
 
 def _nodes(values: Any, path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -163,20 +185,23 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
 
 def _parameters(made: Any) -> list[str] | None:
     """The settings that a constructor takes, those handed on to its base classes included; None if nobody knows."""
-    lines = [one.__init__ for one in made.__mro__ if "__init__" in vars(one)] if isinstance(made, type) else [made]
+    classes = made.__mro__ if isinstance(made, type) else ()
+    lines = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)] or [made]
     found: list[str] = []
     for line in lines:
         try:
             parameters = list(inspect.signature(line).parameters.values())
         except (TypeError, ValueError):
             return None
-        found += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+        found += [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"
+        ]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return found
     return None
 
 
-def _follows(path: Path, derived: set[Path]) -> bool:
+def _follows(path: Path, derived: Collection[Path]) -> bool:
     return any(path[:length] in derived for length in range(1, len(path) + 1))
 
 

@@ -118,7 +118,11 @@ BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1), Said(_NUMBER, "choos
 Unit = Annotated[float, Field(strict=True, ge=0, le=1), Said(_NUMBER, "choose 0 to 1")]
 Number = Annotated[Any, AfterValidator(_number), _fractional()]
 FiniteNumber = Annotated[
-    Any, AfterValidator(_number), AfterValidator(_finite), _at_least(0), Said(_NUMBER, "choose 0 or more, as 0.5 or 1/2")
+    Any,
+    AfterValidator(_number),
+    AfterValidator(_finite),
+    _at_least(0),
+    Said(_NUMBER, "choose 0 or more, as 0.5 or 1/2"),
 ]
 Orders = Annotated[
     list[Annotated[Any, AfterValidator(_number), _at_least(1)]],
@@ -171,15 +175,23 @@ Checkpoints = Annotated[
     Said("is not a checkpoint", "give the path of a .ckpt file, or a list of them", "is empty"),
 ]
 Folders = Annotated[
-    dict[Literal["train", "val", "test"], str | None], Said("is not a folder for each set", "as {train: train, val: val}")
+    dict[Literal["train", "val", "test"], str | None],
+    Said("is not a folder for each set", "as {train: train, val: val}"),
 ]
-Settings = Annotated[dict[str, Any], Field(strict=True), Said("is not a group of settings", "write it like {key: value}")]
-Node = Annotated[Any, AfterValidator(_node), Said("describes no object", "give its _target_ and settings, or leave it out")]
+Settings = Annotated[
+    dict[str, Any], Field(strict=True), Said("is not a group of settings", "write it like {key: value}")
+]
+Node = Annotated[
+    Any, AfterValidator(_node), Said("describes no object", "give its _target_ and settings, or leave it out")
+]
 Nodes = Annotated[
     dict[str, Node | None], Field(strict=True), Said("is not a group of objects", "name one option of the group")
 ]
 TorchvisionSet = Annotated[
-    str, Field(strict=True), AfterValidator(_torchvision_set), Said("is not a data set of torchvision", "as CIFAR10 or MNIST")
+    str,
+    Field(strict=True),
+    AfterValidator(_torchvision_set),
+    Said("is not a data set of torchvision", "as CIFAR10 or MNIST"),
 ]
 Devices = Annotated[
     Annotated[int, Field(strict=True, ge=1)]

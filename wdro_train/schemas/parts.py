@@ -48,9 +48,7 @@ class WPGD(Attack):
     """Of `WPGD`."""
 
     random_start: fields.Flag = False
-    keep: Annotated[
-        Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")
-    ] = "last"
+    keep: Annotated[Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")] = "last"
 
 
 class Lagrangian(Attack):
@@ -194,9 +192,9 @@ class NamedNetwork(Network):
     small_stem: fields.Flag = False
     options: fields.Settings | None = None
     root: fields.Path = "models"
-    threat: Annotated[Literal["Linf", "L2"], Said("is no threat of RobustBench's networks here", "choose Linf or L2")] = (
-        "Linf"
-    )
+    threat: Annotated[
+        Literal["Linf", "L2"], Said("is no threat of RobustBench's networks here", "choose Linf or L2")
+    ] = "Linf"
 
 
 class Optimizer(Part):
@@ -250,7 +248,8 @@ class Device(Part):
     limit_test_batches: fields.BatchLimitOrNone | None = None
     check_val_every_n_epoch: fields.Count | None = 1
     num_sanity_val_steps: (
-        Annotated[int, Field(strict=True, ge=-1), Said("is not a whole number", "choose 0 or more, or -1 for all")] | None
+        Annotated[int, Field(strict=True, ge=-1), Said("is not a whole number", "choose 0 or more, or -1 for all")]
+        | None
     ) = None
     precision: Annotated[StrictStr | StrictInt, Said("is no precision", "choose 32-true or bf16-mixed")] = 32
     accumulate_grad_batches: fields.Count = 1

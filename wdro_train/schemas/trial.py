@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
@@ -27,12 +26,11 @@ _HARMLESS = ("wdro_train.", "torch.", "torchvision.transforms.", "lightning.")
 _NETWORKS = {f"wdro_train.models.{name}" for name in ("small_cnn", "resnet18", "preact_resnet18", "wide_resnet")}
 
 
-def try_out(cfg: DictConfig, plain: Mapping[str, Any], door: str) -> None:
+def try_out(plain: Mapping[str, Any], door: str) -> None:
     """Make the parts of a run that are only settings, and forget them.
 
     Args:
-        cfg: The configuration.
-        plain: Its values.
+        plain: The values of a configuration that fit their schema.
         door: `train` or `evaluate`.
 
     Raises:
@@ -83,7 +81,12 @@ def _scheduler(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 
 def _trainer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     return lambda node: instantiate({**node, **quiet})
 
 
@@ -102,7 +105,9 @@ def _callbacks(plain: Mapping[str, Any]) -> None:
 
 def _judging(plain: Mapping[str, Any]) -> None:
     """The threat, the distances and the certificate, as far as no checkpoint decides, and the devices."""
-    threat = {key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")}
+    threat = {
+        key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")
+    }
     ball = WassersteinBall(**{"p": 2, "norm": 2, "delta": 0, **threat})
     MinimalDistance(norm=ball.norm, **plain["distances"])
     certificate = plain["certificate"]
