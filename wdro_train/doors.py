@@ -44,13 +44,13 @@ def open_door(main: Callable[[], Any], config_name: str) -> None:
 
 
 @contextmanager
-def ending_in_a_sentence(explain: Callable[[HydraException], str | None] = lambda error: None) -> Iterator[None]:
+def ending_in_a_sentence(explain: Callable[[Exception], str | None] = lambda error: None) -> Iterator[None]:
     """What ends the block ends the process in order: an error and a signal in one sentence each.
 
     `HYDRA_FULL_ERROR=1` in the environment shows the traceback of an error instead.
 
     Args:
-        explain: What to say about an exception of Hydra, or None to say what Hydra says.
+        explain: What to say about an exception of Hydra, or None to say what Hydra says itself.
     """
     global _tracebacks
     before = os.environ.get(_RAISE)
@@ -67,9 +67,9 @@ def ending_in_a_sentence(explain: Callable[[HydraException], str | None] = lambd
             _leave_interrupted()
         if _tracebacks or not isinstance(error, Exception):
             raise
-        reason = explain(error) if isinstance(error, HydraException) else None
-        if reason is None:
-            reason = sentence(error) or (" ".join(str(error).split()) if isinstance(error, HydraException) else None)
+        reason = explain(error) or sentence(error)
+        if reason is None and isinstance(error, HydraException):
+            reason = " ".join(str(error).split())
         print(f"error: {reason or unexpected(error, None)}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pkgutil
 from collections.abc import Collection, Iterator, Mapping
@@ -166,7 +167,7 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
         yield where, f"{_dotted(where)}={_shown(target)} is not a name; give package.module.Constructor"
         return
     try:
-        made = pkgutil.resolve_name(target)
+        made = _located(target)
     except Exception as error:
         reason = " ".join(str(error).split())
         yield where, f"{_dotted(where)}={target} cannot be imported ({reason}); give package.module.Constructor"
@@ -183,6 +184,13 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
             yield (*path, key), f"{_dotted((*path, key))} is not a setting of {_short(target)}; {hint}"
 
 
+@functools.cache
+def _located(target: str) -> Any:
+    """What a dotted name stands for."""
+    return pkgutil.resolve_name(target)
+
+
+@functools.cache
 def _parameters(made: Any) -> list[str] | None:
     """The settings that a constructor takes, those handed on to its base classes included; None if nobody knows."""
     classes = made.__mro__ if isinstance(made, type) else ()

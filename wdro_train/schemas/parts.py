@@ -37,9 +37,7 @@ class Attack(Part):
     steps: fields.Count = 1
     step_size: fields.Positive = 1.0
     box: fields.Flag = True
-    scope: Annotated[Literal["batch", "running"] | dict[str, Any], Said("is unknown", "choose batch or running")] = (
-        "batch"
-    )
+    scope: Annotated[Literal["batch", "running"] | fields.Node, Said("is unknown", "choose batch or running")] = "batch"
     batch_norm: Annotated[Literal["eval", "train"], Said("is unknown", "choose eval or train")] = "eval"
     batch_size: fields.Count | None = None
 
