@@ -6,9 +6,7 @@ finds is looked at again, and a point that does not flip counts as not found.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wdro_train import tables
+from wdro_train import commandline, tables
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.configuration import register_resolvers
@@ -185,14 +183,26 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m wdro_train.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", help="written by train.py; default: the newest run's best one")
-    parser.add_argument("--norm", help="1, 2 or inf; default: the norm the checkpoint was trained for")
-    parser.add_argument("--p", help="Wasserstein order of the knapsack accuracy; default: the checkpoint's")
-    parser.add_argument("--delta", help="radius; default: the checkpoint's")
-    parser.add_argument("--steps", type=int, default=30, help="steps of MinimalDistance (default 30)")
-    parser.add_argument("--limit", type=int, default=500, help="images (default 500)")
-    parser.add_argument("--split", default="test", help="train, val or test")
+    parser = commandline.Parser(prog="python -m wdro_train.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=commandline.checkpoint,
+        help="written by train.py; default: the newest run's best one",
+    )
+    parser.add_argument(
+        "--norm",
+        type=commandline.ball("norm"),
+        choices=(1.0, 2.0, math.inf),
+        help="1, 2 or inf; default: the norm the checkpoint was trained for",
+    )
+    parser.add_argument(
+        "--p", type=commandline.ball("p"), help="Wasserstein order of the knapsack accuracy; default: the checkpoint's"
+    )
+    parser.add_argument("--delta", type=commandline.ball("delta"), help="radius; default: the checkpoint's")
+    parser.add_argument("--steps", type=commandline.whole(1), default=30, help="steps of MinimalDistance (default 30)")
+    parser.add_argument("--limit", type=commandline.whole(1), default=500, help="images (default 500)")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="train, val or test")
     parser.add_argument("--autoattack", action="store_true", help="AutoAttack at the radius, for p = inf (slow)")
     add_allow_option(parser)
     add_device(parser)
@@ -220,8 +230,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    commandline.run(main)

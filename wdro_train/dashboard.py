@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import wandb
 
+from wdro_train import commandline
 from wdro_train.errors import UserError
 from wdro_train.files import write_text
 from wdro_train.packages import optional
@@ -74,16 +73,12 @@ def as_json(space: Any) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m wdro_train.dashboard", description=__doc__)
+    parser = commandline.Parser(prog="python -m wdro_train.dashboard", description=__doc__)
     parser.add_argument("--entity", default="", help="W&B user or team")
     parser.add_argument("--project", default="wdro_train", help="W&B project; by default wdro_train")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the workspace there and send nothing")
     arguments = parser.parse_args()
-    try:
-        _build(arguments.entity, arguments.project, arguments.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    _build(arguments.entity, arguments.project, arguments.json)
 
 
 def _build(entity: str, project: str, file: Path | None) -> None:
@@ -103,4 +98,4 @@ def _build(entity: str, project: str, file: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commandline.run(main)

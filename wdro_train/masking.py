@@ -7,20 +7,17 @@ the checkpoint's validation set as one distribution, and compares with what trai
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from wdro_train import tables
+from wdro_train import commandline, tables
 from wdro_train.attacks import WPGD
 from wdro_train.devices import add_device, resolve_device
-from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject
 from wdro_train.losses import correct
 from wdro_train.run_folders import METRICS_FILE
@@ -76,19 +73,15 @@ def masking_rows(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m wdro_train.masking", description=__doc__.split("\n\n")[0])
-    parser.add_argument("ckpt", help="checkpoint written by train.py")
-    parser.add_argument("--steps", type=int, default=50, help="steps of each attack")
-    parser.add_argument("--limit", type=int, default=None, help="first so many validation images only")
+    parser = commandline.Parser(prog="python -m wdro_train.masking", description=__doc__.split("\n\n")[0])
+    parser.add_argument("ckpt", type=commandline.checkpoint, help="checkpoint written by train.py")
+    parser.add_argument("--steps", type=commandline.whole(1), default=50, help="steps of each attack")
+    parser.add_argument("--limit", type=commandline.whole(1), default=None, help="first so many validation images only")
     add_allow_option(parser)
     add_device(parser)
     arguments = parser.parse_args()
-    try:
-        device = resolve_device(arguments.device)
-        rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, device=device, allowed=arguments.allow)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    device = resolve_device(arguments.device)
+    rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, device=device, allowed=arguments.allow)
     metrics = Path(arguments.ckpt).resolve().parent.parent / METRICS_FILE
     reported = json.loads(metrics.read_text())["val"]["adv_acc"] if metrics.is_file() else None
     body = [["val/adv_acc as training reported it", tables.number(reported), ""]] if reported is not None else []
@@ -99,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commandline.run(main)

@@ -6,10 +6,8 @@ PGD-AT with the same number of steps.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +16,10 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train import tables
+from wdro_train import commandline, tables
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
 from wdro_train.configuration import register_resolvers
 from wdro_train.devices import add_device, resolve_device, synchronize
-from wdro_train.errors import UserError
 from wdro_train.evaluation.subject import load_arrays, load_subject, newest_checkpoint
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
 from wdro_train.passes import PassCounter
@@ -66,11 +63,18 @@ def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objecti
 
 def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     """The command line; returns name, passes and relative time of each method."""
-    parser = argparse.ArgumentParser(prog="python -m wdro_train.step_cost", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", help="written by train.py; default: the newest run's best one")
-    parser.add_argument("--steps", type=int, default=8, help="steps of the iterative attacks (default 8)")
-    parser.add_argument("--batch", type=int, default=128, help="images of a step (default 128)")
-    parser.add_argument("--repeats", type=int, default=15, help="steps timed (default 15)")
+    parser = commandline.Parser(prog="python -m wdro_train.step_cost", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=commandline.checkpoint,
+        help="written by train.py; default: the newest run's best one",
+    )
+    parser.add_argument(
+        "--steps", type=commandline.whole(1), default=8, help="steps of the iterative attacks (default 8)"
+    )
+    parser.add_argument("--batch", type=commandline.whole(1), default=128, help="images of a step (default 128)")
+    parser.add_argument("--repeats", type=commandline.whole(1), default=15, help="steps timed (default 15)")
     add_allow_option(parser)
     add_device(parser)
     given = parser.parse_args(arguments)
@@ -109,8 +113,4 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    commandline.run(main)

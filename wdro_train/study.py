@@ -6,12 +6,10 @@ was judged before is not judged again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
 
-from wdro_train import tables
+from wdro_train import commandline, tables
 from wdro_train.attacks.base import Stateful, attack_mode, forward
 from wdro_train.benchmark import measure
 from wdro_train.callbacks import AdversarialWeightPerturbation
@@ -43,7 +41,7 @@ from wdro_train.losses import correct
 from wdro_train.robustness_curve import RobustnessCurve
 from wdro_train.run_folders import METRICS_FILE
 from wdro_train.step_cost import count
-from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.threat import WassersteinBall
 from wdro_train.trusted import add_allow_option
 
 matplotlib.use("Agg", force=False)
@@ -262,16 +260,26 @@ def _names(listed: str, methods: set[str], option: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m wdro_train.study", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="one run a subfolder, named <method>_<seed>")
+    parser = commandline.Parser(prog="python -m wdro_train.study", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=commandline.folder, help="one run a subfolder, named <method>_<seed>")
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
-    parser.add_argument("--norm", default="inf", help="ground norm (default inf)")
-    parser.add_argument("--deltas", default="0.05,0.1", help="two radii (default 0.05,0.1)")
-    parser.add_argument("--limit", type=int, default=None, help="first so many test images only")
+    parser.add_argument(
+        "--norm",
+        type=commandline.ball("norm"),
+        choices=(1.0, 2.0, math.inf),
+        default=math.inf,
+        help="ground norm (default inf)",
+    )
+    parser.add_argument("--deltas", type=commandline.radii, default="0.05,0.1", help="two radii (default 0.05,0.1)")
+    parser.add_argument("--limit", type=commandline.whole(1), default=None, help="first so many test images only")
     parser.add_argument("--autoattack", default="", help="methods to check with AutoAttack, such as pgd_at,worst_case")
-    parser.add_argument("--autoattack-images", type=int, default=1000, help="on so many images (default 1000)")
+    parser.add_argument(
+        "--autoattack-images", type=commandline.whole(1), default=1000, help="on so many images (default 1000)"
+    )
     parser.add_argument("--effort", default="", help="methods to judge once more with ten times the effort")
-    parser.add_argument("--effort-images", type=int, default=2000, help="on so many images (default 2000)")
+    parser.add_argument(
+        "--effort-images", type=commandline.whole(1), default=2000, help="on so many images (default 2000)"
+    )
     parser.add_argument("--curves", default="", help="methods whose curves are drawn (default: the leading six)")
     add_allow_option(parser)
     add_device(parser)
@@ -279,8 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = resolve_device(given.device)
 
     register_resolvers()
-    norm = parse_number(given.norm, "--norm")
-    deltas = [parse_number(delta, "--deltas") for delta in given.deltas.split(",")]
+    norm, deltas = given.norm, given.deltas
     runs = _finished(given.folder)
     known = _judged(given.out, norm, deltas, given.limit)
     if not runs and not known:
@@ -323,8 +330,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    commandline.run(main)

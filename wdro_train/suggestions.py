@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from wdro_train.commands import CONF
 
 
-def sentence(error: HydraException, config_name: str, arguments: list[str]) -> str | None:
+def sentence(error: Exception, config_name: str, arguments: list[str]) -> str | None:
     """What is not there, and what may have been meant; None if the error is about something else.
 
     Args:
@@ -27,6 +27,9 @@ def sentence(error: HydraException, config_name: str, arguments: list[str]) -> s
         group, _, option = error.missing_cfg_file.rpartition("/")
         known = [name for name in error.options if name != option]
         return f"{group}={option} is not an option{_hint(option, known, f'{group}=')} {group} can be {', '.join(known)}"
+    if isinstance(error, ValueError) and "Config group override" in str(error):  # which Hydra has no type for
+        empty = next((argument for argument in arguments if argument.endswith("=null")), "null")
+        return f"{empty} is no option of a group; name one, --help shows them"
     if isinstance(error, ConfigCompositionException):
         for argument in arguments:
             key = argument.lstrip("+~").partition("=")[0]

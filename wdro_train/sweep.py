@@ -10,6 +10,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from wdro_train import doors, jobs, run_folders, tables
-from wdro_train.errors import UserError
+from wdro_train import interruption, jobs, run_folders, tables
+from wdro_train.errors import UserError, sentence
 from wdro_train.files import write_csv, write_json, write_text
 from wdro_train.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
 
@@ -72,12 +73,13 @@ class SweepTable(Callback):
         _or_exit(run_folders.prepare_run, config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Choose the folder of the sweep.
+        """Choose the folder of the sweep, which has a table of the jobs done so far even if a signal ends it.
 
         Raises:
             SystemExit: There cannot be such a folder.
         """
         _or_exit(run_folders.prepare_sweep, config)
+        interruption.before_leaving(partial(self.on_multirun_end, config))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take note that the sweep has this job.
@@ -108,7 +110,7 @@ class SweepTable(Callback):
         except jobs.JobError as error:
             text = f"{error}\n"
         except Exception as error:
-            reason = doors.sentence(error)
+            reason = sentence(error)
             text = "".join(traceback.format_exception(error)) if reason is None else f"error: {reason}\n"
             print(text, end="", file=sys.stderr)
         job_return.return_value = math.nan

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from wdro_train import cost, jobs, tables
+from wdro_train import cost, interruption, jobs, tables
 from wdro_train.callbacks import ValidationHistory
 from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.checkpoint_io import ReplacingCheckpointIO, check_own
@@ -64,6 +64,7 @@ def train(cfg: DictConfig) -> float | None:
         if trainer.is_global_zero:
             _introduce(cfg, data, module, past)
         jobs.requeue_on_signal()
+        trainer.callbacks.append(interruption.KeepListening())  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         report = _conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:

@@ -156,16 +156,23 @@ def _judge(
         poster: list[dict[str, Any]] = []
         if cfg.poster is not None:
             chosen = [ball.p] if cfg.poster.p is None else [parse_number(p, "poster.p") for p in cfg.poster.p]
-            poster = poster_rows(
-                engine,
-                norm=ball.norm,
-                losses=list(cfg.poster.losses),
-                orders=[p for p in chosen if p > 1],
-                deltas=_radii(cfg.poster.deltas, [ball.delta / 4, ball.delta / 2, ball.delta]),
-                steps=cfg.poster.pgd_steps,
-                box=cfg.poster.box,
-                flips=pool,
-            )
+            first_order = [p for p in chosen if p > 1]
+            if first_order:
+                poster = poster_rows(
+                    engine,
+                    norm=ball.norm,
+                    losses=list(cfg.poster.losses),
+                    orders=first_order,
+                    deltas=_radii(cfg.poster.deltas, [ball.delta / 4, ball.delta / 2, ball.delta]),
+                    steps=cfg.poster.pgd_steps,
+                    box=cfg.poster.box,
+                    flips=pool,
+                )
+            else:
+                bars.console.print(
+                    "no first-order values and no W-PGD: under W_1 the first-order worst case is not unique; "
+                    "poster.p=[2] shows those of another order"
+                )
         certified, certificate = None, None
         if cfg.certificate is not None and cfg.certificate.method is not None:
             settings = {key: cfg.certificate[key] for key in ("method", "sigma", "samples", "alpha")}
