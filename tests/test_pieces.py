@@ -383,8 +383,8 @@ def pieces(store):
     return len(list(store.glob("*/*/*.safetensors")))
 
 
-def kill_after(process, store, count):
-    """Kill -9 once so many pieces are there; whether it came in time."""
+def kill_after(process, store, count, delay=0.0):
+    """Kill -9 so many seconds after so many pieces are there; whether it came in time."""
     deadline = time.monotonic() + SECONDS
     with process:
         while pieces(store) < count:
@@ -393,6 +393,7 @@ def kill_after(process, store, count):
                 return False
             assert time.monotonic() < deadline
             time.sleep(0.001)
+        time.sleep(delay)
         process.kill()
         return process.wait() == -signal.SIGKILL
 
@@ -424,8 +425,7 @@ def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, w
         counts = np.sort(rng.choice(np.arange(1, 26), size=5, replace=False))  # of 3 times 8 batches, and W-PGD
         line += [f"store={store}", f"hydra.run.dir={killed}"]
         for count in counts:
-            assert kill_after(start(*line, cwd=trained), store, count)
-            time.sleep(float(rng.uniform(0, 0.02)))
+            assert kill_after(start(*line, cwd=trained), store, count, delay=float(rng.uniform(0, 0.02)))
         assert pieces(store) >= counts[-1]
         done = run(*line, cwd=trained)
         assert done.returncode == 0, done.stderr
