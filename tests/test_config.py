@@ -107,7 +107,8 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     assert module(x).shape == (2, data.num_classes)
     optimizers = module.configure_optimizers()
     optimizers["optimizer"].step()
-    optimizers["lr_scheduler"].step()
+    timed = optimizers["lr_scheduler"]
+    (timed["scheduler"] if isinstance(timed, dict) else timed).step()
     attack = instantiate(cfg.attack)
     assert attack.ball.delta > 0
     found = attack(module, x, torch.tensor([0, 1]))

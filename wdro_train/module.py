@@ -248,7 +248,8 @@ class RobustClassifier(L.LightningModule):
             carry_over(checkpoint, make, optimizer, scheduler, self._position(resumption, interval))
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        timed = scheduler if interval == "epoch" else {"scheduler": scheduler, "interval": interval}
+        return {"optimizer": optimizer, "lr_scheduler": timed}
 
     def _schedule(self, optimizer: Optimizer) -> tuple[LRScheduler | None, str]:
         """The scheduler, and after what it steps: `epoch`, or `step` if it knows the number of steps."""
@@ -257,10 +258,12 @@ class RobustClassifier(L.LightningModule):
         counted = inspect.signature(self.make_scheduler).parameters.get("total_steps")
         if counted is None:
             return self.make_scheduler(optimizer), "epoch"
+        given = None if counted.default is inspect.Parameter.empty else counted.default
+        if given is not None and self._trainer is None:
+            return self.make_scheduler(optimizer), "step"  # outside a run there is no length to compare with
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError("scheduler needs the length of the run; set trainer.max_epochs or trainer.max_steps")
-        given = None if counted.default is inspect.Parameter.empty else counted.default
         if given is not None and given < total:
             raise UserError(
                 f"scheduler.total_steps={given} ends before the {int(total)} steps of the run; leave it out, and it is "
