@@ -13,7 +13,14 @@ from shell import run, start
 
 from wdro_train.files import write_json
 
-QUICK = ["trainer=cpu", "logger=none", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
+QUICK = [
+    "data.eval_batch_size=32",
+    "trainer=cpu",
+    "logger=none",
+    "callbacks.images=null",
+    "callbacks.progress=null",
+    "model.width=4",
+]
 QUICK += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "attack.steps=1"]
 LONG = [*QUICK, "test=false", "trainer.max_epochs=1000"]
 SAME_NAME = "hydra.run.dir=runs/${now:%Y}"
@@ -65,12 +72,12 @@ def test_ten_runs_at_once(tmp_path):
         report = metrics(folder)
         assert report["seed"] == seed
         assert report["checkpoint"] == str(folder / "checkpoints/best.ckpt")
-        loss = report["test"]["loss"]
-        assert f"{loss:.4f}" in text
+        value = report["test"]["v0"]
+        assert f"{value:.4f}" in text
         found.append((report["val"], report["test"], folder))
     for k in range(5):
         assert found[k][:2] == found[k + 5][:2]
-    assert len({test["loss"] for _, test, _ in found}) == 5
+    assert len({test["v0"] for _, test, _ in found}) == 5
     assert len({folder for *_, folder in found}) == 10
 
 
@@ -195,7 +202,7 @@ def test_best_checkpoint_of_another_run_is_not_reported(tmp_path):
     args += ["callbacks.checkpoint.mode=min"]  # the first epoch is the best, and is written once
     other = run("train.py", *QUICK, "seed=1", "test=false", "hydra.run.dir=other", cwd=tmp_path)
     assert other.returncode == 0, other.stderr
-    with start(*args, "trainer.max_time=00:00:00:02", cwd=tmp_path) as process:
+    with start(*args, "+trainer.max_time=00:00:00:02", cwd=tmp_path) as process:
         best = tmp_path / "run/checkpoints/best.ckpt"
         wait_for(best, process)
         (tmp_path / "other/checkpoints/best.ckpt").replace(best)

@@ -23,7 +23,14 @@ from wdro_train.errors import UserError
 from wdro_train.evaluation import report
 from wdro_train.files import replacing, write_csv, write_json, write_text
 
-QUICK = ["trainer=cpu", "logger=none", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
+QUICK = [
+    "data.eval_batch_size=32",
+    "trainer=cpu",
+    "logger=none",
+    "callbacks.images=null",
+    "callbacks.progress=null",
+    "model.width=4",
+]
 QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1"]
 
 
