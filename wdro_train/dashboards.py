@@ -33,7 +33,7 @@ def _build(node: Any) -> Logger:
     try:
         logger: Logger = construct(node)
     except Exception as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
+        if isinstance(error.__cause__ or error, ModuleNotFoundError):
             name = str(node["_target_"]).rpartition(".")[2]
             package = _PACKAGES.get(name, name)
             raise UserError(f"{name} needs the package {package}; run pip install {package}") from error

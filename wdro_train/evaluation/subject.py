@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,8 @@ class Subject:
                 arguments that it does not take.
         """
         node = checked(self.config.get(group), group, self.path, self.allowed)
-        try:
+        with _refusals_of(f"the {group} of {self.path}"):
             return construct(node, only=permitted(group, self.allowed))
-        except InstantiationException as error:
-            raise _unusable(f"the {group} of {self.path}", error) from error
 
 
 def load_subject(
@@ -83,11 +82,9 @@ def load_subject(
     """
     checkpoint = read_checkpoint(path)
     config = _with_given(checkpoint[CONFIG_KEY], {"data": data, "model": model}, path, allowed)
-    try:
+    with _refusals_of(f"the model of {path}"):
         only = permitted("model", allowed) if model is None else None
         network = build_model(OmegaConf.create(config["model"]), trained_elsewhere=False, only=only)
-    except InstantiationException as error:
-        raise _unusable(f"the model of {path}", error) from error
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])
@@ -140,10 +137,8 @@ def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) ->
         raise UserError(f"split={split!r} is unknown; choose train, val or test")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves no images; choose at least 1, or null for all")
-    try:
+    with _refusals_of("the data module"):
         data = build_data(OmegaConf.create({"data": config["data"]}))
-    except InstantiationException as error:
-        raise _unusable("the images", error) from error
     data.prepare_data()
     arrays = data.arrays(split)
     return arrays if limit is None else arrays.take(torch.arange(min(limit, len(arrays.labels))))
@@ -190,12 +185,18 @@ def _without_side_effects(node: Any, group: str) -> Any:
     return node | {key: off for key, off in (("augment", None), ("download", False)) if key in node}
 
 
-def _unusable(what: str, error: InstantiationException) -> UserError:
-    """The sentence for a configuration that its constructor refuses."""
-    text = " ".join(str(error.__cause__ or error).split())
-    return user_error_in(error) or UserError(
-        f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
-    )
+@contextmanager
+def _refusals_of(what: str) -> Iterator[None]:
+    """One sentence for whatever a constructor raises on arguments that it does not take; Hydra wraps it up to 1.3."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (InstantiationException, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        text = " ".join(str(error.__cause__ or error).split())
+        raise user_error_in(error) or UserError(
+            f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
+        ) from error
 
 
 def _name(path: Path) -> str:
