@@ -62,7 +62,7 @@ def torchvision_model(
     if small_stem or shape[0] != 3:
         _replace_first(network, name, shape[0], small_stem)
         if shape[0] != 3 and name in _AUXILIARY:
-            network.transform_input = False  # type: ignore[assignment]  # it renormalises three colours
+            network.transform_input = False  # it renormalises three colours
     if small_stem and hasattr(network, "maxpool"):
         network.maxpool = nn.Identity()
     return nn.Sequential(Normalize(mean, std), network)
@@ -70,7 +70,7 @@ def torchvision_model(
 
 def _drop_auxiliary(network: nn.Module, parts: Sequence[str]) -> None:
     """Leave the auxiliary classifiers out, and their weights out of files that have them (see `load_weights`)."""
-    network.aux_logits = False
+    network.aux_logits = False  # type: ignore[assignment]
     for part in parts:
         setattr(network, part, None)
     network.unused_weights = tuple(f"{part}." for part in parts)  # type: ignore[assignment]
