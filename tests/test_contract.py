@@ -394,7 +394,7 @@ def test_outputs_are_averaged_by_what_they_are():
     assert logits_of((X.flatten(1), X), 12) is not None
 
 
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 32), ("inception_v3", 75)])
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 16), ("inception_v3", 75)])
 def test_networks_with_auxiliary_classifiers(name, size):
     kwargs = {"num_classes": 3, "mean": [0.5], "std": [0.5], "name": name}
     network = torchvision_model((1, size, size), **kwargs).train()
