@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from wdro_train import commandline, doors, places, schemas
 from wdro_train.checkpoint import read_checkpoint
 from wdro_train.configuration import register_resolvers
-from wdro_train.errors import UserError, sentence
+from wdro_train.errors import UserError
 from wdro_train.schemas.check import refusal, resolve
 from wdro_train.schemas.trial import try_out
+from wdro_train.sentences import sentence
 
 QUICK = ["trainer=cpu", "logger=csv", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
 QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1", "test=false"]

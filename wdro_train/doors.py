@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from wdro_train import interruption, jobs, places, run_folders, schemas, suggestions
 from wdro_train.configuration import register_resolvers
-from wdro_train.errors import sentence
+from wdro_train.sentences import sentence
 
 _RAISE = "HYDRA_FULL_ERROR"
 _TRACEBACK = "traceback.txt"

@@ -20,9 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdro_train import interruption, jobs, run_folders, tables
-from wdro_train.errors import UserError, sentence
+from wdro_train.errors import UserError
 from wdro_train.files import write_csv, write_json, write_text
 from wdro_train.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
+from wdro_train.sentences import sentence
 
 TABLE_FILE = "sweep.csv"
 

@@ -12,11 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ValidationError
 
-from wdro_train.errors import UserError, sentence
+from wdro_train.errors import UserError
 from wdro_train.schemas.doors import DOORS
 from wdro_train.schemas.fields import SAID, is_node
 from wdro_train.schemas.parts import COMMON, PARTS
 from wdro_train.schemas.trial import try_out
+from wdro_train.sentences import sentence
 from wdro_train.suggestions import nearest
 
 _HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")

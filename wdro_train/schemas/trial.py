@@ -15,10 +15,11 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.configuration import check_adversary
-from wdro_train.errors import UserError, root_cause, sentence
+from wdro_train.errors import UserError
 from wdro_train.evaluation.certify import make_certificate
 from wdro_train.module import RobustClassifier
 from wdro_train.schemas.fields import is_node
+from wdro_train.sentences import root_cause, sentence
 from wdro_train.threat import WassersteinBall
 
 # Constructors of these only remember their settings. Whatever else the user names is made once, in the run.
@@ -87,7 +88,15 @@ def _trainer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    return lambda node: instantiate({**node, **quiet})
+
+    def make(node: Mapping[str, Any]) -> None:
+        ranks = instantiate({**node, **quiet}).world_size
+        for key in ("batch_size", "eval_batch_size"):
+            size = plain["data"].get(key)
+            if size is not None and size % ranks:
+                raise UserError(f"data.{key}={size} does not divide over {ranks} ranks; choose a multiple of {ranks}")
+
+    return make
 
 
 def _callbacks(plain: Mapping[str, Any]) -> None:
