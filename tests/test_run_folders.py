@@ -22,6 +22,7 @@ QUICK = [
     "model.width=4",
 ]
 QUICK += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "attack.steps=1"]
+CLEAN = [*QUICK, "objective=standard", "callbacks=no_adversary"]
 LONG = [*QUICK, "test=false", "trainer.max_epochs=1000"]
 SAME_NAME = "hydra.run.dir=runs/${now:%Y}"
 JUDGE = ["limit=20", "poster=null", "distances.steps=2", "pictures=0", "accelerator=cpu"]
@@ -61,7 +62,7 @@ def files(folder):
 def test_ten_runs_at_once(tmp_path):
     """Ten networks that the choice of the name gives one folder: ten folders, and each run prints its own network."""
     seeds = [0, 1, 2, 3, 4] * 2
-    commands = [["train.py", *QUICK, f"seed={seed}", "trainer.limit_test_batches=1", SAME_NAME] for seed in seeds]
+    commands = [["train.py", *CLEAN, f"seed={seed}", "trainer.limit_test_batches=1", SAME_NAME] for seed in seeds]
     codes, said, errors = together(*commands, cwd=tmp_path)
     assert codes == [0] * 10, errors
     year = time.strftime("%Y")
@@ -72,12 +73,12 @@ def test_ten_runs_at_once(tmp_path):
         report = metrics(folder)
         assert report["seed"] == seed
         assert report["checkpoint"] == str(folder / "checkpoints/best.ckpt")
-        value = report["test"]["v0"]
+        value = report["test"]["loss"]
         assert f"{value:.4f}" in text
         found.append((report["val"], report["test"], folder))
     for k in range(5):
         assert found[k][:2] == found[k + 5][:2]
-    assert len({test["v0"] for _, test, _ in found}) == 5
+    assert len({test["loss"] for _, test, _ in found}) == 5
     assert len({folder for *_, folder in found}) == 10
 
 
@@ -94,14 +95,14 @@ def test_two_evaluations_at_once(trained):
 @pytest.mark.parametrize("folder", ["hydra.sweep.dir=sweeps/${now:%Y}", "hydra.sweep.dir=sweeps/same"])
 def test_two_sweeps_at_once(folder, tmp_path):
     """Two folders by default; in one that the user names, each sweep has a table of its own jobs."""
-    common = ["train.py", "-m", *QUICK, "test=false", "hydra.sweep.subdir=seed${seed}", folder]
+    common = ["train.py", "-m", *CLEAN, "test=false", "hydra.sweep.subdir=seed${seed}", folder]
     codes, said, errors = together([*common, "seed=0,1"], [*common, "seed=2,3"], cwd=tmp_path)
     assert codes == [0, 0], errors
     tables = [table(tmp_path / re.search(r"more in (.*)", text).group(1)) for text in said]
     assert [[row["job"] for row in rows] for rows in tables] == [["seed0", "seed1"], ["seed2", "seed3"]]
     for rows, text in zip(tables, said, strict=True):
         folders = [tmp_path / re.search(rf"run folder +(.*/{row['job']})\n", text).group(1) for row in rows]
-        assert [float(row["val/adv_acc"]) for row in rows] == [metrics(one)["val"]["adv_acc"] for one in folders]
+        assert [float(row["val/clean_acc"]) for row in rows] == [metrics(one)["val"]["clean_acc"] for one in folders]
     assert not list(tmp_path.rglob(".sweep-*"))
 
 
@@ -131,8 +132,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("argument", ["hydra.run.dir=run", "run_dir=run"])
-@pytest.mark.parametrize("door", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize(("door", "argument"), [("train.py", "run_dir=run"), ("evaluate.py", "hydra.run.dir=run")])
 def test_finished_run_is_left_alone(door, argument, trained):
     before = files(trained / "run")
     more = QUICK if door == "train.py" else ["ckpt_path=run/checkpoints/best.ckpt", *JUDGE]
@@ -169,21 +169,12 @@ def test_running_run_is_left_alone_and_a_killed_one_is_taken_over(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        ("--cfg job", 0),
         ("--cfg all", 0),
-        ("--help", 0),
-        ("dry_run=true", 0),
         ("dry_run=true hydra.run.dir=a/b", 0),
         ("attack.p=0.5", 1),
-        ("attack.p=0.5 run_dir=a/b", 1),
         ("-m attack.stepz=1,2", 1),
-        ("-m attack.stepz=1,2 hydra.sweep.dir=a/b", 1),
-        ("attack.stepz=1", 1),
         ("run_dir=", 1),
-        ("run_dir=null", 1),
-        ("hydra.run.dir=", 1),
         ("hydra.run.dir=null", 1),
-        ("-m run_dir=", 1),
         ("-m run_dir=one", 1),
         ("-m hydra.sweep.dir=", 1),
     ],

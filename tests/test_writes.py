@@ -170,7 +170,15 @@ def elsewhere(tmp_path):
 
 def test_readers_never_see_a_part_of_a_checkpoint(elsewhere, tmp_path):
     last = elsewhere / "run/checkpoints/last.ckpt"
-    command = [*QUICK, "model.width=64", "trainer.max_epochs=8", "test=false", f"hydra.run.dir={elsewhere}/run"]
+    command = [
+        *QUICK,
+        "model.width=64",
+        "trainer.max_epochs=8",
+        "test=false",
+        "objective=standard",
+        f"hydra.run.dir={elsewhere}/run",
+    ]
+    command += ["callbacks=no_adversary"]
     with start("train.py", *command, cwd=tmp_path, env={"TMPDIR": str(tmp_path)}) as process:
         while process.poll() is None:
             if last.exists():
@@ -180,7 +188,7 @@ def test_readers_never_see_a_part_of_a_checkpoint(elsewhere, tmp_path):
     assert read_checkpoint(last)["epoch"] == 7
 
 
-KILLED = [*QUICK, "trainer.max_epochs=10", "trainer.limit_test_batches=2"]
+KILLED = [*QUICK, "trainer.max_epochs=8", "trainer.limit_test_batches=2"]
 
 
 @pytest.fixture(scope="module")
