@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datafiles import image_set, write_cifar, write_idx
+from PIL import Image
 from shell import adversary, classifier, fitted, loader, trainer
 from shell import digits as tiny_digits
 from sklearn.datasets import load_digits
@@ -14,7 +15,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision import datasets
 
 from wdro_train.callbacks import ValidationHistory
-from wdro_train.data import Digits, GzipDataModule, ImageArrays, ImageDataModule, TorchvisionDataModule
+from wdro_train.data import (
+    Digits,
+    GzipDataModule,
+    ImageArrays,
+    ImageDataModule,
+    ImageFiles,
+    ImageFolderDataModule,
+    TorchvisionDataModule,
+    content_digest,
+)
 from wdro_train.errors import UserError
 from wdro_train.objectives import Adversarial
 
@@ -328,3 +338,32 @@ def test_streams_with_workers_that_live_on(own_batches):
     assert len(history.epochs) == 2
     for values in history.epochs.values():
         assert values == pytest.approx(wanted, rel=1e-6)
+
+
+def stored(folder, images, labels):
+    """A set of files with these pixels."""
+    for number, image in enumerate(images):
+        (folder / f"{labels[number]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()[0]).save(folder / f"{labels[number]}" / f"{number}.png")
+    data = {"shape": (1, 8, 8), "num_classes": 2, "mean": [0.0], "std": [1.0], "delta": {"linf": 0.1}}
+    return ImageFolderDataModule(root=folder.parent, folders={"val": folder.name}, **data).arrays("val")
+
+
+@pytest.mark.parametrize("kind", ["arrays", "files", "decoded"])
+def test_other_images_under_the_same_name_have_another_digest(kind, tmp_path):
+    images = torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+
+    def digest(name, images, labels):
+        if kind == "files":
+            return content_digest(stored(tmp_path / name, images, labels.tolist()))
+        if kind == "arrays":
+            return content_digest(ImageArrays(images, labels))
+        return content_digest(ImageFiles(lambda k: images[k], labels, torch.arange(6)))
+
+    first = digest("first", images, labels)
+    assert digest("again", images.clone(), labels.clone()) == first
+    painted = images.clone()
+    painted[5, 0, 7, 7] ^= 1
+    assert digest("painted", painted, labels) != first
+    assert digest("swapped", images, 1 - labels) != first

@@ -14,6 +14,7 @@ from functools import partial
 
 import pytest
 import torch
+from datafiles import write_folder
 from hydra.utils import instantiate
 from lightning import Callback
 from omegaconf import OmegaConf
@@ -485,3 +486,24 @@ def test_command_line_resumes_under_another_configuration(tmp_path):
     assert "finetune.ckpt_path=r0/checkpoints/last.ckpt" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_replaced_images_start_the_history_afresh(tmp_path):
+    """The configuration is the same, but what it names is not."""
+    write_folder(tmp_path / "images", size=(8, 8), n=10)
+    common = [*QUICK, "data=image_folder", "data.root=images", "data.shape=[3,8,8]", "data.val_fraction=0.3"]
+    common += ["data.batch_size=4", "test=false", "attack.delta=0.05"]
+    first = run("train.py", *common, "trainer.max_epochs=1", "hydra.run.dir=first", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    again = ["train.py", *common, "trainer.max_epochs=2", "ckpt_path=first/checkpoints/last.ckpt"]
+    same = run(*again, "hydra.run.dir=same", cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert "afresh" not in same.stdout + same.stderr
+    cats, dogs = (tmp_path / "images/train" / name for name in ("cat", "dog"))
+    cats.rename(tmp_path / "swap")
+    dogs.rename(cats)
+    (tmp_path / "swap").rename(dogs)
+    other = run(*again, "hydra.run.dir=other", cwd=tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert "the data changed (data_digest" in other.stdout + other.stderr
+    assert json.loads((tmp_path / "other/metrics.json").read_text())["epoch"] == 1

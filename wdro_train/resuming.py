@@ -20,6 +20,9 @@ from lightning.pytorch.callbacks import BaseFinetuning, Timer, WeightAveraging
 from wdro_train.errors import UserError
 from wdro_train.threat import parse_number
 
+DATA_DIGEST = "data_digest"
+"""Key of the configuration in a checkpoint: a digest of the validation images and labels."""
+
 
 class Kind(Enum):
     """What a key of the configuration decides about."""
@@ -108,6 +111,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     old, new = _flat(before), _flat(now)
     changes = []
     for key in sorted(old.keys() | new.keys()):
+        if key == DATA_DIGEST and None in (old.get(key), new.get(key)):
+            continue  # one of them does not know its images
         if not _same(old.get(key), new.get(key)):
             changes.append(Change(key, old.get(key), new.get(key), kind(key, before, now)))
     return changes

@@ -22,11 +22,11 @@ from wdro_train.checkpoint import check_weights, read_checkpoint
 from wdro_train.checkpoint_io import ReplacingCheckpointIO, check_own
 from wdro_train.configuration import build_callbacks, build_data, build_module, build_trainer, check_adversary, plain
 from wdro_train.dashboards import closing_wandb, offline_runs, quiet_offline_wandb
-from wdro_train.data import ImageDataModule
+from wdro_train.data import ImageDataModule, content_digest
 from wdro_train.files import write_json
 from wdro_train.finetuning import start_from
 from wdro_train.module import CONFIG_KEY, RobustClassifier
-from wdro_train.resuming import Kind, Resumption
+from wdro_train.resuming import DATA_DIGEST, Kind, Resumption
 from wdro_train.run_folders import METRICS_FILE
 
 Report = dict[str, Any]
@@ -52,6 +52,8 @@ def train(cfg: DictConfig) -> float | None:
     data.prepare_data()
     data.setup()
     _examine(module, data)
+    assert module.config is not None
+    module.config[DATA_DIGEST] = content_digest(data.arrays("val"))  # the same name may hold other images tomorrow
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         callbacks = build_callbacks(cfg)

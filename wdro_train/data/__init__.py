@@ -1,6 +1,6 @@
 """Data modules: images in [0, 1], three disjoint sets."""
 
-from wdro_train.data.base import ImageArrays, ImageDataModule, ImageFiles, ImageSet, describe_sample
+from wdro_train.data.base import ImageArrays, ImageDataModule, ImageFiles, ImageSet, content_digest, describe_sample
 from wdro_train.data.decoding import UnreadableImageError
 from wdro_train.data.digits import Digits
 from wdro_train.data.folders import HuggingFaceDataModule, ImageFolderDataModule, class_folders
@@ -18,5 +18,6 @@ __all__ = [
     "TorchvisionDataModule",
     "UnreadableImageError",
     "class_folders",
+    "content_digest",
     "describe_sample",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -22,6 +23,7 @@ Augmentation = Callable[[Tensor], Tensor]
 # `DistributedSampler` shuffles by seed + epoch: neighbouring seeds must not give shifted copies of one another.
 _SEED_STRIDE = 10_007
 _TOLERANCE = 1e-6
+_DECODED_AT_ONCE = 256
 
 
 # Seeds the order in which sets sorted by class are served: always the same, so that results are comparable.
@@ -134,6 +136,37 @@ def describe_sample(arrays: ImageSet, limit: int | None) -> str:
     if getattr(arrays, "order", Order.GIVEN) is Order.DRAWN:
         return f"drawn with seed {_ORDER_SEED}, balanced by class"
     return "the first"
+
+
+@runtime_checkable
+class DigestedSource(Protocol):
+    """A source of images that can tell whether they have been replaced, without decoding them."""
+
+    def digest(self, positions: Tensor) -> str:
+        """A digest of the images at these positions, as they are stored.
+
+        Args:
+            positions: Shape [N].
+        """
+        ...
+
+
+def content_digest(arrays: ImageSet) -> str:
+    """A digest of the images and labels of a set: a resumed run asks whether they are still the same.
+
+    Args:
+        arrays: The set. Images in files are not decoded, unless their source has no digest of its own.
+    """
+    found = hashlib.sha256(arrays.labels.numpy().tobytes())
+    if isinstance(arrays, ImageArrays):
+        found.update(f"{arrays.images.dtype} {arrays.scale}".encode())
+        found.update(arrays.images.contiguous().view(torch.uint8).numpy().data)
+    elif isinstance(arrays, ImageFiles) and isinstance(arrays.read, DigestedSource):
+        found.update(arrays.read.digest(arrays.positions).encode())
+    else:
+        for rows in torch.arange(len(arrays.labels)).split(_DECODED_AT_ONCE):
+            found.update(arrays.batch(rows).contiguous().numpy().data)
+    return found.hexdigest()[:16]
 
 
 def class_numbers(labels: Any, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -237,12 +238,26 @@ class _Reader:
         path = self.paths[position]
         return self.fit(open_image(path), path)
 
+    def digest(self, positions: Tensor) -> str:
+        """Of the files' bytes."""
+        found = hashlib.sha256()
+        for path in (self.paths[int(k)] for k in positions):
+            try:
+                found.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError as error:
+                raise UnreadableImageError(f"{path} cannot be read ({reason(error)}); mend or remove it") from error
+        return found.hexdigest()
+
 
 class _Column:
     """Decodes images of a dataset."""
 
     def __init__(self, part: Any, column: str, fit: Fit, name: str) -> None:
         self.part, self.column, self.fit, self.name = part, column, fit, name
+
+    def digest(self, positions: Tensor) -> str:
+        """Of what `datasets` itself tells versions of a dataset apart by, and of the positions."""
+        return f"{self.part._fingerprint} {hashlib.sha256(positions.numpy().tobytes()).hexdigest()}"
 
     def __call__(self, position: int) -> Tensor:
         name = f"image {position} of {self.name}"
