@@ -164,7 +164,7 @@ def content_digest(arrays: ImageSet) -> str:
     elif isinstance(arrays, ImageFiles) and isinstance(arrays.read, DigestedSource):
         found.update(arrays.read.digest(arrays.positions).encode())
     else:
-        for rows in torch.arange(len(arrays.labels)).split(_DECODED_AT_ONCE):
+        for rows in torch.split(torch.arange(len(arrays.labels)), _DECODED_AT_ONCE):
             found.update(arrays.batch(rows).contiguous().numpy().data)
     return found.hexdigest()[:16]
 
