@@ -152,7 +152,7 @@ def compare(
     """
     first = measure("MinimalDistance", ours(ball.norm, steps), model, x, y, ball)
     with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+        classes = forward(model, x[:1]).shape[1]
     rest = list(peers(ball.norm, round(first.backward), classes))
     if ball.p > 1:
         rest.append(("W-PGD, 50 steps", wpgd(ball, 50)))
