@@ -100,11 +100,11 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         # The runs of a sweep are one group on a dashboard.
         os.environ["WANDB_RUN_GROUP"] = "/".join(Path(hydra.sweep.dir).parts[-2:])
     try:
-        schemas.check(cfg, _door(cfg))
-        for key in ("run_dir", "store"):
-            if key in cfg:
-                places.refuse_unwritable(key, cfg[key])
+        if not sweeping:  # a refused run leaves alone what is in its folder
+            _check(cfg)
         with run_folders.claimed(cfg):
+            if sweeping:  # while a refused job takes the place of an earlier one
+                _check(cfg)
             result = jobs.in_fresh_process() if sweeping and jobs.needs_processes(cfg) else task(cfg)
         jobs.leave_result(result, address)
         return result
@@ -120,6 +120,14 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             raise
         print(f"error: {reason or unexpected(error, hydra.runtime.output_dir)}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse values that cannot work, and folders that cannot be written to."""
+    schemas.check(cfg, _door(cfg))
+    for key in ("run_dir", "store"):
+        if key in cfg:
+            places.refuse_unwritable(key, cfg[key])
 
 
 class CheckFirst(Callback):
