@@ -226,7 +226,8 @@ def test_grey_levels_survive_every_mode_and_depth(way, levels, channels):
             WAYS[way](levels, file)
         found = read(path, [channels, *levels.shape])
     wanted = torch.as_tensor(levels).float().expand(channels, -1, -1)
-    assert (found * LEVELS - wanted).abs().max() <= (1e-4 if way in EXACT else 1)
+    # Lab has 8 bits a channel, and another grey axis: three grey levels come back two steps away.
+    assert (found * LEVELS - wanted).abs().max() <= (1e-4 if way in EXACT else 2 if way == "Lab" else 1)
 
 
 @settings(max_examples=25, deadline=None)
