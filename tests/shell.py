@@ -27,6 +27,8 @@ from wdro_train.models import small_cnn
 from wdro_train.module import RobustClassifier
 
 ROOT = Path(__file__).parents[1]
+SMALL = ["trainer=cpu", "model.width=4", "data.eval_batch_size=32"]  # a quick run without logs and pictures
+SMALL += ["logger=none", "callbacks.images=null", "callbacks.progress=null"]
 
 
 def digits(n, start=0):

@@ -9,19 +9,17 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from shell import run, start
+from shell import SMALL, run, start
 
 from wdro_train.files import write_json
 
 QUICK = [
-    "data.eval_batch_size=32",
-    "trainer=cpu",
-    "logger=none",
-    "callbacks.images=null",
-    "callbacks.progress=null",
-    "model.width=4",
+    *SMALL,
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1",
+    "attack.steps=1",
 ]
-QUICK += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "attack.steps=1"]
 CLEAN = [*QUICK, "objective=standard", "callbacks=no_adversary"]
 LONG = [*QUICK, "test=false", "trainer.max_epochs=1000"]
 SAME_NAME = "hydra.run.dir=runs/${now:%Y}"

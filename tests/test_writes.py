@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from shell import run, start
+from shell import SMALL, run, start
 
 from wdro_train.checkpoint import read_checkpoint
 from wdro_train.checkpoint_io import ReplacingCheckpointIO
@@ -23,15 +23,7 @@ from wdro_train.errors import UserError
 from wdro_train.evaluation import report
 from wdro_train.files import replacing, write_csv, write_json, write_text
 
-QUICK = [
-    "data.eval_batch_size=32",
-    "trainer=cpu",
-    "logger=none",
-    "callbacks.images=null",
-    "callbacks.progress=null",
-    "model.width=4",
-]
-QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1"]
+QUICK = [*SMALL, "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1"]
 
 
 def strict(path):

@@ -184,12 +184,7 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     """The command line."""
     parser = commandline.Parser(prog="python -m wdro_train.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=commandline.checkpoint,
-        help="written by train.py; default: the newest run's best one",
-    )
+    commandline.add_checkpoint(parser)
     parser.add_argument(
         "--norm",
         type=commandline.ball("norm"),

@@ -95,6 +95,17 @@ def checkpoint(text: str) -> str:
     return text
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Give a command its checkpoint, which may be left out.
+
+    Args:
+        parser: Of the command line.
+    """
+    parser.add_argument(
+        "checkpoint", nargs="?", type=checkpoint, help="written by train.py; default: the newest run's best one"
+    )
+
+
 def folder(text: str) -> Path:
     """A kind of argument: a folder that is there.
 

@@ -64,12 +64,7 @@ def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objecti
 def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     """The command line; returns name, passes and relative time of each method."""
     parser = commandline.Parser(prog="python -m wdro_train.step_cost", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=commandline.checkpoint,
-        help="written by train.py; default: the newest run's best one",
-    )
+    commandline.add_checkpoint(parser)
     parser.add_argument(
         "--steps", type=commandline.whole(1), default=8, help="steps of the iterative attacks (default 8)"
     )
