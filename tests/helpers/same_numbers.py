@@ -1,4 +1,4 @@
-"""Record what the commands compute, to the last bit, so that a change of the code's shape can be shown to change no number.
+"""Record what the commands compute, to the last bit, so that a change of shape can be shown to change no number.
 
     python tests/helpers/same_numbers.py TREE record.json             # runs everything in the checkout TREE
     python tests/helpers/same_numbers.py --compare old.json new.json  # names every number that differs
@@ -28,7 +28,16 @@ import torch
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 SETUPS = {"cifar10_resnet18", "fashion_mnist"}  # experiments that choose data and network, not a method
-NOT_NUMBERS_OF_THE_MODEL = {"seconds", "versions", "version", "created", "command", "revision", "schema_version", "wandb_offline"}
+NOT_NUMBERS_OF_THE_MODEL = {
+    "seconds",
+    "versions",
+    "version",
+    "created",
+    "command",
+    "revision",
+    "schema_version",
+    "wandb_offline",
+}
 NETWORK = """
 from torch import nn
 
@@ -73,7 +82,7 @@ def record(tree: Path, scratch: Path) -> dict[str, Any]:
             "reference l_2": (*data, *network, "attack.p=2", "attack.norm=2", "attack.delta=1.0"),
         }
         runs = {
-            name: pool.submit(evaluated, tree, scratch / name.replace(" ", "_"), scratch, *args)
+            name: pool.submit(evaluated, tree, scratch / f"evaluate_{name.replace(' ', '_')}", scratch, *args)
             for name, args in evaluations.items()
         }
         found |= {f"evaluate {name}": run.result() for name, run in runs.items()}
@@ -103,7 +112,10 @@ def run(tree: Path, folder: Path, *command: str, path: Path | None = None) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, str(tree / command[0]), *command[1:]],
-        env=environment, cwd=folder.parent, capture_output=True, text=True,
+        env=environment,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

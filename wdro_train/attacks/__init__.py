@@ -1,6 +1,7 @@
 """Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
 
 from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.boundary import WorstCase
 from wdro_train.attacks.kl_pgd import KLPGD
 from wdro_train.attacks.lagrangian import Lagrangian
 from wdro_train.attacks.marginal import DualAscent, Fixed, Marginal
@@ -8,7 +9,6 @@ from wdro_train.attacks.minimal_distance import Distances, MinimalDistance
 from wdro_train.attacks.pool import Pool
 from wdro_train.attacks.w_fgsm import WFGSM
 from wdro_train.attacks.w_pgd import WPGD
-from wdro_train.attacks.worst_case import WorstCase
 
 __all__ = [
     "KLPGD",

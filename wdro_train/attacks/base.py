@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, get_args, runtime_c
 import torch
 from torch import Tensor, nn
 
-from wdro_train.contract import (
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import LossFunction
+from wdro_train.utils.contract import (
     LabelRange,
     NonFiniteLogitsError,
     check_batch,
@@ -20,10 +22,8 @@ from wdro_train.contract import (
     look_like_probabilities,
     nonfinite_weights,
 )
-from wdro_train.distributed import Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import LossFunction
-from wdro_train.threat import WassersteinBall
+from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
 
 BatchNormMode = Literal["eval", "train"]
 _FP16_LOSS_SCALE = 2.0**12
@@ -158,7 +158,7 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         y: Labels, shape [B]; None where there are none.
 
     Raises:
-        UserError: See `wdro_train.contract` and `check_logits`; or the network does not take such images.
+        UserError: See `wdro_train.utils.contract` and `check_logits`; or the network does not take such images.
     """
     labels = None
     if y is None:

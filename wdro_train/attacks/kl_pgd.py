@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import AttackResult, attack_mode, forward
 from wdro_train.attacks.w_pgd import WPGD
-from wdro_train.distributed import Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import kl_divergence
-from wdro_train.sensitivity import Scope
-from wdro_train.threat import WassersteinBall
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import kl_divergence
+from wdro_train.theory.sensitivity import Scope
+from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
 
 
 class KLPGD:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train import moments
 from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, checked_loss, input_gradient
 from wdro_train.attacks.w_pgd import random_start
-from wdro_train.box import ascend, free_gradient, move
-from wdro_train.contract import check_batch
-from wdro_train.distributed import LocalReducer, Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import LossFunction, resolve_loss
-from wdro_train.threat import WassersteinBall
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.losses import LossFunction, resolve_loss
+from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.distributed import LocalReducer, Reducer
+from wdro_train.utils.errors import UserError
 
 
 class Lagrangian:
@@ -101,8 +101,8 @@ class Lagrangian:
                 if step == 0:
                     check_logits(model, x, here.logits, labels)
                     first, first_norms = here, dual_norms
-                    slopes = reducer.gather(moments.moment(dual_norms, weight, self.ball.q))
-                    upsilon = moments.power_mean(moments.merge(slopes, self.ball.q), self.ball.q)
+                    slopes = reducer.gather(moment(dual_norms, weight, self.ball.q))
+                    upsilon = power_mean(merge(slopes, self.ball.q), self.ball.q)
                     self._start_price(upsilon)
                 radii = self._radii(dual_norms, x)
                 u = ascend(self.ball, x_adv, slope, self.step_size / self.steps * radii) - x

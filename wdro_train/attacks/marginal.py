@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wdro_train.errors import UserError
-from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.numbers import parse_number
 
 _ROUNDING = 1 + 1e-6  # a flip at distance D between float32 images is a flip at D
 

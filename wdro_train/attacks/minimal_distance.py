@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
-from wdro_train.box import ascend, free_gradient, reach
-from wdro_train.contract import check_batch
-from wdro_train.errors import UserError
-from wdro_train.losses import LossFunction, correct, margin
-from wdro_train.threat import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.box import ascend, free_gradient, reach
+from wdro_train.theory.losses import LossFunction, correct, margin
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.errors import UserError
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
 _SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin

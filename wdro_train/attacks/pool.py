@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import Attack, AttackResult, attack_mode, forward
-from wdro_train.attacks.keep import CheapestFlips
-from wdro_train.contract import check_batch
-from wdro_train.distributed import LocalReducer, Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import ce
-from wdro_train.threat import WassersteinBall
+from wdro_train.attacks.selection import CheapestFlips
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import ce
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.distributed import LocalReducer, Reducer
+from wdro_train.utils.errors import UserError
 
 
 class Pool:

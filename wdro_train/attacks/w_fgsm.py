@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train import moments
 from wdro_train.attacks.base import (
     AttackResult,
     BatchNormMode,
@@ -16,12 +15,13 @@ from wdro_train.attacks.base import (
     input_gradient,
     resolve_batch_norm,
 )
-from wdro_train.box import ascend, free_gradient, move
-from wdro_train.contract import check_batch
-from wdro_train.distributed import LocalReducer, Reducer
-from wdro_train.losses import LossFunction, resolve_loss
-from wdro_train.sensitivity import Scope, resolve_scope
-from wdro_train.threat import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.losses import LossFunction, resolve_loss
+from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.sensitivity import Scope, resolve_scope
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.distributed import LocalReducer, Reducer
 
 
 class WFGSM:
@@ -75,8 +75,8 @@ class WFGSM:
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
             dual_norms = ball.dual_norms(slope)
-            total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, ball.q)), ball.q)
-            upsilon = moments.power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
+            total = merge(reducer.gather(moment(dual_norms, weight, ball.q)), ball.q)
+            upsilon = power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
             x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
@@ -99,10 +99,10 @@ class WFGSM:
             weight: Shape [B]; 0 for padding.
 
         Returns:
-            Moment of ||grad J||_* with exponent q, shape [3]; see `wdro_train.moments`.
+            Moment of ||grad J||_* with exponent q, shape [3]; see `wdro_train.theory.power_mean`.
         """
         _, _, slope = self._slopes(model, x, y)
-        return moments.moment(self.ball.dual_norms(slope), weight, self.ball.q)
+        return moment(self.ball.dual_norms(slope), weight, self.ball.q)
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
         """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""

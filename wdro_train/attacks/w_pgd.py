@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wdro_train import moments
 from wdro_train.attacks.base import (
     AttackResult,
     BatchNormMode,
@@ -20,14 +19,15 @@ from wdro_train.attacks.base import (
     input_gradient,
     resolve_batch_norm,
 )
-from wdro_train.attacks.keep import Keep, Keeper, make_keeper
-from wdro_train.box import ascend, free_gradient, move
-from wdro_train.contract import check_batch
-from wdro_train.distributed import LocalReducer, Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import LossFunction, resolve_loss
-from wdro_train.sensitivity import Scope, resolve_scope
-from wdro_train.threat import WassersteinBall, per_image
+from wdro_train.attacks.selection import Keep, Keeper, make_keeper
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.losses import LossFunction, resolve_loss
+from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.sensitivity import Scope, resolve_scope
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.distributed import LocalReducer, Reducer
+from wdro_train.utils.errors import UserError
 
 _NOISE_BLOCK = 64
 
@@ -183,8 +183,8 @@ class WPGD:
     def _upsilon(self, dual_norms: Tensor, weight: Tensor | None, reducer: Reducer, step: int) -> Tensor:
         """Upsilon at the current iterate, over the attack's scope."""
         q = self.ball.q
-        total = moments.merge(reducer.gather(moments.moment(dual_norms, weight, q)), q)
-        return moments.power_mean(self.scope(f"upsilon/{step}", total, q), q)
+        total = merge(reducer.gather(moment(dual_norms, weight, q)), q)
+        return power_mean(self.scope(f"upsilon/{step}", total, q), q)
 
     @torch.no_grad()
     def _step(
@@ -225,7 +225,7 @@ class WPGD:
         if math.isinf(p):
             return distances.new_zeros(2, 3)
         w = torch.ones_like(distances) if weight is None else weight.to(distances)
-        return torch.stack([moments.moment(distances, w * ~held, p), moments.moment(distances, w * held, p)])
+        return torch.stack([moment(distances, w * ~held, p), moment(distances, w * held, p)])
 
     def allowed(self, distances: Tensor, held: Tensor, parts: Tensor, step: int) -> Tensor:
         """The norms the projection allows, shape [B].
@@ -239,7 +239,7 @@ class WPGD:
         p = self.ball.p
         if math.isinf(p):
             return distances.clamp(max=self.ball.delta)
-        joined = torch.stack([moments.merge(parts[:, k], p) for k in (0, 1)])
+        joined = torch.stack([merge(parts[:, k], p) for k in (0, 1)])
         rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
         return torch.where(held, distances, rho * distances)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wdro_train.box import free_gradient
+from wdro_train.theory.box import free_gradient
 
 Pair = tuple[int, int]
 

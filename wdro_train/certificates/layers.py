@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wdro_train.certificates.forms import Form, Pair
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
+from wdro_train.utils.errors import UserError
 
 Pullback = Callable[[Form], Form]
 Shape = tuple[int, int, int]

@@ -17,10 +17,10 @@ from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gr
 from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
-from wdro_train.contract import check_batch
-from wdro_train.errors import UserError
-from wdro_train.losses import correct, margin
-from wdro_train.threat import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.losses import correct, margin
+from wdro_train.utils.contract import check_batch
+from wdro_train.utils.errors import UserError
 
 Method = Literal["crown", "ibp"]
 _ROUNDING = 1e-5

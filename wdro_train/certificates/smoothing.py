@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.certificates.base import Radii, full_float32
-from wdro_train.contract import check_batch, check_labels
-from wdro_train.errors import UserError
-from wdro_train.losses import correct
+from wdro_train.theory.losses import correct
+from wdro_train.utils.contract import check_batch, check_labels
+from wdro_train.utils.errors import UserError
 
 
 class RandomizedSmoothing:

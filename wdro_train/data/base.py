@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from wdro_train.errors import UserError
+from wdro_train.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 Visit = tuple[int, int]  # epoch, index of the image

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
-from wdro_train.errors import UserError
+from wdro_train.utils.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {

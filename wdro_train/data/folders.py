@@ -14,8 +14,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 
 from wdro_train.data.base import ImageDataModule, ImageFiles, ImageSet, Order, class_numbers
 from wdro_train.data.decoding import Fit, UnreadableImageError, open_image, reason
-from wdro_train.errors import UserError
-from wdro_train.packages import optional
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.optional_imports import optional
 
 PARTS = ("train", "val", "test")
 

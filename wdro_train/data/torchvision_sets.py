@@ -14,7 +14,7 @@ import torch
 from torchvision import datasets
 
 from wdro_train.data.base import ImageArrays, ImageDataModule
-from wdro_train.errors import UserError
+from wdro_train.utils.errors import UserError
 
 _IDX_FILES = (
     "train-images-idx3-ubyte",

@@ -22,20 +22,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wdro_train import moments
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.base import attack_mode, check_network, forward, input_gradient
 from wdro_train.attacks.w_fgsm import push_forward
-from wdro_train.box import free_gradient
-from wdro_train.contract import check_batch, unpack
-from wdro_train.distributed import LocalReducer, Reducer, default_reducer
-from wdro_train.errors import UserError
-from wdro_train.evaluation import trust
+from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.identity import batch_digest, describe, digest, identity
-from wdro_train.evaluation.store import Arrays, PieceStore, concatenate
-from wdro_train.losses import correct, resolve_loss
-from wdro_train.robustness_curve import RobustnessCurve
-from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.evaluation.piece_store import Arrays, PieceStore, concatenate
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.box import free_gradient
+from wdro_train.theory.losses import correct, resolve_loss
+from wdro_train.theory.power_mean import moment, power_mean
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.contract import check_batch, unpack
+from wdro_train.utils.distributed import LocalReducer, Reducer, default_reducer
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.numbers import parse_number
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 _LOOKED_AT = 16  # images of the first batch
@@ -312,7 +313,7 @@ def first_order_grid(
     clean = engine.run(Stage(f"slopes_{loss}", settings, slopes), ("dual_norms", "losses", "right"))
     duals = torch.from_numpy(clean["dual_norms"])
     balls = {p: WassersteinBall(p, norm, 0.0) for p in orders}
-    totals = {p: moments.moment(duals, None, ball.q) for p, ball in balls.items()}
+    totals = {p: moment(duals, None, ball.q) for p, ball in balls.items()}
     points = [(p, delta) for p in orders for delta in deltas]
 
     def moved(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
@@ -321,7 +322,7 @@ def first_order_grid(
         losses, right, distances = [], [], []
         for p, delta in points:
             threat = WassersteinBall(p, norm, delta)
-            upsilon = moments.power_mean(totals[p], threat.q).to(x.device)
+            upsilon = power_mean(totals[p], threat.q).to(x.device)
             x_adv = push_forward(threat, x, slope, dual_norms, upsilon, box=box)
             with attack_mode(engine.model), torch.no_grad():
                 logits = forward(engine.model, x_adv)
@@ -346,7 +347,7 @@ def first_order_grid(
         v0=float(clean["losses"].mean()),
         w0=float(clean["losses"][wrong].mean()) if wrong.any() else float("nan"),
         clean_acc=float(clean["right"].mean()),
-        upsilon={p: float(moments.power_mean(totals[p], balls[p].q)) for p in orders},
+        upsilon={p: float(power_mean(totals[p], balls[p].q)) for p in orders},
         v_q={point: float(joined["losses"][k].mean()) for k, point in enumerate(points)},
         fgsm_acc={point: float(joined["right"][k].mean()) for k, point in enumerate(points)},
         spent=spent,
@@ -367,8 +368,8 @@ def robustness_curve(
 ) -> RobustnessCurve:
     """Worst-case accuracy of a network for every radius and every order (an attack's upper bound).
 
-    The network and the first batch are looked at before any work (see `wdro_train.contract`). Signs that the attack was
-    weak rather than the network strong are warnings of Python, with the sentences that `evaluate.py` prints.
+    The network and the first batch are looked at before any work (see `wdro_train.utils.contract`). Signs that the
+    attack was weak rather than the network strong are warnings of Python, with the sentences that `evaluate.py` prints.
 
     Args:
         model: Maps images in [0, 1] to logits (normalisation inside).
@@ -394,7 +395,12 @@ def robustness_curve(
             found = find_distances(engine, attack)
         finally:
             pieces.close()
-    alarms = [trust.zero_gradients(found), trust.nonfinite_gradients(found), trust.never_flipped(found), looked.alarm]
+    alarms = [
+        warning_signs.zero_gradients(found),
+        warning_signs.nonfinite_gradients(found),
+        warning_signs.never_flipped(found),
+        looked.alarm,
+    ]
     for alarm in alarms:
         if alarm is not None and engine.reducer.rank == 0:
             warnings.warn(alarm["text"], stacklevel=2)
@@ -409,7 +415,7 @@ class _LookedAt:
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], device: torch.device) -> None:
         self.model, self.batches, self.device = model, batches, device
-        self.alarm: trust.Warning_ | None = None
+        self.alarm: warning_signs.Warning_ | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         empty = True
@@ -418,7 +424,7 @@ class _LookedAt:
             if empty:
                 some = x[:_LOOKED_AT].to(self.device)
                 check_network(self.model, some, y[: len(some)].to(self.device))
-                self.alarm = trust.randomness(self.model, some.float())
+                self.alarm = warning_signs.randomness(self.model, some.float())
             empty = False
             yield x, y
         if empty:

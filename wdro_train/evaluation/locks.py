@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from wdro_train.files import cannot_write
+from wdro_train.utils.files import cannot_write
 
 
 class SharedLock:

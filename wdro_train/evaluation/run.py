@@ -16,26 +16,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from wdro_train import tables
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.base import check_network
 from wdro_train.data import ImageSet, describe_sample
-from wdro_train.distributed import default_reducer
-from wdro_train.evaluation import report as reports
-from wdro_train.evaluation import trust
-from wdro_train.evaluation.certify import certified_curve, make_certificate
+from wdro_train.evaluation import warning_signs
+from wdro_train.evaluation.autoattack import run_peer
+from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.first_order import poster_rows, with_worst_case
 from wdro_train.evaluation.identity import identity
-from wdro_train.evaluation.output import publish
-from wdro_train.evaluation.peers import run_peer
-from wdro_train.evaluation.pictures import Pairs, flipped_pairs
-from wdro_train.evaluation.poster import poster_rows, with_worst_case
-from wdro_train.evaluation.published import published
-from wdro_train.evaluation.store import PieceStore
-from wdro_train.evaluation.subject import Subject, foreign_subject, load_arrays, load_subject, newest_checkpoint
+from wdro_train.evaluation.networks import Subject, foreign_subject, load_arrays, load_subject, newest_checkpoint
+from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.report import build as reports
+from wdro_train.evaluation.report.image_pairs import Pairs, flipped_pairs
+from wdro_train.evaluation.report.publish import publish
+from wdro_train.evaluation.report.published import published
 from wdro_train.models import ExpectedLogits
-from wdro_train.robustness_curve import RobustnessCurve
-from wdro_train.threat import WassersteinBall, parse_number
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils import tables
+from wdro_train.utils.distributed import default_reducer
+from wdro_train.utils.numbers import parse_number
 
 _LOOKED_AT = 16  # images of each network before the first is judged
 
@@ -178,28 +179,28 @@ def _judge(
             settings = {key: cfg.certificate[key] for key in ("method", "sigma", "samples", "alpha")}
             sure = make_certificate(**settings, norm=ball.norm, images=len(arrays.labels), batch_size=cfg.batch_size)
             certified, certificate = certified_curve(engine, sure, cfg.certificate.method)
-        alarms = [trust.randomness(engine.model, next(iter(batches))[0].to(device))]
+        alarms = [warning_signs.randomness(engine.model, next(iter(batches))[0].to(device))]
         peers: list[dict[str, Any]] = []
         threat = RobustnessCurve.pool(pool)
         if cfg.peers.autoattack:
             peer, flips = run_peer(engine, ball, attacks=None, name="AutoAttack")
             peers.append(peer)
             alone.append(flips)
-            alarms.append(trust.peer_wins(threat, peer))
+            alarms.append(warning_signs.peer_wins(threat, peer))
         if cfg.peers.square:
             peer, flips = run_peer(engine, ball, attacks=["square"], name="Square", batches=1)
             peers.append(peer)
-            alarms.append(trust.black_box_wins(threat, flips.tolist(), ball.delta))
+            alarms.append(warning_signs.black_box_wins(threat, flips.tolist(), ball.delta))
             alone.append(np.concatenate([flips, np.full(len(threat) - len(flips), np.inf)]))
     curve = RobustnessCurve.pool([*pool, *alone])
     rows = with_worst_case(poster, curve)
     alarms += [
-        trust.zero_gradients(found),
-        trust.nonfinite_gradients(found),
-        trust.never_flipped(found),
-        trust.cheaper_elsewhere(found, curve, ball.p, ball.delta),
-        trust.stronger_does_worse(rows),
-        trust.bound_above_ratio(rows),
+        warning_signs.zero_gradients(found),
+        warning_signs.nonfinite_gradients(found),
+        warning_signs.never_flipped(found),
+        warning_signs.cheaper_elsewhere(found, curve, ball.p, ball.delta),
+        warning_signs.stronger_does_worse(rows),
+        warning_signs.bound_above_ratio(rows),
     ]
     band = curve.band(cfg.curve.alpha, cfg.curve.sided)
     worst_case = reports.worst_case_block(curve, found, ball.p, ball.delta, cfg.pictures)

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wdro_train import moments
 from wdro_train.attacks import WPGD
 from wdro_train.attacks.base import attack_mode, forward, input_gradient
-from wdro_train.box import free_gradient, move
-from wdro_train.distributed import Reducer
-from wdro_train.files import cannot_write
-from wdro_train.losses import correct, resolve_loss
+from wdro_train.theory.box import free_gradient, move
+from wdro_train.theory.losses import correct, resolve_loss
+from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.files import cannot_write
 
 
 class StreamedResult(NamedTuple):
@@ -125,8 +125,8 @@ class _Run:
                 slope = free_gradient(slope, x_adv) if self.attack.box else slope
                 self.slopes[rows] = slope.cpu().numpy()
                 self.dual_norms[rows] = self.ball.dual_norms(slope).cpu()
-                part = moments.moment(self.dual_norms[rows], None, q)
-                total = moments.merge(torch.stack([total, part]), q)
+                part = moment(self.dual_norms[rows], None, q)
+                total = merge(torch.stack([total, part]), q)
         sums = torch.tensor([float(robust.sum()), total_loss, float(self.n)], dtype=torch.float64)
         right, loss, size = self._gather(sums).sum(0).tolist()
         self.max_mean_loss = max(self.max_mean_loss, loss / size)
@@ -135,8 +135,8 @@ class _Run:
             self.accuracy = right / size
             self.final = (spent.numpy().copy(), robust.numpy().copy())
         if gradient:
-            joined = moments.merge(self._gather(total), q)
-            self.upsilon = moments.power_mean(self.attack.scope(f"upsilon/{step}", joined, q), q)
+            joined = merge(self._gather(total), q)
+            self.upsilon = power_mean(self.attack.scope(f"upsilon/{step}", joined, q), q)
 
     def climb(self, step: int) -> None:
         """The ascent step, and what the projection will allow."""
@@ -151,7 +151,7 @@ class _Run:
             )
             self.u[rows], self.distances[rows] = u.cpu().numpy(), distances.cpu()
             here = self.attack.displacement_moments(self.distances[rows], held[rows], None)
-            parts = torch.stack([moments.merge(torch.stack([parts[k], here[k]]), p) for k in (0, 1)])
+            parts = torch.stack([merge(torch.stack([parts[k], here[k]]), p) for k in (0, 1)])
         self.allowed = self.attack.allowed(self.distances, held, self._gather(parts), step)
 
     def result(self) -> StreamedResult:

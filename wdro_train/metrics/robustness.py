@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from wdro_train import moments
-from wdro_train.contract import NonFiniteLogitsError
-from wdro_train.losses import correct
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
-from wdro_train.robustness_curve import RobustnessCurve
-from wdro_train.threat import WassersteinBall
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import correct
+from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.contract import NonFiniteLogitsError
 
 
 class _SummedMetric(Metric):
@@ -138,8 +138,8 @@ class AdversarialAccuracy(_SummedMetric):
         self.clean_hits += (correct(clean_logits, labels) & counts).sum()
         self.adv_hits += (correct(adv_logits, labels) & counts).sum()
         self.total += counts.sum()
-        part = moments.moment(distances, weight, self.p)
-        self.displacement = moments.merge(torch.stack([self.displacement, part]), self.p)
+        part = moment(distances, weight, self.p)
+        self.displacement = merge(torch.stack([self.displacement, part]), self.p)
 
     def compute(self) -> dict[str, Tensor]:
         """Accuracy and ratio in [0, 1], and the distance spent."""
@@ -147,7 +147,7 @@ class AdversarialAccuracy(_SummedMetric):
         return self._scalars(
             adv_acc=adv_acc,
             ratio=accuracy_ratio(adv_acc, (self.clean_hits / self.total).item()),
-            spent=moments.power_mean(self.displacement, self.p),
+            spent=power_mean(self.displacement, self.p),
         )
 
 
@@ -250,16 +250,16 @@ class FirstOrderBounds(_SummedMetric):
         self.clean_loss += clean_losses[counts].double().sum()
         self.wrong_loss += clean_losses[counts & ~right].double().sum()
         self.q_loss += q_losses[counts].double().sum()
-        slope = moments.moment(dual_norms, weight, self.q)
-        self.gradient = moments.merge(torch.stack([self.gradient, slope]), self.q)
-        moved = moments.moment(q_distances, weight, self.p)
-        self.displacement = moments.merge(torch.stack([self.displacement, moved]), self.p)
+        slope = moment(dual_norms, weight, self.q)
+        self.gradient = merge(torch.stack([self.gradient, slope]), self.q)
+        moved = moment(q_distances, weight, self.p)
+        self.displacement = merge(torch.stack([self.displacement, moved]), self.p)
 
     def compute(self) -> dict[str, Tensor]:
         """All quantities of the first-order worst case."""
         v0, v_q = (self.clean_loss / self.total).item(), (self.q_loss / self.total).item()
         w0 = (self.wrong_loss / (self.total - self.clean_hits)).item()  # 0 / 0 = NaN if nothing is misclassified
-        upsilon = moments.power_mean(self.gradient, self.q).item()
+        upsilon = power_mean(self.gradient, self.q).item()
         fgsm_acc = (self.q_hits / self.total).item()
         lower = lower_bounds(w0, v0, v_q, self.delta, upsilon)
         return self._scalars(
@@ -269,7 +269,7 @@ class FirstOrderBounds(_SummedMetric):
             upsilon=upsilon,
             v_first_order=first_order_value(v0, self.delta, upsilon),
             fgsm_acc=fgsm_acc,
-            fgsm_spent=moments.power_mean(self.displacement, self.p),
+            fgsm_spent=power_mean(self.displacement, self.p),
             ratio_upper=accuracy_ratio(fgsm_acc, (self.clean_hits / self.total).item()),
             ratio_lower_attack=lower.attack,
             ratio_lower_gradient=lower.gradient,
@@ -279,5 +279,5 @@ class FirstOrderBounds(_SummedMetric):
 
 def _add_moment(metric: Metric, name: str, exponent: float) -> None:
     """A power-mean state, merged over ranks rather than summed."""
-    join: Callable[[Tensor], Tensor] = partial(moments.merge, exponent=exponent)
+    join: Callable[[Tensor], Tensor] = partial(merge, exponent=exponent)
     metric.add_state(name, torch.zeros(3, dtype=torch.float64), dist_reduce_fx=join)

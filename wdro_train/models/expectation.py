@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.contract import logits_of
-from wdro_train.errors import UserError
+from wdro_train.utils.contract import logits_of
+from wdro_train.utils.errors import UserError
 
 
 class ExpectedLogits(nn.Module):

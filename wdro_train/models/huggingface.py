@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
-from wdro_train.packages import optional
-from wdro_train.trusted import reason
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.optional_imports import optional
+from wdro_train.utils.trusted import reason
 
 
 class Logits(nn.Module):

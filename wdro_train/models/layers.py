@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wdro_train.errors import UserError
+from wdro_train.utils.errors import UserError
 
 
 class Normalize(nn.Module):

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from wdro_train.errors import UserError
-from wdro_train.packages import optional
-from wdro_train.trusted import reason
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.optional_imports import optional
+from wdro_train.utils.trusted import reason
 
 _ZOOS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 

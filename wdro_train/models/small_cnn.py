@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
+from wdro_train.utils.errors import UserError
 
 
 def small_cnn(

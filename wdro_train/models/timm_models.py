@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
-from wdro_train.packages import optional
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.optional_imports import optional
 
 
 def timm_model(

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
+from wdro_train.utils.errors import UserError
 
 _IMAGENET = 1000
 # Networks with classifiers on the way, which in training return more than logits and of which nothing here makes use.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wdro_train.errors import UserError
 from wdro_train.models.layers import Normalize
+from wdro_train.utils.errors import UserError
 
 _STEM = 16
 

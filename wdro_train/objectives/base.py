@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from wdro_train.distributed import Reducer
+from wdro_train.utils.distributed import Reducer
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wdro_train.distributed import Reducer
-from wdro_train.losses import LossFunction, resolve_loss
 from wdro_train.objectives.base import ObjectiveResult
-from wdro_train.sensitivity import upsilon
-from wdro_train.threat import WassersteinBall
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import LossFunction, resolve_loss
+from wdro_train.theory.sensitivity import upsilon
+from wdro_train.utils.distributed import Reducer
 
 
 class FirstOrderPenalty:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wdro_train.distributed import Reducer
-from wdro_train.losses import ce
 from wdro_train.objectives.base import ObjectiveResult
+from wdro_train.theory.losses import ce
+from wdro_train.utils.distributed import Reducer
 
 
 class Standard:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.distributed import Reducer
-from wdro_train.errors import UserError
-from wdro_train.losses import ce, kl_divergence
 from wdro_train.objectives.base import ObjectiveResult, weighted_mean
+from wdro_train.theory.losses import ce, kl_divergence
+from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
 
 
 class WTrades:

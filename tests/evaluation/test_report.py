@@ -1,0 +1,524 @@
+"""What evaluate.py leaves behind: report.json against its schema, figures, and report.html in a real browser."""
+
+import copy
+import http.server
+import importlib.resources
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from oracles import reference_images, reference_network
+from shell import ROOT, digits, run
+from test_cli import wandb_history
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.config.build import plain
+from wdro_train.config.resolvers import register_resolvers
+from wdro_train.evaluation.engine import Engine, distance_stage, find_distances
+from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.report import build as reports
+from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures
+from wdro_train.evaluation.report.image_pairs import flipped_pairs
+from wdro_train.evaluation.report.publish import scalars
+from wdro_train.evaluation.run import evaluate
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.training.build import build_module
+from wdro_train.training.module import CONFIG_KEY
+from wdro_train.utils.files import as_json
+
+SCHEMA = json.loads((importlib.resources.files("wdro_train.evaluation.report") / "schema.json").read_text())
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
+
+
+def configuration(name, *overrides):
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def checkpoint(folder, name, steps):
+    """A small network that has looked at some digits, saved as train.py saves it."""
+    cfg = configuration("train", "name=quick", "model.width=4", f"run_dir={folder}", "logger=none", "callbacks={}")
+    torch.manual_seed(0)
+    module, (x, y) = build_module(cfg), digits(400)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module.model(x), y).backward()
+        optimizer.step()
+    torch.save({"state_dict": module.state_dict(), CONFIG_KEY: plain(cfg)}, folder / f"{name}.ckpt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two real evaluations: `alone` of one network, `both` of two."""
+    folder = tmp_path_factory.mktemp("reports")
+    for name, steps in (("first", 15), ("second_$net", 40)):
+        checkpoint(folder, name, steps)
+    shared = ["limit=70", "batch_size=32", "accelerator=cpu", "poster.pgd_steps=5", f"store={folder}/store"]
+    shared += ["pictures=4", "distances.steps=10"]
+    for name, paths in (("alone", "first.ckpt"), ("both", "first.ckpt,second_$net.ckpt")):
+        cfg = configuration("evaluate", *shared, f"run_dir={folder / name}")
+        cfg.ckpt_path = [str(folder / path) for path in paths.split(",")]
+        evaluate(cfg)
+    return folder
+
+
+@pytest.fixture(params=["alone", "both"])
+def report(folder, request):
+    return json.loads((folder / request.param / "report.json").read_text())
+
+
+@pytest.fixture
+def both(folder):
+    return json.loads((folder / "both" / "report.json").read_text())
+
+
+@pytest.fixture
+def enclosed(folder):
+    """The report of one network, with certified curves that belong to half its distances."""
+    report = json.loads((folder / "alone" / "report.json").read_text())
+    model = report["models"][0]
+    distances = np.asarray([float(d) for d in model["distances"]["values"]])
+    found, sure = RobustnessCurve(distances), RobustnessCurve(distances / 2)
+    orders = [float(row["p"]) for row in model["curves"]]
+    deltas = model["curves"][0]["deltas"]
+    rows = reports.curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
+    model["curves"] = as_json(rows)
+    about = {"method": "crown", "level": 1.0, "about": "the network itself"}
+    model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": sure.distances.tolist()}
+    return report
+
+
+# report.json
+
+
+def invalid(report):
+    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(report)]
+
+
+def test_reports_follow_the_schema(report):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["schema"]["const"] == reports.SCHEMA == report["schema"]
+    assert not invalid(report)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: r.update(surprise=1),
+        lambda r: r.pop("git_revision"),
+        lambda r: r.update(schema=1),
+        lambda r: r["models"][0]["curves"][0]["accuracy"].__setitem__(0, 1.5),
+        lambda r: r["models"][0]["worst_case"]["movers"][0].pop("distance"),
+        lambda r: r["models"][0]["distances"]["values"].__setitem__(0, "nan"),
+        lambda r: r["models"][0]["poster"][0].update(loss="hinge"),
+    ],
+)
+def test_schema_refuses(spoil, report):
+    spoil(report)
+    assert invalid(report)
+
+
+def test_certified_report_follows_the_schema(enclosed):
+    assert not invalid(enclosed)
+    assert "between the two" in page_of(enclosed)
+    enclosed["models"][0]["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
+    assert "between the two" not in page_of(enclosed)  # two classifiers
+
+
+def objects(schema, path="report"):
+    if isinstance(schema, dict):
+        if "properties" in schema or schema.get("type") == "object":
+            yield path, schema
+        for key, entry in schema.items():
+            yield from objects(entry, f"{path}.{key}")
+    elif isinstance(schema, list):
+        for entry in schema:
+            yield from objects(entry, path)
+
+
+def test_schema_describes_every_key():
+    found = dict(objects(SCHEMA))
+    assert len(found) > 10
+    for path, schema in found.items():
+        assert schema.get("description"), path
+        for key, entry in schema.get("properties", {}).items():
+            assert len(entry.get("description", "")) > 5, f"{path}.{key}"
+
+
+def test_scalars_of_several_models_keep_apart(both):
+    found = scalars(both)
+    for model in both["models"]:
+        assert found[f"{model['name']}/clean_accuracy"] == model["clean_accuracy"]
+        assert found[f"{model['name']}/curve/W_2/delta_0.1/accuracy"] == pytest.approx(model["worst_case"]["accuracy"])
+    assert all(math.isfinite(value) for value in found.values())
+
+
+# Pictures
+
+
+def test_pictures_are_the_flips(tmp_path):
+    model, (x, y) = reference_network("adversarial"), (part[:50] for part in reference_images())
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    engine, attack = Engine(model, batches, PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
+    found = find_distances(engine, attack)
+    first, *others = sorted(np.flatnonzero(found.distances > 0), key=lambda i: (i // 16 == 1, found.distances[i]))[:5]
+    indices = [int(i) for i in (*others, first)]
+    assert {i // 16 for i in indices} < {0, 2, 3}
+    for needed in (0, 1):  # a piece that is lost is made again, unless it is not needed
+        next(engine.store.folder.glob(f"distances-*/{needed:06d}-*")).unlink()
+    pairs = flipped_pairs(engine, attack, indices)
+    assert [len(list(engine.store.folder.glob(f"distances-*/{k:06d}-*"))) for k in (0, 1)] == [1, 0]
+    assert torch.equal(pairs.clean, x[indices])
+    np.testing.assert_allclose(pairs.distances, found.distances[indices], rtol=1e-6)
+    with torch.no_grad():
+        logits, rivals = model(pairs.adversarial), torch.from_numpy(found.rivals[indices])
+    assert (rivals != torch.from_numpy(found.labels[indices])).all()
+    assert (logits.gather(1, rivals[:, None]).squeeze(1) > logits.amax(1) - 1e-3).all()  # on the boundary
+    assert flipped_pairs(engine, attack, []) is None
+
+
+class _Coarse(torch.nn.Module):
+    """Logits in steps of a half, with the gradients of what they are made from: flips end in exact ties."""
+
+    def forward(self, x):
+        logits = x.flatten(1) @ torch.eye(4)
+        return logits + ((2 * logits).round() / 2 - logits).detach()
+
+
+def test_a_tie_is_reported_under_the_rival(tmp_path):
+    x, y = 0.4 * torch.rand(30, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(30, dtype=torch.int64)
+    x[:, 0, 0, 0] += 0.5
+    engine, attack = Engine(_Coarse(), [(x, y)], PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
+    found = find_distances(engine, attack)
+    points = engine.piece(distance_stage(engine, attack), 0, x, y, ("points",))["points"]
+    points = torch.from_numpy(points).movedim(-1, 0)
+    moved = (found.distances > 0) & np.isfinite(found.distances)
+    assert (_Coarse()(points).argmax(1).numpy() == 0)[moved].any()  # ties, and the label comes first
+    assert (found.rivals[moved] > 0).all()
+    assert (found.rivals[~moved & found.correct] == 0).all()
+
+
+# Figures
+
+
+def test_figures_are_written(folder, report):
+    files = {file.stem: file for file in (folder / report["config"]["run_dir"] / "figures").glob("*.png")}
+    count = len(report["models"])
+    movers = {"moved_first"} if count == 1 else {f"moved_first_{k + 1}" for k in range(count)}
+    assert set(files) == {"robustness_curves", "distances", "first_order", "ratios"} | movers
+    for name, file in files.items():
+        picture = matplotlib.image.imread(file)
+        assert 300 < picture.shape[0] < 2500, name
+        assert 500 < picture.shape[1] < 3000, name
+        assert picture[..., :3].std() > 0.01, name
+
+
+def test_nothing_sticks_out(report, enclosed):
+    for one in (report, enclosed, spoilt(report)):
+        for draw in (
+            matplotlib_figures.robustness_curves,
+            matplotlib_figures.distance_histograms,
+            matplotlib_figures.first_order,
+            matplotlib_figures.ratios,
+        ):
+            figure = draw(one)
+            figure.canvas.draw()
+            box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+            assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, draw.__name__
+
+
+def test_curves_of_one_model_share_a_panel(enclosed):
+    (axes,) = matplotlib_figures.robustness_curves(enclosed).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert len(lines) == 2 * len(enclosed["models"][0]["curves"])
+    row = fields.curve_of(enclosed["models"][0], 2.0)
+    attack, sure = lines["$W_{2}$"], lines["$W_{2}$, certified"]
+    np.testing.assert_array_equal(attack.get_ydata(), row["accuracy"])
+    np.testing.assert_array_equal(sure.get_ydata(), row["certified"])
+    assert sure.get_linestyle() == "--"
+    assert (sure.get_ydata() <= attack.get_ydata()).all()
+    assert (sure.get_ydata() < attack.get_ydata()).any()
+    top = max(np.concatenate([path.vertices[:, 1] for path in axes.collections[0].get_paths()]))
+    assert top == pytest.approx(max(row["upper"]))
+
+
+def test_curves_of_several_models_have_a_panel_an_order(both):
+    axes = matplotlib_figures.robustness_curves(both).axes
+    assert [ax.get_title() for ax in axes] == ["$W_{1}$", "$W_{1.5}$", "$W_{2}$", r"$W_\infty$"]
+    assert all(len(ax.get_lines()) == 2 for ax in axes)
+
+
+def test_first_order_line_has_slope_upsilon(report):
+    losses = fields.losses(report)
+    panels = matplotlib_figures.first_order(report).axes
+    assert len(panels) == len(losses) * len(report["models"])
+    for model, ours in zip(report["models"], np.reshape(panels, (-1, len(losses))), strict=True):
+        for loss, ax in zip(losses, ours, strict=True):
+            assert "box" in ax.get_title()
+            rows = [row for row in model["poster"] if row["loss"] == loss]
+            line, q, pgd = ax.get_lines()
+            (x0, x1), (y0, y1) = line.get_data()
+            assert (x0, y0) == (0, rows[0]["v0"])
+            assert (y1 - y0) / (x1 - x0) == pytest.approx(rows[0]["upsilon"])
+            assert list(q.get_ydata()[1:]) == [row["v_q"] for row in rows]
+            assert list(pgd.get_ydata()[1:]) == [row["v_pgd"] for row in rows]
+
+
+def test_free_upsilon_is_called_free(report):
+    report["config"]["poster"]["box"] = False
+    assert "free" in matplotlib_figures.first_order(report).axes[0].get_title()
+
+
+@pytest.mark.parametrize("lower", [0.2, 0.95])
+def test_lower_bound_above_the_ratio_is_ringed(report, lower):
+    for model in report["models"]:
+        for row in model["poster"]:
+            row["ratio"], row["ratio_lower"] = 0.5, lower
+    ringed = lower > 0.5
+    for ax in matplotlib_figures.ratios(report).axes:
+        labels = ax.get_legend_handles_labels()[1]
+        assert ("$R^l > R$: no certificate" in labels) == ringed
+        assert any("asymptotic" in label for label in labels)
+    for plot in plotly_figures.ratios(report):
+        assert any("no certificate" in trace["name"] for trace in plot["data"]) == ringed
+
+
+@pytest.mark.parametrize("value", [None, "inf"])
+def test_undefined_values_are_gaps(report, value):
+    for model in report["models"]:
+        model["worst_case"]["marginal_distance"] = value
+        for row in model["poster"]:
+            row |= dict.fromkeys(("w0", "ratio", "ratio_lower", "ratio_upper", "v_pgd"), value)
+    for figure in (
+        matplotlib_figures.first_order(report),
+        matplotlib_figures.ratios(report),
+        matplotlib_figures.distance_histograms(report),
+    ):
+        figure.canvas.draw()
+    text = json.dumps(
+        [plotly_figures.ratios(report), plotly_figures.first_order(report, report["models"][0])], allow_nan=False
+    )
+    assert "null" in text
+
+
+# report.html
+
+
+class Tags(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.links, self.text = Counter(), [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.links += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(report):
+    return html.render(report, [None] * len(report["models"]))
+
+
+def test_page_is_one_file(folder, report):
+    page = Tags((Path(report["config"]["run_dir"]) / "report.html").read_text())
+    assert page.tags["img"] == sum(2 * len(model["worst_case"]["movers"]) for model in report["models"])
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not page.tags["link"]
+    assert not page.tags["iframe"]
+
+
+def test_page_says_how_it_was_made_and_what_its_numbers_are(enclosed):
+    enclosed["models"][0]["warnings"] = [{"text": "12 % of the gradients are zero"}]
+    enclosed["models"][0]["peers"] = [{"name": "AutoAttack", "accuracy": 0.25}, {"name": "Square", "queries": 5}]
+    text = re.sub(r"\s+", " ", Tags(page_of(enclosed)).text)
+    expected = [enclosed["command"], enclosed["scope"], enclosed["versions"]["torch"], enclosed["git_revision"][:40]]
+    expected += ["attack: upper bound", "certified lower bound", "asymptotic", "the network itself", "AutoAttack"]
+    for phrase in expected:
+        assert phrase in text, phrase
+    body = text[text.index("Distributional robustness", text.index("Distributional robustness") + 1) :]
+    assert body.index("12 % of the gradients are zero") < body.index("clean accuracy")
+
+
+PAYLOAD = '</script><script>document.title="pwned"</script><img src="{}"> & \'$x_'
+
+
+def spoilt(report, url="x"):
+    """The report with hostile text wherever a user or a checkpoint can put any."""
+    report, payload = copy.deepcopy(report), PAYLOAD.format(url)
+    report |= {"command": payload, "scope": payload, "git_revision": payload, "split": payload}
+    report["config"][payload] = payload
+    for model in report["models"]:
+        model |= {"name": payload, "checkpoint": payload, "warnings": [{"text": payload}]}
+        model["peers"] = [{"name": payload, payload: 1.0}]
+        model["certificate"] = {"about": payload, "method": payload, payload: payload}
+        for row in model["poster"]:
+            row["loss"] += payload
+    return report
+
+
+def test_text_is_escaped(report):
+    clean, hostile = Tags(page_of(report)), Tags(page_of(spoilt(report)))
+    assert hostile.tags["script"] == clean.tags["script"]
+    assert hostile.tags["img"] == clean.tags["img"] == 0
+    assert hostile.text.count(PAYLOAD.format("x")) > 8
+    assert matplotlib_figures.robustness_curves(spoilt(report)).canvas.draw() is None
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """A page's document after its scripts ran, and what the browser logged."""
+
+    def run(page, *options, width=1200, height=3000):
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]  # nothing leaves this machine
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--enable-logging=stderr"]
+        command += [f"--window-size={width},{height}", "--allow-file-access-from-files", *options, f"file://{page}"]
+        shutil.rmtree(tmp_path / "profile", ignore_errors=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=os.environ | {"HOME": str(tmp_path)}
+        )
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return run
+
+
+@pytest.fixture
+def website():
+    """A server on this machine that notes what it is asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/pwned", asked
+        server.shutdown()
+
+
+@in_browser
+def test_page_draws_and_fetches_nothing(folder, report, browse, tmp_path):
+    page = Path(report["config"]["run_dir"]) / "report.html"
+    log = tmp_path / "net.json"
+    document, console = browse(page, "--dump-dom", f"--log-net-log={log}")
+    assert not console
+    expected = len(plotly_figures.robustness_curves(report)) + len(plotly_figures.ratios(report))
+    expected += sum(1 + len(plotly_figures.first_order(report, model)) for model in report["models"])
+    assert document.count('class="plot js-plotly-plot"') == expected
+    assert len(re.findall('class="(?:bar|scatter)layer mlayer"', document)) == expected
+    assert not fetched(log)
+
+
+def fetched(log):
+    """Addresses the page asked for, by the browser's network log (the browser's own errands have no origin)."""
+    requests = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    return {one["url"] for one in requests if one.get("initiator", "not an origin") != "not an origin"}
+
+
+@in_browser
+def test_hostile_text_does_nothing(both, browse, website, tmp_path):
+    url, asked = website
+    page = tmp_path / "page.html"
+    page.write_text(page_of(spoilt(both, url)))
+    document, _ = browse(page, "--dump-dom")
+    assert 'class="plot js-plotly-plot"' in document
+    assert "<title>pwned" not in document
+    assert not asked
+    page.write_text(f"<title>safe</title><script>{PAYLOAD.format(url)}")
+    document, _ = browse(page, "--dump-dom", f"--log-net-log={tmp_path / 'net.json'}")
+    assert "<title>pwned" in document
+    assert asked
+    assert fetched(tmp_path / "net.json") == {url}
+
+
+@in_browser
+def test_policy_stops_scripts_that_slipped_in(both, browse, website, tmp_path):
+    url, asked = website
+    page = tmp_path / "page.html"
+    page.write_text(page_of(both).replace("<body>", "<body>" + PAYLOAD.format(url)))
+    document, console = browse(page, "--dump-dom")
+    assert 'class="plot js-plotly-plot"' in document
+    assert "<title>pwned" not in document
+    assert not asked
+    assert len(console) >= 2
+
+
+MEASURE = """<body style="margin:0">
+<iframe id="page" src="{page}" width="{width}" height="900" frameborder="0"></iframe>
+<script>window.onload = () => setTimeout(() => {{
+  const inside = document.getElementById("page").contentDocument;
+  const wide = [...inside.querySelectorAll("body *")].filter(e => !e.closest(".table, pre, svg"))
+    .filter(e => e.getBoundingClientRect().right > {width} + 1).map(e => e.tagName + "." + e.className);
+  document.title = inside.documentElement.scrollWidth + " " + wide.join(",");
+}}, 3000)</script>"""
+
+
+@in_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
+    page = Path(report["config"]["run_dir"]) / "report.html"
+    frame = tmp_path / "frame.html"
+    frame.write_text(MEASURE.format(page=f"file://{page}", width=width))
+    document, _ = browse(frame, "--dump-dom")
+    measured, wide = re.search("<title>([0-9]+) (.*?)</title>", document).groups()
+    assert int(measured) <= width
+    assert not wide
+
+
+@in_browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_screenshot_is_light_or_dark(folder, browse, tmp_path, dark):
+    page, shot = folder / "alone" / "report.html", tmp_path / "shot.png"
+    browse(page, f"--screenshot={shot}", f"--blink-settings=preferredColorScheme={0 if dark else 1}", height=1400)
+    picture = matplotlib.image.imread(shot)[..., :3]
+    assert picture.shape[:2] == (1400, 1200)
+    assert (np.median(picture) < 0.2) == dark
+    assert picture.std() > 0.05
+
+
+# The door, and W&B
+
+
+def test_door_writes_everything_and_logs_it(folder):
+    options = ["ckpt_path=first.ckpt", "limit=40", "poster=null", "logger=wandb", "hydra.run.dir=door"]
+    done = run("evaluate.py", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "door" / "report.json").read_text())
+    assert not invalid(report)
+    assert not (folder / "door" / "figures" / "ratios.png").exists()
+    for name in ("report.json", "report.html", "figures", "wandb sync"):
+        assert name in done.stdout
+    (file,) = (folder / "door" / "wandb").glob("offline-run-*/*.wandb")
+    history = wandb_history(file)
+    assert "worst_case/accuracy" in history
+    assert str(report["models"][0]["worst_case"]["accuracy"])[:12] in history
+    media = [path for path in (file.parent / "files" / "media").rglob("*") if path.is_file()]
+    assert Counter(path.suffix for path in media) == {".png": 3, ".html": 1, ".json": 1}

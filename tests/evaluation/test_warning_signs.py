@@ -1,0 +1,235 @@
+"""Each alarm goes off on a network with the defect, and stays silent on a sound one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import reference_images, reference_network
+from torch import nn
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.evaluation import warning_signs
+from wdro_train.evaluation.autoattack import brought_inside, run_peer
+from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
+from wdro_train.evaluation.engine import Engine, find_distances
+from wdro_train.evaluation.first_order import poster_rows
+from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.models import ExpectedLogits
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.errors import UserError
+
+BALL = WassersteinBall(2, math.inf, 0.1)
+
+
+class Quantised(nn.Module):
+    """Sees only black and white: no gradient anywhere, and easily fooled by chance."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model((x > 0.5).to(x.dtype))
+
+
+class Noisy(nn.Module):
+    """Adds noise to every look."""
+
+    def __init__(self, model, sigma=0.3):
+        super().__init__()
+        self.model, self.sigma = model, sigma
+
+    def forward(self, x):
+        return self.model(x + self.sigma * torch.randn_like(x))
+
+
+class Rooted(nn.Module):
+    """A square root somewhere in the preprocessing: its slope at black pixels is infinite."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.sqrt() ** 2)
+
+
+class Shattered(nn.Module):
+    """Wrinkles far below what the network sees turn the sign of every other gradient."""
+
+    def __init__(self, model, size=0.01, waves=150.0):
+        super().__init__()
+        self.model, self.size, self.waves = model, size, waves
+
+    def forward(self, x):
+        return self.model(x + self.size * torch.sin(self.waves * x))
+
+
+class Constant(nn.Module):
+    """Always class 9."""
+
+    def forward(self, x):
+        nine = nn.functional.one_hot(torch.full((len(x),), 9), 10).to(x.dtype)
+        return 5 * nine + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def engine(model, folder, n=60):
+    x, y = reference_images()
+    return Engine(model, list(zip(x[:n].split(30), y[:n].split(30), strict=True)), PieceStore(folder, {}))
+
+
+def found(model, folder, steps=8):
+    return find_distances(engine(model, folder), MinimalDistance(norm=math.inf, steps=steps))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return found(reference_network("adversarial"), tmp_path_factory.mktemp("sound"))
+
+
+def test_a_sound_network_raises_nothing(sound):
+    curve = sound.curve
+    silent = [
+        warning_signs.zero_gradients(sound),
+        warning_signs.nonfinite_gradients(sound),
+        warning_signs.never_flipped(sound),
+    ]
+    silent += [warning_signs.cheaper_elsewhere(sound, curve, 2, 0.1)]
+    silent += [warning_signs.randomness(reference_network("adversarial"), reference_images()[0][:20])]
+    assert silent == [None] * 5
+
+
+def test_masked_gradients_are_seen(tmp_path):
+    masked = found(Quantised(reference_network("standard")), tmp_path)
+    alarm = warning_signs.zero_gradients(masked)
+    assert alarm["figure"] == 1.0
+    assert "100.0%" in alarm["text"]
+    assert warning_signs.never_flipped(masked)["figure"] > 0.5
+
+
+def test_nan_gradients_are_counted(tmp_path):
+    rooted = found(Rooted(reference_network("adversarial")), tmp_path, steps=8)
+    assert warning_signs.nonfinite_gradients(rooted)["figure"] == 8 * rooted.correct.sum()
+    assert warning_signs.zero_gradients(rooted)["figure"] == 1.0
+    assert np.isinf(rooted.distances[rooted.correct]).all()
+    assert "raise distances.steps" in warning_signs.never_flipped(rooted)["text"]
+
+
+def test_a_constant_network_is_never_flipped(tmp_path):
+    constant = found(Constant(), tmp_path)
+    assert warning_signs.never_flipped(constant)["figure"] == pytest.approx(constant.correct.mean())
+
+
+def test_random_output_is_seen_and_expectation_calms_it():
+    x, _ = reference_images()
+    noisy = Noisy(reference_network("standard")).eval()
+    torch.manual_seed(0)
+    one = warning_signs.randomness(noisy, x[:50])["figure"]
+    many = warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50])["figure"]
+    assert many < one / 3
+    assert "judge it with expectation=20" in warning_signs.randomness(noisy, x[:50])["text"]
+    assert "raise expectation=64" in warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50])["text"]
+    with pytest.raises(UserError, match="expectation=0"):
+        ExpectedLogits(noisy, 0)
+
+
+def test_cheaper_flips_elsewhere_are_seen(sound):
+    better = RobustnessCurve(sound.distances / 2)
+    assert warning_signs.cheaper_elsewhere(sound, better, 2, 0.05)["figure"] > 0.01
+
+
+def test_gradients_that_mislead_make_the_stronger_attack_worse(tmp_path):
+    def rows(model, name):
+        grid = {"losses": ["ce"], "orders": [2.0, math.inf], "deltas": [0.1], "steps": 20}
+        return poster_rows(engine(model, tmp_path / name, n=120), norm=math.inf, box=True, flips=[], **grid)
+
+    honest = rows(reference_network("adversarial"), "honest")
+    # Under W_2 the cross-entropy is raised further on images that are wrong already: no sign of anything.
+    assert honest[0]["pgd_acc"] > honest[0]["fgsm_acc"] + 0.01
+    assert warning_signs.stronger_does_worse(honest) is None
+    alarm = warning_signs.stronger_does_worse(rows(Shattered(reference_network("adversarial")), "masked"))
+    assert alarm["figure"] > 0.02
+    assert "W_inf" in alarm["text"]
+
+
+ROW = {"loss": "redlr", "p": 2.0, "delta": 0.1, "fgsm_acc": 0.5, "pgd_acc": 0.4, "ratio": 0.4, "ratio_lower": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [(warning_signs.stronger_does_worse, {"pgd_acc": 0.6}), (warning_signs.bound_above_ratio, {"ratio_lower": 0.5})],
+)
+def test_rows_that_contradict_each_other(check, change):
+    assert check([ROW]) is None
+    assert check([]) is None
+    assert check([ROW, ROW | change])["figure"] == pytest.approx(0.1)
+
+
+def test_black_box_beats_white_box_on_masked_gradients(tmp_path):
+    pytest.importorskip("pyautoattack", reason="the reference attacks are an extra")
+    masked = engine(Quantised(reference_network("standard")), tmp_path)
+    white = find_distances(masked, MinimalDistance(norm=math.inf, steps=4)).curve
+    ball = WassersteinBall(math.inf, math.inf, 0.3)
+    row, flips = run_peer(masked, ball, attacks=["square"], name="Square", batches=1)
+    assert row["images"] == 30 == len(flips)
+    assert (flips[np.isfinite(flips)] <= 0.3).all()
+    assert warning_signs.black_box_wins(white, flips.tolist(), 0.3)["figure"] > 0.05
+    assert warning_signs.peer_wins(white, row | {"accuracy": white.accuracy(0.3, math.inf) - 0.1})["figure"] > 0.09
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    s=st.sampled_from([1.0, 2.0, 3.0, math.inf]),
+    delta=st.floats(1e-3, 2),
+    off=st.floats(-1e-5, 1e-5),
+)
+def test_points_of_other_programs_are_brought_inside(seed, s, delta, off):
+    """By rounding beyond the radius they are no flips at the radius; what is inside stays as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(5, 1, 4, 4, generator=generator)
+    u = torch.randn(5, 1, 4, 4, generator=generator)
+    ball = WassersteinBall(math.inf, s, delta)
+    points = x + u * per_image((1 + off) * delta / ball.distances(u), u)
+    found = brought_inside(ball, x, points)
+    assert (ball.distances(found - x) <= delta).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    clamped = points.clamp(0, 1)
+    stay = ball.distances(clamped - x) <= delta
+    assert torch.equal(found[stay], clamped[stay])
+    assert (found - clamped).abs().max() <= 3e-5 * max(delta, 1)
+
+
+def test_curve_reaches_the_reference_attack(tmp_path):
+    """Flips of the reference attack count at its own radius, and the curve needs none of them."""
+    pytest.importorskip("pyautoattack", reason="the reference attacks are an extra")
+    ours = engine(reference_network("adversarial"), tmp_path)
+    curve = find_distances(ours, MinimalDistance(norm=math.inf, steps=30)).curve
+    row, flips = run_peer(ours, WassersteinBall(math.inf, math.inf, 0.1), attacks=["apgd-ce"], name="APGD")
+    assert abs(row["accuracy"] - RobustnessCurve(flips).accuracy(0.1, math.inf)) < 1e-9
+    assert curve.accuracy(0.1, math.inf) <= row["accuracy"] + 0.02
+
+
+@pytest.mark.parametrize(("method", "norm"), [("ibp", math.inf), ("crown", 2.0), ("smoothing", 2.0)])
+def test_certified_curve_stays_below_the_attack(tmp_path, method, norm):
+    ours = engine(reference_network("adversarial"), tmp_path, n=4)
+    settings = {"images": 4, "sigma": 0.25, "samples": 200, "alpha": 0.01, "batch_size": 256}
+    sure, about = certified_curve(ours, make_certificate(method, norm=norm, **settings), method)
+    assert about["level"] == (1.0 if method != "smoothing" else pytest.approx(0.99))
+    assert about["radii"] == sure.distances.tolist()
+    if method != "smoothing":  # which speaks of another network
+        attack = find_distances(ours, MinimalDistance(norm=norm, steps=10))
+        assert (sure.distances <= attack.distances).all()
+    assert sure.accuracy(0.01, 2) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "norm", "says"), [("magic", 2.0, "choose crown"), ("smoothing", math.inf, "certifies the l_2 norm")]
+)
+def test_certificates_that_do_not_exist(method, norm, says):
+    with pytest.raises(UserError, match=says):
+        make_certificate(method, norm=norm, images=1, sigma=0.1, samples=10, alpha=0.1, batch_size=10)

@@ -1,0 +1,153 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
+from scipy.optimize import brentq, linprog, minimize
+
+from wdro_train.attacks import WFGSM, WPGD
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.box import ascend, free_gradient, move
+
+INF = math.inf
+NORMS = [1.0, 1.5, 2.0, 3.0, INF]
+
+
+def grid(count=24, pixels=16, seed=0):
+    """Images whose pixels are 0, 1/2 or 1, mostly on the boundary, and gradients of very different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 5, (count, 1, 4, pixels // 4), generator=generator).clamp(0, 4)
+    x = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0])[x]
+    lengths = 10 ** (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    return x, torch.randn(x.shape, generator=generator) * lengths
+
+
+def test_free_gradient():
+    x = torch.tensor([[0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0]])
+    g = torch.tensor([[1.0, -1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.0]])
+    assert free_gradient(g, x).tolist() == [[1.0, 0.0, 0.0, 1.0, -1.0, 0.0, -1.0, 0.0]]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    hnp.arrays(np.float32, (2, 6), elements=st.floats(0, 1, width=32)),
+    hnp.arrays(np.float32, (2, 6), elements=st.floats(-2, 2, width=32)),
+)
+def test_move_never_goes_further_than_asked(x, u):
+    x, u = torch.tensor(x), torch.tensor(u)
+    moved = move(x, u)
+    assert ((moved >= 0) & (moved <= 1)).all()
+    exact = moved.double() - x.double()
+    assert (exact.abs() <= u.double().abs() * (1 + 2**-23)).all()  # up to the rounding of moved - x itself
+    assert (exact - (x.double() + u.double()).clamp(0, 1) + x.double()).abs().max() <= 2**-23
+
+
+def best_gain(x, g, radius, s):
+    """max <g, u> over ||u||_s <= radius and x + u in the box, by scipy."""
+    x, g = x.double().numpy().ravel(), g.double().numpy().ravel()
+    room = np.where(g > 0, 1 - x, x)
+    g = np.abs(g)
+    if s == 1:
+        return -linprog(-g, A_ub=np.ones((1, g.size)), b_ub=[radius], bounds=list(zip(0 * room, room, strict=True))).fun
+    if math.isinf(s):
+        return (g * np.minimum(room, radius)).sum()
+    found = minimize(
+        lambda v: -g @ v,
+        np.minimum(room, radius / g.size) / 2,
+        jac=lambda v: -g,
+        bounds=list(zip(0 * room, room, strict=True)),
+        constraints={"type": "ineq", "fun": lambda v: radius**s - (v**s).sum(), "jac": lambda v: -s * v ** (s - 1)},
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    assert found.success
+    return -found.fun
+
+
+@pytest.mark.parametrize("s", NORMS)
+@pytest.mark.parametrize("radius", [0.05, 0.5, 1.5])
+def test_ascend_is_optimal(s, radius):
+    generator = torch.Generator().manual_seed(1)
+    x = (1.6 * torch.rand(6, 8, generator=generator) - 0.3).clamp(0, 1)
+    g = free_gradient(torch.randn(6, 8, generator=generator), x)
+    moved = ascend(WassersteinBall(2, s, 1), x, g, torch.full((6,), radius).double())
+    assert ((moved >= 0) & (moved <= 1)).all()
+    assert (norm(moved.double() - x.double(), s) <= radius * (1 + 1e-6)).all()
+    gain = linear_value(g, moved.double() - x.double())
+    best = [best_gain(*pair, radius, s) for pair in zip(x, g, strict=True)]
+    torch.testing.assert_close(gain, torch.tensor(best).double(), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("s", [1.0, 1.2, 1.5, 2.0, 3.0, 20.0])
+@pytest.mark.parametrize("fraction", [0.0, 1e-3, 0.3, 0.9, 1.0])
+def test_ascend_uses_up_the_radius_wherever_the_box_has_room(s, fraction):
+    x, g = grid(40)
+    g = free_gradient(g, x) * 1e-20
+    ball = WassersteinBall(2, s, 1)
+    room = norm(torch.where(g > 0, 1 - x, torch.where(g < 0, x, torch.zeros(()))), s)
+    length = norm(ascend(ball, x, g, fraction * room).double() - x.double(), s)
+    assert (length <= fraction * room * (1 + 1e-6)).all()
+    torch.testing.assert_close(length, fraction * room, rtol=2e-4, atol=0)
+
+
+def test_ascend_stays_without_gradient():
+    x, g = grid()
+    for s in NORMS:
+        assert torch.equal(ascend(WassersteinBall(2, s, 1), x, 0 * g, torch.ones(len(x)).double()), x)
+
+
+def attack_gain(attack, x, g):
+    """E J(x') - E J(x) for J = <g_i, x>."""
+    x_adv = attack(Linear(g), x, torch.arange(len(x))).x_adv
+    return linear_value(g, x_adv.double() - x.double()).mean().item()
+
+
+@pytest.mark.parametrize("p", [1.5, 2.0, 3.0, INF])
+@pytest.mark.parametrize("s", NORMS)
+def test_slope_at_zero_is_upsilon_of_the_free_gradient(p, s):
+    x, g = grid()
+    free = torch.where(((x == 0) & (g < 0)) | ((x == 1) & (g > 0)), 0.0, g)
+    upsilon = power_mean(norm(free, conjugate(s)), conjugate(p))
+    attack = WFGSM(p=p, norm=s, delta=0.01, loss=own_logit)
+    assert attack(Linear(g), x, torch.arange(len(x))).upsilon.item() == pytest.approx(upsilon, rel=1e-6)
+    assert attack_gain(attack, x, g) == pytest.approx(0.01 * upsilon, rel=1e-4)
+    # clamping afterwards gains less, though it promises more
+    clamped = WFGSM(p=p, norm=s, delta=0.01, loss=own_logit, box=False)
+    assert attack_gain(clamped, x, g) < (0.9 if s < INF else 1.0001) * 0.01 * upsilon  # s = inf: only shares differ
+    assert clamped(Linear(g), x, torch.arange(len(x))).upsilon > 1.1 * upsilon
+
+
+def exact_gain(x, g, p, delta):
+    """V(delta) - V(0) for J = <g_i, x> on the box with p = s: the multiplier decouples the pixels."""
+    x, g = x.flatten(1).double(), g.flatten(1).double()
+    room, g = torch.where(g > 0, 1 - x, x), g.abs()
+    if math.isinf(p):
+        return (g * room.clamp(max=delta)).sum(1).mean().item()
+
+    def moves(multiplier):
+        return torch.minimum(room, (g / (multiplier * p)).pow(1 / (p - 1)))
+
+    def excess(log_multiplier):
+        return moves(math.exp(log_multiplier)).pow(p).sum(1).mean().item() - delta**p
+
+    return (g * moves(math.exp(brentq(excess, -30, 30, xtol=1e-12)))).sum(1).mean().item()
+
+
+@pytest.mark.parametrize("p", [1.5, 2.0, 3.0, INF])
+@pytest.mark.parametrize("delta", [0.01, 0.3, 1.0])
+def test_exact_value_on_the_box_bounds_the_attacks(p, delta):
+    x, g = grid()
+    exact = exact_gain(x, g, p, delta)
+    fgsm = WFGSM(p=p, norm=p, delta=delta, loss=own_logit)
+    slope = fgsm(Linear(g), x, torch.arange(len(x))).upsilon.item()
+    assert exact <= delta * slope * (1 + 1e-6)
+    one = attack_gain(fgsm, x, g)
+    many = attack_gain(WPGD(p=p, norm=p, delta=delta, loss=own_logit, steps=50), x, g)
+    assert max(one, many) <= exact * (1 + 1e-5)
+    # A small radius saturates nothing and one step is exact; a large one leaves budget that more steps spend.
+    assert one >= exact * (1 - 1e-4 if delta == 0.01 else 0.85)
+    assert many >= max(one * (1 - 1e-3), 0.95 * exact)

@@ -1,0 +1,137 @@
+"""The study's table comes from its runs; a step's cost is counted."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from shell import run
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.evaluation.networks import load_arrays, load_subject
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools import compare_methods, step_cost
+from wdro_train.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The study's own command on digits, two methods, two seeds, two at a time."""
+    folder = tmp_path_factory.mktemp("study")
+    few = ["trainer.max_epochs=2", "trainer.limit_train_batches=15", "data=digits", "model.width=8"]
+    what = ["seed=0,1", "experiment=pgd_at,worst_case", "hydra.sweep.dir=runs"]
+    done = run("train.py", "+study=fashion_linf", *few, *what, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs"
+
+
+def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "120"]
+    compare_methods.main(command)
+    rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert set(rows) == {"pgd_at", "worst_case"}
+    for method, row in rows.items():
+        worst, clean = [], []
+        for seed in (0, 1):
+            subject = load_subject(runs / f"{method}_{seed}/checkpoints/best.ckpt")
+            arrays = load_arrays(subject.config, "test", 120)
+            x = arrays.batch(torch.arange(120))
+            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(subject.model, x, arrays.labels).distances)
+            worst.append(100 * curve.accuracy(0.05, 2))
+            clean.append(100 * curve.clean_accuracy)
+        assert row["seeds"] == "2"
+        for key, values in (("W_2 0.05", worst), ("clean", clean)):
+            mean, spread = (float(part) for part in row[key].split(" ± "))
+            assert mean == pytest.approx(np.mean(values), abs=0.3)
+            assert spread == pytest.approx(np.std(values, ddof=1), abs=0.3)
+    assert float(rows["pgd_at"]["passes"]) == 9
+    made = {"runs", "table.csv", "table.md", "curves.png", "clean_against_w2.png"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    header, rule, *lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == list(rows["pgd_at"])
+    assert set(rule) == set("|-")
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == list(rows[cells[0]].values())
+    record = json.loads((tmp_path / "runs/worst_case_1.json").read_text())
+    assert record["seed"] == 1
+    assert "+study=fashion_linf" in record["command"]
+    assert record["curves"]["2"][0] == pytest.approx(record["clean"], abs=1e-6)
+    printed = capsys.readouterr().out
+    assert all(value in printed for row in rows.values() for value in row.values())
+
+
+def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    compare_methods.main(command)
+    before = (tmp_path / "table.csv").read_text()
+
+    def never(*arguments):
+        raise AssertionError("judged again")
+
+    monkeypatch.setattr(compare_methods, "judge", never)
+    monkeypatch.setattr(compare_methods, "load_subject", lambda path: (_ for _ in ()).throw(AssertionError))
+    compare_methods.main(command)
+    assert (tmp_path / "table.csv").read_text() == before
+
+
+def test_autoattack_joins_the_table(runs, tmp_path):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    compare_methods.main([*command, "--autoattack", "worst_case", "--autoattack-images", "20"])
+    found = json.loads((tmp_path / "runs/worst_case_0.json").read_text())["check"]
+    assert found["images"] == 20
+    assert 0 <= found["minimal_distance"] <= found["clean"]
+    assert abs(found["autoattack"] - found["minimal_distance"]) <= 0.1
+    rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert rows["pgd_at"]["AutoAttack 0.05"] == ""
+    assert rows["worst_case"]["AutoAttack 0.05"]
+
+
+@pytest.mark.parametrize("option", ["--autoattack", "--effort", "--curves"])
+def test_an_unknown_method_is_named_before_anything_is_judged(runs, tmp_path, option):
+    with pytest.raises(UserError, match=f"{option}: no run of pgd_et; choose from pgd_at, worst_case"):
+        compare_methods.main([str(runs), "--out", str(tmp_path / "out"), option, "pgd_at,pgd_et"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_questions_need_another_folder(runs, tmp_path):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    compare_methods.main([*command, "--effort", "pgd_at", "--effort-images", "10"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for options, message in (
+        (["--norm", "2"], r"pgd_at_0.json was judged with --norm inf --deltas 0.02,0.05 --limit 60; give the same"),
+        (["--deltas", "0.05,0.1"], "--deltas 0.02,0.05"),
+        (["--limit", "50"], "--limit 60"),
+        (["--effort", "pgd_at"], "pgd_at_0 has its effort on 10 images; give --effort-images 10"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_methods.main([*command, *options])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
+    (tmp_path / "best").symlink_to(runs / "pgd_at_0")
+    with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):
+        compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_an_empty_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_step_cost(runs, capsys):
+    checkpoint = str(runs / "worst_case_0/checkpoints/best.ckpt")
+    found = {name: pairs for name, pairs, _ in step_cost.main([checkpoint, "--steps", "4", "--repeats", "1"])}
+    assert found["PGD-AT, 4 steps"] == 5
+    assert found["standard"] == 1
+    assert found["one step, random start"] == found["W-FGSM"] == 2
+    assert found["first-order penalty"] == 1.5  # a double backward counts once
+    assert found["TRADES, 4 steps"] == 6.5
+    assert found["MART, 4 steps"] == 6
+    assert found["W-PGD, 4 steps"] == found["Lagrangian, 4 steps"] == 5
+    assert 1.5 < found["worst case, 4 steps"] <= 1.3 * 5
+    assert "worst case, 4 steps" in capsys.readouterr().out

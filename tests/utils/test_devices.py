@@ -1,0 +1,84 @@
+"""Everything that meets other ranks does so on the device of the network; certificates compute in full precision."""
+
+import json
+
+import pytest
+import torch
+from device_paths import PATHS
+from oracles import random_batch
+from shell import ROOT, run
+from torch import nn
+
+from wdro_train.certificates import LinearRelaxation, RandomizedSmoothing
+from wdro_train.utils.devices import resolve_device
+from wdro_train.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """What went wrong on each path, from one process."""
+    folder = tmp_path_factory.mktemp("device")
+    done = run(ROOT / "tests/device_paths.py", folder / "out.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "out.json").read_text())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_ranks_meet_on_the_device_of_the_network(outcome, path):
+    assert not outcome[path], outcome[path]
+
+
+# Precision
+
+
+def operations():
+    backends = torch.backends
+    on_gpu = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    return [*on_gpu, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+
+
+def precisions():
+    return [operation.fp32_precision for operation in operations()]
+
+
+@pytest.fixture(params=["default", "high", "medium", "cudnn off", "one by one"])
+def chosen(request):
+    """What a user may have chosen; undone afterwards."""
+    matmul, before = torch.get_float32_matmul_precision(), precisions()
+    if request.param in ("high", "medium"):
+        torch.set_float32_matmul_precision(request.param)
+    if request.param == "cudnn off":
+        torch.backends.cudnn.allow_tf32 = False
+    if request.param == "one by one":
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+    yield precisions()
+    torch.set_float32_matmul_precision(matmul)
+    for operation, precision in zip(operations(), before, strict=True):
+        operation.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    "certificate", [LinearRelaxation(norm=2), RandomizedSmoothing(sigma=0.1, total_images=4, n0=5, n=10)]
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_certificates_compute_in_full_float32(chosen, certificate, fails):
+    seen = []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    network[1].register_forward_hook(lambda *_: seen.append(precisions()))
+    x, y = random_batch(4)
+    if fails:
+        with pytest.raises(UserError, match="labels range"):
+            certificate(network, x, y + 5)
+    else:
+        certificate(network, x, y)
+    assert seen
+    assert all(found == ["ieee"] * 6 for found in seen)
+    assert precisions() == chosen
+
+
+def test_a_command_computes_where_it_is_told():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:99", "nonsense", "cpu:x"):
+        with pytest.raises(UserError, match=f"--device {name} is not available"):
+            resolve_device(name)

@@ -1,0 +1,174 @@
+"""What an iterative attack returns out of all the points it visits.
+
+The 2023 code keeps the iterate of lowest accuracy. Under a W_p ball with p < inf that leaves much on the table:
+budget lies on images that never flip, and others are pushed further than they need. The worst case is a
+knapsack (theory, section 5), and over the points an attack has visited it is solved by paying for the cheapest
+misclassified point of each image, cheapest first.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import correct
+from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
+
+Keep = Literal["last", "best", "cheapest"]
+_ROUNDING = 1 + 1e-6  # a price is a distance between float32 images; one that spends delta must be affordable
+
+
+class Keeper(ABC):
+    """Sees every iterate, all of them inside the ball, and chooses what the attack returns.
+
+    Attributes:
+        logits: Logits of the points chosen so far.
+        mean_loss: Largest mean loss over the iterates offered, over the global batch.
+    """
+
+    def __init__(self, ball: WassersteinBall, x: Tensor, y: Tensor, weight: Tensor | None, reducer: Reducer) -> None:
+        self.ball, self.y, self.reducer = ball, y, reducer
+        self.clean = x
+        self.weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
+        self.x_adv = x
+        self.logits = torch.empty(0)
+        self.mean_loss = torch.full((), -math.inf, dtype=torch.float64, device=x.device)
+
+    @torch.no_grad()
+    def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
+        """Show an iterate with its logits [B, m] and losses [B]."""
+        robust = correct(logits, self.y)
+        sums = torch.stack([(self.weight * robust).sum(), (self.weight * losses.double()).sum(), self.weight.sum()])
+        total = self.reducer.gather(sums).sum(0)
+        mean_loss = total[1] / total[2]
+        better = self._better(x_adv, robust, total[0], mean_loss)
+        if self.logits.numel():
+            self.x_adv = torch.where(better.view(-1, *[1] * (x_adv.dim() - 1)), x_adv, self.x_adv)
+            self.logits = torch.where(better[:, None], logits, self.logits)
+        else:
+            self.x_adv, self.logits = x_adv, logits
+        self.mean_loss = torch.maximum(self.mean_loss, mean_loss)
+
+    @property
+    def finished(self) -> Tensor | None:
+        """Which images take no more steps, boolean [B]; None if there is no such thing."""
+        return None
+
+    def hold(self, x_adv: Tensor) -> Tensor:
+        """Where to go on from."""
+        return x_adv
+
+    def choose(self) -> Tensor:
+        """The points to return, shape of the images."""
+        return self.x_adv
+
+    @abstractmethod
+    def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
+        """Which images' points to take over, boolean [B]."""
+
+
+class BestIterate(Keeper):
+    """The iterate with the fewest correct images, ties by highest mean loss (the 2023 code's choice)."""
+
+    _fewest: Tensor | None = None
+
+    def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
+        if self._fewest is None:
+            self._fewest, self._loss = number_robust, mean_loss
+            return torch.ones_like(robust)
+        better = (number_robust < self._fewest) | ((number_robust == self._fewest) & (mean_loss > self._loss))
+        self._fewest = torch.where(better, number_robust, self._fewest)
+        self._loss = torch.where(better, mean_loss, self._loss)
+        return better.expand_as(robust)
+
+
+class CheapestFlips(Keeper):
+    """The cheapest misclassified point of every image; `choose` pays for them, cheapest first.
+
+    Images that never flip, or whose flip the budget does not reach, stay clean and cost nothing.
+    Offer the clean images first.
+    """
+
+    _price: Tensor | None = None
+
+    def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
+        distances = self.ball.distances(x_adv - self.clean)
+        price = torch.where(robust, math.inf, distances)
+        if self._price is None:
+            self._price = price
+            return torch.ones_like(robust)
+        better = price < self._price
+        self._price = torch.where(better, price, self._price)
+        return better
+
+    @property
+    def finished(self) -> Tensor | None:
+        """Flipped images, the misclassified ones included."""
+        return None if self._price is None else self._price < math.inf
+
+    def hold(self, x_adv: Tensor) -> Tensor:
+        """Flipped images stay where their flip was cheapest."""
+        assert self.finished is not None
+        return torch.where(self.finished.view(-1, *[1] * (x_adv.dim() - 1)), self.x_adv, x_adv)
+
+    def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
+        """Show an iterate; the first one is the clean batch, kept as the fallback."""
+        if not self.logits.numel():
+            self._clean_logits = logits
+        super().offer(x_adv, logits, losses)
+
+    @torch.no_grad()
+    def choose(self) -> Tensor:
+        """The flips the budget pays for, clean images elsewhere."""
+        assert self._price is not None
+        paid = self._price <= affordable_price(self.ball, self._price, self.weight, self.reducer)
+        self.logits = torch.where(paid[:, None], self.logits, self._clean_logits)
+        return torch.where(paid.view(-1, *[1] * (self.clean.dim() - 1)), self.x_adv, self.clean)
+
+
+def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, reducer: Reducer) -> Tensor:
+    """The largest price up to which all flips together fit into the ball: mean of price^p <= delta^p.
+
+    Args:
+        ball: Gives p and delta.
+        prices: Cost of flipping each image, shape [B], inf where it cannot be flipped. All ranks have equal B.
+        weight: Shape [B].
+        reducer: Joins the ranks.
+
+    Returns:
+        Scalar, float64; delta itself at p = inf.
+    """
+    radius = ball.delta * _ROUNDING
+    if math.isinf(ball.p):
+        return prices.new_tensor(radius)
+    both = reducer.gather(torch.stack([prices, weight])).transpose(0, 1).flatten(1)
+    price, order = both[0].sort()
+    w = both[1][order]
+    relative = (price / max(radius, torch.finfo(torch.float64).tiny)).pow(ball.p)
+    cost = torch.where(w > 0, w * relative, 0.0).cumsum(0)
+    # Equal prices stand or fall together, so that every rank and every order of the images agrees.
+    first_refused = torch.where((cost > w.sum()) & (w > 0), price, math.inf).amin()
+    affordable = (price < first_refused) & price.isfinite()
+    return torch.where(affordable, price, 0.0).amax()
+
+
+def make_keeper(
+    keep: Keep, ball: WassersteinBall, x: Tensor, y: Tensor, weight: Tensor | None, reducer: Reducer
+) -> Keeper | None:
+    """The keeper of that name; None for `last`, which needs to see nothing.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    if keep == "last":
+        return None
+    kinds: dict[str, type[Keeper]] = {"best": BestIterate, "cheapest": CheapestFlips}
+    if keep not in kinds:
+        raise UserError(f"attack.keep={keep!r} is unknown; choose last, best or cheapest")
+    return kinds[keep](ball, x, y, weight, reducer)

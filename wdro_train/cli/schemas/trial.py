@@ -1,0 +1,176 @@
+"""Settings that fit one by one but not together, found by making what costs nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.cli.error_messages import root_cause, sentence
+from wdro_train.cli.schemas.fields import is_node
+from wdro_train.evaluation.certified_curve import make_certificate
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.build import check_adversary
+from wdro_train.training.module import RobustClassifier
+from wdro_train.utils.errors import UserError
+
+# Constructors of these only remember their settings. Whatever else the user names is made once, in the run.
+_HARMLESS = ("wdro_train.", "torch.", "torchvision.transforms.", "lightning.")
+_NETWORKS = {f"wdro_train.models.{name}" for name in ("small_cnn", "resnet18", "preact_resnet18", "wide_resnet")}
+
+
+def try_out(plain: Mapping[str, Any], door: str) -> None:
+    """Make the parts of a run that are only settings, and forget them.
+
+    Args:
+        plain: The values of a configuration that fit their schema.
+        door: `train` or `evaluate`.
+
+    Raises:
+        UserError: Settings that do not go together.
+    """
+    for group in ("data", "model", "attack", "objective", "optimizer", "scheduler", "trainer"):
+        if is_node(plain.get(group)) and _harmless(plain[group]):
+            with _quiet(), _one_sentence(group, plain[group]):
+                _TRIALS.get(group, _make)(plain)(plain[group])
+    with _quiet(), _one_sentence("accelerator, devices", {}):
+        (_judging if door == "evaluate" else _callbacks)(plain)
+
+
+def _make(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
+    return instantiate
+
+
+def _network(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Of the networks that are built here, one without memory for its weights."""
+
+    def make(node: Mapping[str, Any]) -> None:
+        mean, shape = node.get("mean"), node.get("shape")
+        if mean is not None and shape is not None and len(mean) not in (1, shape[0]):
+            raise UserError(
+                f"model.mean={list(mean)} is for {len(mean)} channels, but data.shape={list(shape)} has {shape[0]}; "
+                "give data.mean and data.std one number a channel"
+            )
+        if node["_target_"] in _NETWORKS:
+            with torch.device("meta"):
+                instantiate({key: value for key, value in node.items() if key != "weights"})
+
+    return make
+
+
+def _optimizer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
+    return lambda node: instantiate(node)([nn.Parameter(torch.zeros(1))])
+
+
+def _scheduler(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
+    def make(node: Mapping[str, Any]) -> None:
+        known = _harmless(plain.get("optimizer"))
+        parameters = [nn.Parameter(torch.zeros(1))]
+        optimizer = instantiate(plain["optimizer"])(parameters) if known else torch.optim.SGD(parameters, momentum=0.9)
+        steps = {"total_steps": 10} if node.get("total_steps", 0) is None else {}  # the run's own, when it is known
+        instantiate({**node, **steps})(optimizer)
+
+    return make
+
+
+def _trainer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+
+    def make(node: Mapping[str, Any]) -> None:
+        ranks = instantiate({**node, **quiet}).world_size
+        for key in ("batch_size", "eval_batch_size"):
+            size = plain["data"].get(key)
+            if size is not None and size % ranks:
+                raise UserError(f"data.{key}={size} does not divide over {ranks} ranks; choose a multiple of {ranks}")
+
+    return make
+
+
+def _callbacks(plain: Mapping[str, Any]) -> None:
+    """The callbacks together with the objective."""
+    nodes = [node for node in plain["callbacks"].values() if node is not None]
+    if not all(map(_harmless, [*nodes, plain["objective"]])):
+        return
+    made = []
+    for name, node in plain["callbacks"].items():
+        if node is not None:
+            with _one_sentence(f"callbacks.{name}", node):
+                made.append(instantiate(node))
+    check_adversary(made, RobustClassifier(nn.Identity(), objective=instantiate(plain["objective"])))
+
+
+def _judging(plain: Mapping[str, Any]) -> None:
+    """The threat, the distances and the certificate, as far as no checkpoint decides, and the devices."""
+    threat = {
+        key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")
+    }
+    ball = WassersteinBall(**{"p": 2, "norm": 2, "delta": 0, **threat})
+    MinimalDistance(norm=ball.norm, **plain["distances"])
+    certificate = plain["certificate"]
+    if certificate is not None and certificate["method"] is not None:
+        settings = {key: certificate[key] for key in ("method", "sigma", "samples", "alpha")}
+        make_certificate(**settings, norm=ball.norm, images=1, batch_size=1)
+    devices = plain["devices"]
+    L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
+
+
+def _harmless(node: Any) -> bool:
+    """Whether everything that a node describes only remembers its settings."""
+    if isinstance(node, Mapping):
+        if is_node(node) and not node["_target_"].startswith(_HARMLESS):
+            return False
+        return all(map(_harmless, node.values()))
+    return all(map(_harmless, node)) if isinstance(node, list) else True
+
+
+@contextmanager
+def _one_sentence(group: str, node: Mapping[str, Any]) -> Iterator[None]:
+    """What a constructor says, as a sentence about its group."""
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        reason = sentence(error)
+        if reason is None:
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+        if isinstance(cause, UserError):
+            raise UserError(reason) from error
+        target = str(node.get("_target_", "")).rpartition(".")[2]
+        raise UserError(f"{group}: {target or 'Lightning'} does not take these settings ({reason})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning talks about devices whenever it makes a Trainer; it will do so again in the run."""
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    try:
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+_TRIALS: dict[str, Callable[[Mapping[str, Any]], Callable[[Any], Any]]] = {
+    "model": _network,
+    "optimizer": _optimizer,
+    "scheduler": _scheduler,
+    "trainer": _trainer,
+}

@@ -1,0 +1,214 @@
+"""Multiruns: one failed job does not cost the others, and a table ends the sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from wdro_train.cli import processes
+from wdro_train.cli.error_messages import sentence
+from wdro_train.config import run_folders, slurm
+from wdro_train.config.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
+from wdro_train.utils import interruption, tables
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.files import write_csv, write_json, write_text
+
+TABLE_FILE = "sweep.csv"
+
+Row = dict[str, str]
+T = TypeVar("T")
+
+
+class SweepTable(Callback):
+    """Collects `metrics.json` of every job of a sweep into a table and `sweep.csv`.
+
+    Hydra gives up on a sweep, and on its end, when a job has failed. Here the failed job leaves `error.txt` and
+    counts as NaN for sweepers that optimise; the sweep goes on, and its exit code is 1 at the end.
+
+    Each sweep keeps notes of its own jobs in a hidden folder, one file a job, until the table is written: another
+    sweep in the same folder has its own. The callback travels to the jobs with the name of the sweep in it.
+
+    Attributes:
+        file: What a job that went well leaves.
+        columns: Of `sweep.csv`.
+        shown: Those of the printed table, if some job has a value.
+    """
+
+    file = METRICS_FILE
+    columns: tuple[str, ...] = tuple(
+        f"{part}/{key}"
+        for part in ("val", "test")
+        for key in ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
+    )
+    shown: tuple[str, ...] = (*(key for key in columns if "ratio" not in key), "test/ratio")
+
+    def values(self, result: dict[str, Any]) -> dict[str, float | None]:
+        """The columns of one job.
+
+        Args:
+            result: Content of its `file`.
+        """
+        return {key: result.get(key.partition("/")[0], {}).get(key.partition("/")[2]) for key in self.columns}
+
+    def __init__(self) -> None:
+        self.sweep = uuid.uuid4().hex[:12]
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder of a single run.
+
+        Raises:
+            SystemExit: There cannot be such a folder.
+        """
+        _or_exit(run_folders.prepare_run, config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder of the sweep, which has a table of the jobs done so far even if a signal ends it.
+
+        Raises:
+            SystemExit: There cannot be such a folder.
+        """
+        _or_exit(run_folders.prepare_sweep, config)
+        interruption.before_leaving(partial(self.on_multirun_end, config))
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Take note that the sweep has this job.
+
+        Raises:
+            SystemExit: The note cannot be written, and then neither can a result.
+        """
+        if config.hydra.mode == RunMode.MULTIRUN:
+            self._note(config, dict.fromkeys(self.columns), "no result")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Take note of the result or the failure, in the process of the job."""
+        folder = Path(config.run_dir or config.hydra.runtime.output_dir)
+        try:
+            if config.hydra.mode == RunMode.MULTIRUN:
+                self._conclude(config, job_return, folder)
+        finally:
+            run_folders.release(folder)
+
+    def _conclude(self, config: DictConfig, job_return: JobReturn, folder: Path) -> None:
+        if job_return.status != JobStatus.FAILED:
+            result = folder / self.file
+            if result.is_file():
+                self._note(config, self.values(json.loads(result.read_text(encoding="utf-8"))), "")
+            return
+        try:
+            _ = job_return.return_value
+        except processes.JobError as error:
+            text = f"{error}\n"
+        except Exception as error:
+            reason = sentence(error)
+            text = "".join(traceback.format_exception(error)) if reason is None else f"error: {reason}\n"
+            print(text, end="", file=sys.stderr)
+        job_return.return_value = math.nan
+        job_return.status = JobStatus.COMPLETED
+        self._note(config, dict.fromkeys(self.columns), text.strip().splitlines()[-1])
+        if run_folders.holds(folder):
+            _or_exit(write_text, folder / ERROR_FILE, text)
+
+    def _note(self, config: DictConfig, values: dict[str, float | None], error: str) -> None:
+        """Write down one line of the table: numbers in full, empty where there is none."""
+        numbers = {key: "" if value is None else str(value) for key, value in values.items()}
+        overrides = [str(item) for item in config.hydra.overrides.task]
+        note = {"job": Path(config.hydra.runtime.output_dir).name, "overrides": overrides, **numbers, "error": error}
+        _or_exit(write_json, self._notes(config) / f"{config.hydra.job.num}.json", note)
+
+    def _notes(self, config: DictConfig) -> Path:
+        return Path(config.hydra.sweep.dir) / f".sweep-{self.sweep}"
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the table of the jobs of this sweep, whatever launcher ran them.
+
+        Raises:
+            SystemExit: Some job left no result.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        files = sorted(self._notes(config).glob("*.json"), key=lambda file: int(file.stem))
+        if slurm.started_rank() > 0 or not files:
+            return
+        notes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        overrides: list[list[str]] = [note["overrides"] for note in notes]
+        common = [item for item in overrides[0] if len(notes) > 1 and all(item in o for o in overrides)]
+        rows: list[Row] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
+        path = _or_exit(_write_table, rows, folder)
+        shutil.rmtree(self._notes(config), ignore_errors=True)
+        shown = [key for key in self.shown if any(row[key] for row in rows)] or list(self.shown[:1])
+        lines = []
+        for row, what in zip(rows, overrides, strict=True):
+            varied = " ".join(item for item in what if item not in common)
+            lines.append([row["job"], varied, *(_short(row[key]) for key in shown)])
+        tables.show(
+            f"sweep of {len(rows)} jobs" + (f", all with {' '.join(common)}" if common else ""),
+            ["job", "overrides", *(key.replace("/", "\n") for key in shown)],
+            lines,
+            caption=f"more in {path}",
+            texts=2,
+        )
+        failed = [row["job"] for row in rows if row["error"]]
+        if failed:
+            print(f"error: {len(failed)} of {len(rows)} jobs failed: {', '.join(failed)}", file=sys.stderr)
+            raise SystemExit(1)
+
+
+class EvaluationTable(SweepTable):
+    """The same for `evaluate.py`, from `report.json`: the first model of each job, in the job's ball."""
+
+    file = REPORT_FILE
+    columns = ("p", "delta", "clean_acc", "worst_acc", "band", "images_moved")
+    shown = columns
+
+    def values(self, result: dict[str, Any]) -> dict[str, float | None]:
+        """The columns of one job.
+
+        Args:
+            result: Content of its `report.json`.
+        """
+        model = result["models"][0]
+        worst = model["worst_case"]
+        found = (worst["p"], worst["delta"], model["clean_accuracy"], worst["accuracy"], model["band"]["width"])
+        return dict(zip(self.columns, (*found, worst["images_moved"]), strict=True))
+
+
+def _short(value: str) -> str:
+    return tables.number(float(value) if value else None)
+
+
+def _write_table(rows: list[Row], folder: Path) -> Path:
+    """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced."""
+    jobs_here = {row["job"] for row in rows}
+    path, number = folder / TABLE_FILE, 0
+    while path.is_file() and not _jobs_in(path) <= jobs_here:
+        number += 1
+        path = folder / f"{Path(TABLE_FILE).stem}-{number}.csv"
+    write_csv(path, rows)
+    return path
+
+
+def _jobs_in(path: Path) -> set[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.get("job", "") for row in csv.DictReader(file)}
+
+
+def _or_exit(work: Callable[..., T], *arguments: Any) -> T:
+    """Do some work; a sentence for the user ends the program, where Hydra would make a warning of it and go on."""
+    try:
+        return work(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

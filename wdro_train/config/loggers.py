@@ -1,0 +1,76 @@
+"""Loggers of a configuration, and W&B runs that end when the work does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.trusted import construct
+
+_PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
+_SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
+    "train/loss": "min",
+    "val/v_q": "min",
+    "val/upsilon": "min",
+}
+
+
+def build_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
+    """The loggers of the configuration group `logger`; entries that are null are left out."""
+    loggers = [_build(node) for node in (nodes or {}).values() if node is not None]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _define_metrics(logger)
+    return loggers
+
+
+def _build(node: Any) -> Logger:
+    try:
+        logger: Logger = construct(node)
+    except Exception as error:
+        if isinstance(error.__cause__ or error, ModuleNotFoundError):
+            name = str(node["_target_"]).rpartition(".")[2]
+            package = _PACKAGES.get(name, name)
+            raise UserError(f"{name} needs the package {package}; run pip install {package}") from error
+        raise
+    return logger
+
+
+def _define_metrics(logger: WandbLogger) -> None:
+    """Curves over epochs, and the best epoch's value as the run's summary."""
+    if not callable(getattr(logger.experiment, "define_metric", None)):
+        return  # on ranks other than the first the experiment is a dummy
+    for part in ("train", "val"):
+        logger.experiment.define_metric(f"{part}/*", step_metric="epoch")
+    for key, best in _SUMMARIES.items():
+        logger.experiment.define_metric(key, step_metric="epoch", summary=best)
+
+
+def quiet_offline_wandb(nodes: Mapping[str, Any] | None) -> None:
+    """Offline, W&B has nothing to say that our own last lines do not; online it gives the run's address."""
+    if any(node is not None and node.get("offline") for node in (nodes or {}).values()):
+        wandb.setup(wandb.Settings(mode="offline", silent=True))
+
+
+@contextmanager
+def closing_wandb() -> Iterator[None]:
+    """Close the W&B run whatever happens, so that the next job of a sweep opens its own; as failed if it failed."""
+    try:
+        yield
+    except BaseException:
+        if wandb.run is not None:
+            wandb.finish(exit_code=1)
+        raise
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def offline_runs(loggers: list[Logger]) -> list[str]:
+    """Folders of the offline W&B runs, for `wandb sync`."""
+    runs = [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
+    return [str(run.settings.sync_dir) for run in runs if run.offline]

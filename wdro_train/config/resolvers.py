@@ -1,0 +1,53 @@
+"""What `${default_delta:...}` and `${count_folders:...}` mean in a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wdro_train.data import class_folders
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.numbers import parse_number
+
+
+def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
+    """The dataset's default radius for a ground norm.
+
+    Args:
+        table: Radii under the keys `linf`, `l2`, ...
+        norm: The ground norm.
+
+    Raises:
+        UserError: Not a norm, or none is known for that norm.
+    """
+    key = f"l{parse_number(norm, 'attack.norm'):g}"
+    if key not in table:
+        raise UserError(f"this dataset has no default radius for attack.norm={norm}; set attack.delta")
+    return parse_number(table[key], f"data.delta.{key}")
+
+
+def count_folders(root: str, *parts: str | None) -> int:
+    """The number of classes in the first of some folders of images that exists; see `wdro_train.data.class_folders`.
+
+    Args:
+        root: A folder.
+        *parts: Folders in it; None is left out.
+
+    Raises:
+        UserError: There are none.
+    """
+    for part in parts:
+        if part is not None and (folder := Path(root) / part).is_dir():
+            return len(class_folders(folder))
+    raise UserError(
+        f"data.root={root} has no folder {', '.join(filter(None, parts))}; put one folder a class in train/"
+    )
+
+
+def register_resolvers() -> None:
+    """Make `${default_delta:...}` and `${count_folders:...}` known; harmless when called twice."""
+    OmegaConf.register_new_resolver("default_delta", default_delta, replace=True)
+    OmegaConf.register_new_resolver("count_folders", count_folders, replace=True)

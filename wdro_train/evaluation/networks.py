@@ -1,0 +1,218 @@
+"""What is judged: a network, rebuilt from a checkpoint or trained elsewhere, and a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from wdro_train.config.build import build_data, build_model, plain, require_values
+from wdro_train.config.resolvers import default_delta
+from wdro_train.data import ImageSet
+from wdro_train.training.checkpoint import check_weights, read_checkpoint
+from wdro_train.training.module import CONFIG_KEY, RobustClassifier
+from wdro_train.utils.errors import UserError, user_error_in
+from wdro_train.utils.trusted import checked, construct, permitted, plain_values, reason, without_special_keys
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the configuration it was trained with.
+
+    Attributes:
+        model: In evaluation mode, on the device it is judged on.
+        config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
+        name: A short name: the run folder, the file, or the network's name in its zoo.
+        path: Where the weights came from: the checkpoint, the file, or the network's name in its zoo.
+        allowed: Constructors that the user lets the configuration ask for, besides those of this package.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    name: str
+    path: Path
+    allowed: frozenset[str] = frozenset()
+
+    def construct(self, group: str) -> Any:
+        """An object of the training configuration, such as its attack.
+
+        Args:
+            group: `attack` or `objective`.
+
+        Raises:
+            UserError: The configuration asks for a constructor that is neither this package's nor allowed, or gives it
+                arguments that it does not take.
+        """
+        node = checked(self.config.get(group), group, self.path, self.allowed)
+        with _refusals_of(f"the {group} of {self.path}"):
+            return construct(node, only=permitted(group, self.allowed))
+
+
+def load_subject(
+    path: str | Path,
+    *,
+    model: DictConfig | None = None,
+    data: DictConfig | None = None,
+    device: torch.device | str = "cpu",
+    allowed: Collection[str] = (),
+) -> Subject:
+    """Rebuild the network of a checkpoint.
+
+    A checkpoint is data: of what it asks for, only the constructors of this package are run that
+    `wdro_train.utils.trusted` lists, with plain values. What the user gives is not restricted.
+
+    Args:
+        path: A checkpoint written by `train.py`.
+        model: Replaces the checkpoint's model configuration. A `_target_` alone, or arguments alone, replace those
+            and keep the rest.
+        data: The same for its data configuration.
+        device: Where to put the network.
+        allowed: Constructors that the checkpoint may ask for besides those of this package.
+
+    Raises:
+        UserError: No such checkpoint, another network's, a configuration that is no plain data, or a constructor that
+            is neither this package's nor named by the user.
+    """
+    checkpoint = read_checkpoint(path)
+    config = _with_given(checkpoint[CONFIG_KEY], {"data": data, "model": model}, path, allowed)
+    with _refusals_of(f"the model of {path}"):
+        only = permitted("model", allowed) if model is None else None
+        network = build_model(OmegaConf.create(config["model"]), trained_elsewhere=False, only=only)
+    module = RobustClassifier(network)
+    check_weights(module, checkpoint, path)
+    module.load_state_dict(checkpoint["state_dict"])
+    return Subject(module.model.eval().to(device), config, _name(Path(path)), Path(path), frozenset(allowed))
+
+
+def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subject:
+    """A network that was trained elsewhere, from the configuration groups `model` and `data` alone.
+
+    Its threat is p = 2 in the l_inf norm with the dataset's radius, unless `attack` says otherwise.
+
+    Args:
+        cfg: With `model`, `data`, `attack` and `seed`.
+        device: Where to put the network.
+
+    Raises:
+        UserError: No data, or a network without weights.
+    """
+    if cfg.get("data") is None:
+        raise UserError("a model without checkpoint needs images to be judged on; give data=... too")
+    node, data = cfg.model, cfg.data
+    model = build_model(node)
+    if node.get("weights") is None and not node.get("pretrained", False):
+        raise UserError(
+            f"{node._target_.rpartition('.')[-1]} has no weights; give model.weights=..., model.pretrained=true or "
+            "ckpt_path=..."
+        )
+    norm = "inf" if cfg.attack.norm is None else cfg.attack.norm
+    delta = default_delta(data.delta, norm) if cfg.attack.delta is None else cfg.attack.delta
+    threat = {"p": 2 if cfg.attack.p is None else cfg.attack.p, "norm": norm, "delta": delta}
+    config = {"model": plain(node), "data": plain(data), "attack": threat, "seed": cfg.seed}
+    name = str(node.get("name") or node._target_.rpartition(".")[-1])
+    path = Path(name if node.get("weights") is None else str(node.weights))
+    return Subject(model.eval().to(device), config, name if node.get("weights") is None else path.stem, path)
+
+
+def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageSet:
+    """The images and labels of a split.
+
+    Args:
+        config: A configuration with a `data` entry.
+        split: `train`, `val` or `test`.
+        limit: First so many images only; None for all. Images in files come in an order that was drawn with seed 0,
+            in which every beginning holds the classes in their proportions; see `wdro_train.data.describe_sample`.
+
+    Raises:
+        UserError: Unknown split, or no images.
+    """
+    if split not in ("train", "val", "test"):
+        raise UserError(f"split={split!r} is unknown; choose train, val or test")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves no images; choose at least 1, or null for all")
+    with _refusals_of("the data module"):
+        data = build_data(OmegaConf.create({"data": config["data"]}))
+    data.prepare_data()
+    arrays = data.arrays(split)
+    return arrays if limit is None else arrays.take(torch.arange(min(limit, len(arrays.labels))))
+
+
+def _with_given(
+    config: dict[str, Any], given: Mapping[str, DictConfig | None], path: str | Path, allowed: Collection[str]
+) -> dict[str, Any]:
+    """The configuration of a checkpoint with what the user gives in its place, all of it plain and checked.
+
+    What comes from the checkpoint is checked before anything the user gives can refer to it, and the user's
+    references find its values only, never its constructors.
+    """
+    used: dict[str, Any] = {}
+    for group, node in given.items():
+        own = None if node is None else OmegaConf.to_container(node, resolve=False)
+        if isinstance(own, dict) and "_target_" in own and len(own) > 1:
+            used[group] = own
+            continue
+        kept = _without_side_effects(config.get(group), group)
+        if isinstance(own, dict) and isinstance(kept, dict):
+            kept = {key: value for key, value in kept.items() if key not in own}
+        needed = not (isinstance(own, dict) and "_target_" in own)
+        used[group] = checked(kept, group, path, allowed, complete=needed) | (own if isinstance(own, dict) else {})
+    if all(node is None for node in given.values()):
+        return config | used
+    context = OmegaConf.create(without_special_keys(config) | used)
+    for group, node in given.items():
+        if node is not None:
+            require_values(context[group], group)
+            try:
+                used[group] = plain_values(OmegaConf.to_container(context[group], resolve=True), f"{group}=...")
+            except OmegaConfBaseException as error:
+                raise UserError(
+                    f"{group}=... does not go with {path} ({reason(error)}); give data=... and model=... both"
+                ) from error
+    return config | used
+
+
+def _without_side_effects(node: Any, group: str) -> Any:
+    """The data configuration of a checkpoint, of which nothing is downloaded, and no training image is varied."""
+    if group != "data" or not isinstance(node, dict):
+        return node
+    return node | {key: off for key, off in (("augment", None), ("download", False)) if key in node}
+
+
+@contextmanager
+def _refusals_of(what: str) -> Iterator[None]:
+    """One sentence for whatever a constructor raises on arguments that it does not take; Hydra wraps it up to 1.3."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (InstantiationException, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        text = " ".join(str(error.__cause__ or error).split())
+        raise user_error_in(error) or UserError(
+            f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
+        ) from error
+
+
+def _name(path: Path) -> str:
+    """The run folder of a checkpoint, or the file."""
+    folder = path.resolve().parent
+    return path.stem if folder.name != "checkpoints" else f"{folder.parent.parent.name}/{folder.parent.name}"
+
+
+def newest_checkpoint(root: str | Path = "runs") -> str:
+    """The best checkpoint of the newest training run.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = sorted(Path(root).glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no checkpoint given and none under {root}/; train one, or give ckpt_path=...")
+    return str(found[-1])

@@ -1,0 +1,55 @@
+"""Pictures of chosen images before and after the attack, without the whole set in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.evaluation.engine import Engine, distance_stage
+from wdro_train.theory.ball import image_norms
+
+
+class Pairs(NamedTuple):
+    """Images and their flipped versions.
+
+    Attributes:
+        clean: In [0, 1], shape [k, C, H, W].
+        adversarial: Same shape; the clean image where no flip was found.
+        distances: ||adversarial - clean||_s, float64, shape [k].
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    distances: Tensor
+
+
+def flipped_pairs(engine: Engine, attack: MinimalDistance, indices: Sequence[int]) -> Pairs | None:
+    """Chosen images and what the minimum-norm attack made of them.
+
+    Args:
+        engine: The set and the network; its store has what `find_distances` left.
+        attack: As given to `find_distances`.
+        indices: Positions in the set.
+
+    Returns:
+        The pairs in the order of `indices`; None if there are none.
+    """
+    if not indices:
+        return None
+    stage = distance_stage(engine, attack)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    wanted, start = set(indices), 0
+    for piece, (x, y) in enumerate(engine.batches):
+        here = sorted(i for i in wanted if start <= i < start + len(x))
+        if here:
+            points = torch.from_numpy(engine.piece(stage, piece, x, y, ("points",))["points"]).movedim(-1, 0)
+            found |= {i: (x[i - start].clone().float(), points[i - start].clone()) for i in here}
+        start += len(x)
+        if len(found) == len(wanted):
+            break
+    clean, adversarial = (torch.stack([found[i][k] for i in indices]) for k in (0, 1))
+    return Pairs(clean, adversarial, image_norms(adversarial - clean, attack.ball.norm))

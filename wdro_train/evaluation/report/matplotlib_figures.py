@@ -1,0 +1,219 @@
+"""Figures of a report as PNG files. They know the report and the pictures that go with it, nothing else."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wdro_train.evaluation.report import fields
+from wdro_train.evaluation.report.fields import Report, colour, number, numbers
+from wdro_train.evaluation.report.image_pairs import Pairs
+from wdro_train.utils.files import replacing
+from wdro_train.utils.image_grid import draw_pairs
+
+_PANEL = (5.6, 4.2)
+_DPI = 150
+
+
+def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> list[Path]:
+    """Draw what the report has something for.
+
+    Args:
+        report: As `report.json` holds it.
+        pictures: One entry a model: its movers' images, or None.
+        folder: Where the PNG files go.
+
+    Returns:
+        The files.
+    """
+    figures: dict[str, Figure] = {
+        "robustness_curves": robustness_curves(report),
+        "distances": distance_histograms(report),
+    }
+    if fields.losses(report):
+        figures["first_order"] = first_order(report)
+        figures["ratios"] = ratios(report)
+    for k, (model, pairs) in enumerate(zip(report["models"], pictures, strict=True)):
+        if pairs is not None:
+            figures["moved_first" + (f"_{k + 1}" if len(pictures) > 1 else "")] = moved_first(model, pairs)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=_DPI)
+    return paths
+
+
+def robustness_curves(report: Report) -> Figure:
+    """Worst-case accuracy against the radius, the band above it; certified lower bounds dashed, the band below them.
+
+    One model: one panel, a colour an order. Several: a panel an order, a colour a model.
+    """
+    models, orders = report["models"], fields.orders(report)
+    alone = len(models) == 1
+    figure, panels = _panels(1 if alone else len(orders))
+    for j, p in enumerate(orders):
+        ax = panels[0] if alone else panels[j]
+        for k, model in enumerate(models):
+            curve = fields.curve_of(model, p)
+            if curve is not None:
+                name = _order(p) if alone else _plain(model["name"])
+                _curve(ax, curve, colour(j if alone else k), name)
+        if not alone:
+            ax.set_title(_order(p), fontsize=10)
+    level = models[0]["band"]["level"]
+    for ax in panels:
+        ax.set(xlabel=_radius(report), ylabel=r"worst-case accuracy $A_\delta$", ylim=(-0.02, 1.02))
+    _legend(figure, panels)
+    note = fields.certificate_note(report)
+    lines = ["solid: attack, an upper bound on the sample"]
+    lines += [f"shaded: where the distribution's may lie beyond, {100 * level:g} %, all radii and orders at once"]
+    lines += [] if note is None else [f"dashed: {note}"]
+    figure.suptitle("\n".join(textwrap.fill(line, int(13 * figure.get_figwidth())) for line in lines), fontsize=9)
+    return figure
+
+
+def distance_histograms(report: Report) -> Figure:
+    """How far the correct images are from their nearest flip, one panel a model."""
+    figure, panels = _panels(len(report["models"]))
+    for ax, model in zip(panels, report["models"], strict=True):
+        found = model["distances"]["histogram"]
+        ax.stairs(found["counts"], found["edges"], fill=True, color=colour(0), alpha=0.75)
+        marginal = number(model["worst_case"]["marginal_distance"])
+        if math.isfinite(marginal):
+            ax.axvline(marginal, color=colour(1), linestyle="--", label=f"moved in {_ball(model['worst_case'])}: left")
+            ax.legend(fontsize=8)
+        ax.set(xlabel=f"distance to the nearest flip found ({_norm(model['norm'])})", ylabel="correct images")
+        ax.set_title(
+            f"{_plain(model['name'])}\n{found['misclassified']} misclassified, {found['not_flipped']} not flipped",
+            fontsize=9,
+        )
+    return figure
+
+
+def first_order(report: Report) -> Figure:
+    """First-order approximation of the W-DRO value against the radius: a row a model, a panel a loss."""
+    models, losses = report["models"], fields.losses(report)
+    figure, panels = _panels(len(losses) * len(models), columns=len(losses))
+    for i, model in enumerate(models):
+        for j, loss in enumerate(losses):
+            ax = panels[i * len(losses) + j]
+            for k, (p, rows) in enumerate(fields.poster_lines(model, loss)):
+                _first_order_lines(ax, p, rows, colour(k))
+            title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
+            ax.set_title(title if len(models) == 1 else f"{_plain(model['name'])}\n{title}", fontsize=9)
+            ax.set(xlabel=_radius(report), ylabel=r"mean loss $V(\delta)$")
+            if ax.has_data():
+                ax.legend(fontsize=8)
+    return figure
+
+
+def ratios(report: Report) -> Figure:
+    """The bounds R^u and R^l against R = A_delta / A, over networks and radii: a panel a loss.
+
+    R^l is a first-order bound, not a certificate: where it exceeds R it is marked.
+    """
+    losses = fields.losses(report)
+    figure, panels = _panels(len(losses))
+    for ax, loss in zip(panels, losses, strict=True):
+        ends: list[float] = []
+        for k, model in enumerate(report["models"]):
+            rows = [row for row in model["poster"] if row["loss"] == loss]
+            r, upper, lower = (numbers([row[key] for row in rows]) for key in ("ratio", "ratio_upper", "ratio_lower"))
+            prefix = f"{_plain(model['name'])}: " if len(report["models"]) > 1 else ""
+            ax.scatter(r, upper, marker="^", s=30, color=colour(k), label=prefix + "$R^u$, upper bound (W-FGSM)")
+            ax.scatter(
+                r, lower, marker="v", s=30, color=colour(k), alpha=0.6, label=prefix + "$R^l$, asymptotic lower bound"
+            )
+            ends += [v for v in r if math.isfinite(v)]
+            above = [(a, b) for a, b in zip(r, lower, strict=True) if b > a]
+            if above:
+                ring: dict[str, Any] = {"s": 110, "facecolors": "none", "edgecolors": "crimson"}
+                ax.scatter(*zip(*above, strict=True), **ring, label="$R^l > R$: no certificate")
+        if ends:
+            ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.6", linewidth=1, label="equal to $R$")
+        ax.set(xlabel=r"$R = A_\delta / A$ (attack: an upper bound)", ylabel="bounds on $R$")
+        ax.set_title(f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}", fontsize=9)
+    _legend(figure, panels)
+    return figure
+
+
+def moved_first(model: Report, pairs: Pairs) -> Figure:
+    """The images the worst case moves first, and what they become."""
+    movers = model["worst_case"]["movers"]
+    labels, becomes = (torch.tensor([mover[key] for mover in movers]) for key in ("label", "becomes"))
+    title = f"{_plain(model['name'])}: what the worst case in {_ball(model['worst_case'])} moves first"
+    return draw_pairs(pairs.clean, pairs.adversarial, labels, labels, becomes, title)
+
+
+def _curve(ax: Axes, curve: Report, shade: str, name: str) -> None:
+    deltas = numbers(curve["deltas"])
+    band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
+    ax.fill_between(deltas, numbers(curve["accuracy"]), numbers(curve["upper"]), **band)
+    ax.plot(deltas, numbers(curve["accuracy"]), color=shade, label=name)
+    if curve["certified"] is not None:
+        ax.fill_between(deltas, numbers(curve["certified_lower"]), numbers(curve["certified"]), **band)
+        ax.plot(deltas, numbers(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
+
+
+def _first_order_lines(ax: Axes, p: Any, rows: list[Report], shade: str) -> None:
+    v0, last = number(rows[0]["v0"]), rows[-1]
+    deltas = [0.0, *numbers([row["delta"] for row in rows])]
+    slope = rf"{_order(p)}: $V(0) + \delta\Upsilon$, $\Upsilon$ = {number(last['upsilon']):.3g}"
+    ax.plot([0.0, deltas[-1]], [v0, number(last["v_first_order"])], color=shade, label=slope)
+    for key, style, label in (
+        ("v_q", "s:", r"$E_{Q_\delta}[J]$ (W-FGSM)"),
+        ("v_pgd", "o--", r"$V(\delta)$ by W-PGD, from below"),
+    ):
+        values = [v0, *numbers([row[key] for row in rows])]
+        ax.plot(deltas, values, style, color=shade, markersize=5, label=f"{_order(p)}: {label}")
+
+
+def _panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, row by row, with at most three in a row if not said otherwise."""
+    columns = columns or (2 if count == 4 else min(count, 3))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _legend(figure: Figure, panels: list[Axes]) -> None:
+    """One legend for all panels, below them."""
+    entries = {text: handle for ax in panels for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if entries:
+        longest = max(len(text.replace("$", "").replace("{", "").replace("}", "")) for text in entries)
+        columns = max(1, int(figure.get_figwidth() / (0.6 + 0.075 * longest)))
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=min(columns, len(entries)), fontsize=8
+        )
+
+
+def _plain(name: str) -> str:
+    """A name as text: no mathematics in it, and no underscore in front, which hides a label."""
+    text = fields.label(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _order(p: Any) -> str:
+    return r"$W_\infty$" if math.isinf(number(p)) else f"$W_{{{number(p):g}}}$"
+
+
+def _norm(norm: Any) -> str:
+    return r"$\ell_\infty$" if math.isinf(number(norm)) else rf"$\ell_{{{number(norm):g}}}$"
+
+
+def _radius(report: Report) -> str:
+    return rf"radius $\delta$ ({_norm(report['threat']['norm'])})"
+
+
+def _ball(block: Report) -> str:
+    return rf"{_order(block['p'])}, $\delta$ = {number(block['delta']):.4g}"

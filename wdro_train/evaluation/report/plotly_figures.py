@@ -1,0 +1,165 @@
+"""Interactive figures of a report, as plain data for plotly.js."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from wdro_train.evaluation.report import fields
+from wdro_train.evaluation.report.fields import Report, colour, number, numbers
+
+Plot = dict[str, Any]
+
+
+def robustness_curves(report: Report) -> list[Plot]:
+    """Worst-case accuracy with its band: one plot for one model, a plot an order for several."""
+    models, orders = report["models"], fields.orders(report)
+    alone = len(models) == 1
+    groups = [[(models[0], p) for p in orders]] if alone else [[(model, p) for model in models] for p in orders]
+    plots = []
+    for group in groups:
+        traces: list[Plot] = []
+        for k, (model, p) in enumerate(group):
+            curve = fields.curve_of(model, p)
+            if curve is not None:
+                traces += _curve(curve, colour(k), _order(p) if alone else escape(fields.label(model["name"])))
+        title = "" if alone else f"order p = {fields.short(group[0][1])}"
+        layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub>")
+        layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
+        plots.append({"title": title, "data": traces, "layout": layout})
+    return plots
+
+
+def distance_histogram(model: Report) -> Plot:
+    """How far the correct images are from their nearest flip; the worst case moves those left of the line."""
+    found = model["distances"]["histogram"]
+    edges = numbers(found["edges"])
+    bars = {
+        "type": "bar",
+        "x": [(low + high) / 2 for low, high in pairwise(edges)],
+        "width": [high - low for low, high in pairwise(edges)],
+        "y": found["counts"],
+        "marker": {"color": colour(0)},
+        "hovertemplate": "d ≈ %{x:.4g}: %{y} images<extra></extra>",
+    }
+    layout = _layout(f"distance to the nearest flip found ({_norm(model['norm'])})", "correct images")
+    layout |= {"bargap": 0, "showlegend": False}
+    marginal = number(model["worst_case"]["marginal_distance"])
+    if math.isfinite(marginal):
+        line = {"color": colour(1), "dash": "dash"}
+        layout["shapes"] = [
+            {"type": "line", "x0": marginal, "x1": marginal, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+        ]
+    return {"title": "", "data": [bars], "layout": layout}
+
+
+def first_order(report: Report, model: Report) -> list[Plot]:
+    """First-order approximation of the W-DRO value against the radius, a plot a loss."""
+    plots = []
+    for loss in fields.losses(report):
+        traces: list[Plot] = []
+        for k, (p, rows) in enumerate(fields.poster_lines(model, loss)):
+            v0, last = number(rows[0]["v0"]), rows[-1]
+            deltas = [0.0, *numbers([row["delta"] for row in rows])]
+            line, name = {"color": colour(k)}, _order(p)
+            ends = [v0, number(last["v_first_order"])]
+            slope = f"{name}: V(0) + δΥ, Υ = {fields.short(last['upsilon'], 3)}"
+            traces.append(_trace([0.0, deltas[-1]], ends, slope, line=line, mode="lines"))
+            for key, label, dash, symbol in (
+                ("v_q", "E<sub>Q<sub>δ</sub></sub>[J], W-FGSM", "dot", "square"),
+                ("v_pgd", "V(δ) by W-PGD, from below", "dash", "circle"),
+            ):
+                values = [v0, *numbers([row[key] for row in rows])]
+                style = {"line": line | {"dash": dash}, "marker": {"symbol": symbol, "size": 8}}
+                traces.append(_trace(deltas, values, f"{name}: {label}", mode="lines+markers", **style))
+        title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
+        if traces:
+            plots.append({"title": title, "data": traces, "layout": _layout(_radius(report), "mean loss V(δ)")})
+    return plots
+
+
+def ratios(report: Report) -> list[Plot]:
+    """R^u and R^l against R over networks and radii, a plot a loss; R^l above R is marked."""
+    plots = []
+    for loss in fields.losses(report):
+        traces: list[Plot] = []
+        ringed: list[tuple[float, float]] = []
+        values: list[float] = []
+        for k, model in enumerate(report["models"]):
+            rows = [row for row in model["poster"] if row["loss"] == loss]
+            prefix = f"{escape(model['name'])}: " if len(report["models"]) > 1 else ""
+            r = numbers([row["ratio"] for row in rows])
+            values += r
+            where = [f"{_order(row['p'])}, δ = {fields.short(row['delta'])}" for row in rows]
+            for key, name, symbol in (
+                ("ratio_upper", "R<sup>u</sup>, upper bound (W-FGSM)", "triangle-up"),
+                ("ratio_lower", "R<sup>l</sup>, asymptotic lower bound", "triangle-down"),
+            ):
+                y = numbers([row[key] for row in rows])
+                marker = {"symbol": symbol, "size": 10, "color": colour(k)}
+                traces.append(_trace(r, y, prefix + name, mode="markers", marker=marker, text=where))
+                ringed += [(a, b) for a, b in zip(r, y, strict=True) if key == "ratio_lower" and b > a]
+        if ringed:
+            x, y = (list(side) for side in zip(*ringed, strict=True))
+            ring = {"symbol": "circle-open", "size": 18, "color": "#d62728", "line": {"width": 2}}
+            traces.append(_trace(x, y, "R<sup>l</sup> > R: no certificate", mode="markers", marker=ring))
+        finite = [v for v in values if math.isfinite(v)] or [0.0]
+        ends = [min(finite), max(finite)]
+        diagonal = _trace(ends, ends, "equal to R", mode="lines", line={"color": "#8f8f8f", "width": 1})
+        title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
+        layout = _layout("R = A<sub>δ</sub>/A (attack: an upper bound)", "bounds on R")
+        plots.append({"title": title, "data": [diagonal, *traces], "layout": layout})
+    return plots
+
+
+def _curve(curve: Report, shade: str, name: str) -> list[Plot]:
+    """Attack curve with the band above it and certified curve with the band below it, switched on and off together."""
+    deltas, group = numbers(curve["deltas"]), {"legendgroup": name}
+    edge = {"mode": "lines", "line": {"width": 0, "color": shade}, "showlegend": False, "hoverinfo": "skip"} | group
+    fill = {"fill": "tonexty", "fillcolor": shade + "22"}
+    traces = [
+        _trace(deltas, numbers(curve["upper"]), name, **edge),
+        _trace(deltas, numbers(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
+    ]
+    if curve["certified"] is not None:
+        line = {"color": shade, "dash": "dash"}
+        sure = f"{name}, certified lower bound"
+        traces += [
+            _trace(deltas, numbers(curve["certified_lower"]), name, **edge),
+            _trace(deltas, numbers(curve["certified"]), sure, mode="lines", line=line, **fill, **group),
+        ]
+    return traces
+
+
+def _trace(x: list[float], y: list[float], name: str, **style: Any) -> Plot:
+    """A scatter trace; undefined and infinite values are gaps."""
+    gaps = [v if math.isfinite(v) else None for v in y]
+    return {"type": "scatter", "x": [v if math.isfinite(v) else None for v in x], "y": gaps, "name": name} | style
+
+
+def _layout(x: str, y: str) -> Plot:
+    """Transparent, so that the page's light or dark ground shows; colours of text and lines are the page's."""
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 12, "t": 30, "b": 48},
+        "xaxis": {"title": {"text": x}, "zeroline": False, "automargin": True},
+        "yaxis": {"title": {"text": y}, "zeroline": False, "automargin": True},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#8f8f8f", "activecolor": "#5b6670"},
+    }
+
+
+def _order(p: Any) -> str:
+    return f"W<sub>{fields.short(p)}</sub>"
+
+
+def _norm(norm: Any) -> str:
+    return f"ℓ<sub>{fields.short(norm)}</sub>"
+
+
+def _radius(report: Report) -> str:
+    return f"radius δ ({_norm(report['threat']['norm'])})"

@@ -1,0 +1,107 @@
+"""What an evaluation leaves behind: `report.json`, `report.html`, matplotlib_figures, and the same on a dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from wandb.plot import line_series
+
+from wdro_train.config.loggers import build_loggers, closing_wandb, offline_runs, quiet_offline_wandb
+from wdro_train.evaluation.report import build as reports
+from wdro_train.evaluation.report import fields, html, matplotlib_figures
+from wdro_train.evaluation.report.fields import Report, number
+from wdro_train.evaluation.report.image_pairs import Pairs
+from wdro_train.utils.files import as_json
+
+FIGURES = "figures"
+
+
+def publish(
+    report: Report, pictures: Sequence[Pairs | None], folder: Path, loggers: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
+    """Write report, page and figures, and log them.
+
+    The report comes first, so the numbers are safe whatever happens to the rest.
+
+    Args:
+        report: In memory or as read from `report.json`.
+        pictures: One entry a model: its movers' images, or None.
+        folder: Where the files go.
+        loggers: The configuration group `logger`, or None.
+
+    Returns:
+        What was made and where, for the terminal.
+    """
+    path = reports.write(report, folder)
+    content = as_json(report)
+    page = html.write(content, pictures, folder)
+    drawn = matplotlib_figures.write(content, pictures, folder / FIGURES)
+    made = [("report", str(path)), ("page", str(page)), ("figures", str(folder / FIGURES))]
+    if not loggers:
+        return made
+    quiet_offline_wandb(loggers)
+    with closing_wandb():
+        built = build_loggers(loggers)
+        for logger in built:
+            _log(logger, content, path, page, drawn)
+        return made + [("dashboard", f"wandb sync {run}") for run in offline_runs(built)]
+
+
+def scalars(report: Report) -> dict[str, float]:
+    """The numbers of the report's tables by name; a model's name comes first if there are several.
+
+    Args:
+        report: As `report.json` holds it.
+    """
+    found: dict[str, float] = {}
+    for model in report["models"]:
+        prefix = f"{model['name']}/" if len(report["models"]) > 1 else ""
+        worst = model["worst_case"]
+        values = {"clean_accuracy": model["clean_accuracy"], "band_width": model["band"]["width"]}
+        values |= {f"worst_case/{key}": worst[key] for key in ("accuracy", "spent", "images_moved")}
+        for curve in model["curves"]:
+            for delta in fields.grid(report):
+                ball = f"W_{number(curve['p']):g}/delta_{delta:g}"
+                values |= {f"curve/{ball}/{key}": fields.accuracy_at(curve, delta, key) for key in _CURVE}
+        for row in model["poster"]:
+            ball = f"{row['loss']}/W_{number(row['p']):g}/delta_{number(row['delta']):g}"
+            values |= {f"poster/{ball}/{key}": row[key] for key in row if key not in ("loss", "p", "norm", "delta")}
+        found |= {prefix + key: number(value) for key, value in values.items() if number(value) == number(value)}
+    return found
+
+
+_CURVE = ("accuracy", "upper", "certified", "certified_lower")
+
+
+def _curves(report: Report) -> Any:
+    """Worst-case accuracy against the radius, a line an order (and model, if there are several)."""
+    several = len(report["models"]) > 1
+    curves = [(model["name"], curve) for model in report["models"] for curve in model["curves"]]
+    return line_series(
+        xs=[fields.numbers(curve["deltas"]) for _, curve in curves],
+        ys=[fields.numbers(curve["accuracy"]) for _, curve in curves],
+        keys=[(f"{name} " if several else "") + f"W_{number(curve['p']):g}" for name, curve in curves],
+        title="worst-case accuracy",
+        xname="delta",
+    )
+
+
+def _log(logger: Logger, report: Report, path: Path, page: Path, drawn: Sequence[Path]) -> None:
+    """One logger: how it was made, the scalars, and where it takes them the figures and files."""
+    logger.log_hyperparams({key: value for key, value in report.items() if key != "models"})
+    logger.log_metrics(scalars(report), step=0)
+    if isinstance(logger, WandbLogger):
+        logger.experiment.log({"robustness_curves": _curves(report)})
+        for file in drawn:
+            logger.log_image(f"{FIGURES}/{file.stem}", [str(file)])
+        logger.experiment.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+        artifact = wandb.Artifact("report", type="evaluation")
+        for file in (path, page):
+            artifact.add_file(str(file))
+        logger.experiment.log_artifact(artifact)
+    logger.save()
+    logger.finalize("success")

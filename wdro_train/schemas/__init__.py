@@ -1,5 +1,0 @@
-"""What the values of a configuration may be, checked before anything is made."""
-
-from wdro_train.schemas.check import check
-
-__all__ = ["check"]

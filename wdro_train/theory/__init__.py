@@ -1,0 +1,1 @@
+"""The mathematics: balls, boxes, power means, losses and worst-case accuracy, as pure functions."""

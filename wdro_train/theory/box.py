@@ -1,0 +1,156 @@
+"""Steps inside the box [0, 1]^n, where many pixels already sit on the boundary (theory, section 2, the box).
+
+Clamping after the fact undoes part of a step and leaves budget unspent. On the box the first-order expansion
+holds with the free gradient, and the best step of a given length is a linear maximisation over ball and box.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.utils.errors import UserError
+
+_FAR = 1e30  # stretches any h that counts, and stays finite in float32
+_NEWTON_LIMIT = 50  # reached by none but radii that nearly fill the box
+_NEWTON_STEPS = 8  # where looking whether to stop would wait for the device
+
+
+def free_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient with every component that points out of the box set to 0.
+
+    Args:
+        g: Gradients, shape [B, ...].
+        x: Images in [0, 1], same shape.
+
+    Returns:
+        Same shape: 0 where (x = 0 and g < 0) or (x = 1 and g > 0).
+    """
+    outward = ((x <= 0) & (g < 0)) | ((x >= 1) & (g > 0))
+    return torch.where(outward, torch.zeros_like(g), g)
+
+
+def move(x: Tensor, u: Tensor) -> Tensor:
+    """Go from x to x + u inside the box, rounded towards x: no coordinate moves further than |u|.
+
+    Rounding to nearest would let small displacements leave the ball by a few ulps of the image, which is not
+    small against a small radius.
+
+    Args:
+        x: Images in [0, 1], shape [B, ...].
+        u: Displacements, same shape.
+
+    Returns:
+        Images in [0, 1], same shape.
+    """
+    moved = (x + u).clamp(0, 1)
+    return torch.where((moved - x).abs() > u.abs(), torch.nextafter(moved, x), moved)
+
+
+def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+    """Maximise <g_i, x'_i> over ||x'_i - x_i||_s <= radius_i and x'_i in [0, 1]^n.
+
+    s = inf: clamp(x + r sign g), exact. s = 1: pixels are filled in order of |g|, exact. Otherwise the optimum
+    is clamp(x + c h(g)) for the c that uses up the radius. The s-th power of the length is concave and piecewise
+    linear in c^s, so Newton's iteration rises to it from below and ends there, usually after two to five steps.
+
+    Args:
+        ball: Gives the norm s.
+        x: Images in [0, 1], shape [B, ...].
+        g: Free gradients, same shape.
+        radii: Allowed length per image, shape [B].
+
+    Returns:
+        Images in [0, 1], same shape as x.
+    """
+    if ball.norm == 1:
+        return _fill_in_order(x, g, radii)
+    h = ball.direction(g)
+    if math.isfinite(ball.norm):
+        radii = radii * _stretch(x, h, radii, ball.norm)
+    return move(x, per_image(radii, x) * h)
+
+
+def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
+    """The k >= 1 with ||clamp(x + k r h) - x||_s = r, as far as the box has room; shape [B], float64."""
+    size = h.flatten(1).abs()
+    room = torch.where(h > 0, 1 - x, x).flatten(1) / per_image(radii, size)  # inf where the radius is 0
+    k = torch.ones_like(radii)
+    on_host = x.device.type == "cpu"
+    for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
+        full = k.to(size)[:, None] * size >= room
+        left = 1 - torch.where(full, room, 0.0).pow(s).sum(1).double()
+        slope = torch.where(full, 0.0, size).pow(s).sum(1).double()
+        longer = torch.where((left > 0) & (slope > 0), (left / slope).pow(1 / s), k).clamp(max=_FAR)
+        if on_host and bool((longer <= k * (1 + 1e-6)).all()):
+            break
+        k = longer.maximum(k)
+    return k
+
+
+def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+    """The exact l_1 step: saturate pixels by decreasing |g| until the radius is used up."""
+    slope = g.flatten(1)
+    room = torch.where(slope > 0, 1 - x.flatten(1), torch.where(slope < 0, x.flatten(1), 0.0))
+    order = slope.abs().argsort(dim=1, descending=True, stable=True)
+    sorted_room = room.gather(1, order).double()
+    before = sorted_room.cumsum(1) - sorted_room
+    used = torch.minimum(sorted_room, (radii[:, None] - before).clamp_min(0.0)).to(x.dtype)
+    moves = torch.zeros_like(slope).scatter(1, order, used) * slope.sign()
+    return move(x, moves.view_as(x))
+
+
+def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
+    """The shortest displacement that gains what is asked: min ||u_i||_s with <g_i, u_i> = gain_i, x_i + u_i in the box.
+
+    The inverse of `ascend`. Along its solutions the gain is a concave, piecewise linear function of one scalar
+    (the radius for s = inf, the multiplier of |g| for s = 2, the pixels filled for s = 1), inverted exactly by
+    sorting its breakpoints.
+
+    Args:
+        ball: Gives the norm s, one of 1, 2, inf.
+        x: Images in [0, 1], shape [B, ...].
+        g: Gradients, same shape.
+        gain: Wanted <g, u>, any sign, shape [B].
+
+    Returns:
+        Displacements, same shape; where the box does not allow the gain, the largest one.
+
+    Raises:
+        UserError: Another norm.
+    """
+    if ball.norm not in (1, 2, math.inf):
+        raise UserError(f"attack.norm={ball.norm:g} has no closed form here; choose 1, 2 or inf")
+    slope = (g * per_image(gain.sign(), g)).flatten(1).double()
+    largest = slope.abs().amax(1, keepdim=True)
+    slope = slope / torch.where(largest > 0, largest, 1.0)
+    wanted = (gain.abs().double() / torch.where(largest > 0, largest, 1.0).squeeze(1))[:, None]
+    pixels = x.flatten(1).double()
+    steep = slope.abs()
+    room = torch.where(slope > 0, 1 - pixels, torch.where(slope < 0, pixels, 0.0))
+    if ball.norm == 1:
+        order = steep.argsort(dim=1, descending=True, stable=True)
+        weight, space = steep.gather(1, order), room.gather(1, order)
+        before = (weight * space).cumsum(1) - weight * space
+        take = ((wanted - before).clamp_min(0.0) / torch.where(weight > 0, weight, 1.0)).minimum(space)
+        size = torch.zeros_like(steep).scatter(1, order, take)
+    else:
+        # u = min(t rate, room): a pixel grows at its rate until t reaches its breakpoint room / rate.
+        rate = torch.ones_like(steep) if math.isinf(ball.norm) else steep
+        ends = torch.where(steep > 0, room / torch.where(steep > 0, rate, 1.0), 0.0)
+        end, order = ends.sort(dim=1)
+        growth = (steep * rate).gather(1, order)
+        saturated = (steep * room).gather(1, order).cumsum(1)
+        growing = (growth.sum(1, keepdim=True) - growth.cumsum(1)).clamp_min(0.0)
+        last = (saturated + end * growing < wanted).sum(1, keepdim=True)  # breakpoints passed
+        start = (last - 1).clamp_min(0)
+        passed = last > 0
+        base = torch.where(passed, saturated.gather(1, start), 0.0)
+        speed = torch.where(passed, growing.gather(1, start), growth.sum(1, keepdim=True))
+        t = torch.minimum((wanted - base) / torch.where(speed > 0, speed, 1.0), end[:, -1:])
+        t = torch.where(speed > 0, t, end[:, -1:])
+        size = torch.minimum(t * rate, room)
+    return (size * slope.sign()).to(x.dtype).view_as(x)

@@ -1,0 +1,288 @@
+"""Exact worst-case accuracy over a Wasserstein ball, from per-image distances (theory, section 5).
+
+With d_i the distance from image i to the nearest misclassified point (0 if it is misclassified itself), for every
+radius delta and every order p < inf
+
+    1 - A_delta = max { (1/N) sum a_i : 0 <= a_i <= 1, (1/N) sum a_i d_i^p <= delta^p }                   (primal)
+                = min over lambda >= 0 of  lambda delta^p + (1/N) sum (1 - lambda d_i^p)_+                   (dual)
+
+a fractional knapsack: the cheapest images are moved first and at most one is split. For p = inf,
+1 - A_delta = (1/N) #{d_i <= delta}. Duality: Gao and Kleywegt 2016, Blanchet and Murthy 2019.
+
+Distances found by an attack are upper bounds on d_i and give an upper bound on A_delta; certified radii are lower
+bounds and give a certified lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wdro_train.utils.errors import UserError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The worst case inside one ball.
+
+    Attributes:
+        accuracy: A_delta, in [0, 1].
+        weights: a_i, the share of image i's mass that moves to its boundary point, shape [N], in [0, 1].
+        multiplier: The optimal lambda of the dual (0 where the budget is not used up; inf where floating point ends;
+            NaN at p = inf).
+        marginal_distance: D = lambda^(-1/p), distance of the image that is split (inf if none is).
+        dual: The dual's value of 1 - A_delta.
+        spent: ((1/N) sum a_i d_i^p)^(1/p), at most delta.
+    """
+
+    accuracy: float
+    weights: Floats
+    multiplier: float
+    marginal_distance: float
+    dual: float
+    spent: float
+
+
+Sided = Literal["lower", "upper", "two"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """How far the accuracy on the sampled images may be from that of their distribution, for the whole curve at once.
+
+    The statement is about A_delta of the *true* distances. Distances found by an attack are too long and give an
+    accuracy that is too high, so only the upper end may be drawn around them; certified radii are too short, so only
+    the lower end may be drawn around theirs (theory, section 12). A network without gradients, which no attack flips,
+    would otherwise be called robust with confidence.
+
+    Attributes:
+        width: Half-width, in accuracy.
+        level: Probability with which the band holds, 1 - alpha.
+        sided: `lower` (A(P) >= A(P^) - width), `upper` (A(P) <= A(P^) + width), or `two`.
+    """
+
+    width: float
+    level: float
+    sided: Sided
+
+    def lower_end(self, certified: float) -> float:
+        """The least accuracy of the distribution, given a certified one on the sample (0 if the band has no such end).
+
+        Args:
+            certified: A lower bound on the accuracy on the sampled images, in [0, 1].
+        """
+        return 0.0 if self.sided == "upper" else max(0.0, certified - self.width)
+
+    def upper_end(self, attacked: float) -> float:
+        """The largest accuracy of the distribution, given what attacks leave on the sample (1 if there is no such end).
+
+        Args:
+            attacked: An upper bound on the accuracy on the sampled images, in [0, 1], from an attack on each image by
+                itself.
+        """
+        return 1.0 if self.sided == "lower" else min(1.0, attacked + self.width)
+
+    def around(self, accuracy: float) -> tuple[float, float]:
+        """Lower and upper end around the accuracy by *exact* distances, in [0, 1]."""
+        return self.lower_end(accuracy), self.upper_end(accuracy)
+
+
+class RobustnessCurve:
+    """A_delta for every delta and every p in [1, inf], from one vector of distances.
+
+    Args:
+        distances: d_i, shape [N]: non-negative, 0 for misclassified images, inf where no flip is known.
+
+    >>> curve = RobustnessCurve([0.0, 1.0, 2.0, 3.0])
+    >>> curve.accuracy(1.0, p=math.inf), curve.accuracy(0.5, p=1), curve.clean_accuracy
+    (0.5, 0.375, 0.75)
+    """
+
+    def __init__(self, distances: ArrayLike) -> None:
+        d = np.asarray(distances, dtype=np.float64)
+        if d.ndim != 1 or not d.size or np.isnan(d).any() or (d < 0).any():
+            raise UserError(f"distances of shape {d.shape}: give at least one number >= 0 for each image, none NaN")
+        self.distances = d
+        self._order = np.argsort(d, kind="stable")
+        self._sorted = d[self._order]
+
+    @classmethod
+    def pool(cls, candidates: Iterable[ArrayLike]) -> RobustnessCurve:
+        """The curve of the smallest distance of each image over several attacks, never above any of theirs."""
+        return cls(np.minimum.reduce([np.asarray(c, dtype=np.float64) for c in candidates]))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self.distances.size)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """A = A_0."""
+        return float((self.distances > 0).mean())
+
+    def accuracy(self, delta: float, p: float) -> float:
+        """A_delta.
+
+        Args:
+            delta: Radius, >= 0.
+            p: Wasserstein order in [1, inf].
+        """
+        return float(self.accuracies([delta], p)[0])
+
+    def accuracies(self, deltas: ArrayLike, p: float) -> Floats:
+        """A_delta on a grid of radii.
+
+        Args:
+            deltas: Radii, shape [k].
+            p: Wasserstein order in [1, inf].
+        """
+        grid = np.atleast_1d(np.asarray(deltas, dtype=np.float64))
+        _check(grid, p)
+        return np.asarray([1 - sum(self._moved(float(delta), p)) / len(self) for delta in grid])
+
+    def worst_case(self, delta: float, p: float) -> WorstCase:
+        """The worst case inside one ball: weights, multiplier and dual value.
+
+        Args:
+            delta: Radius, >= 0.
+            p: Wasserstein order in [1, inf].
+        """
+        _check(np.asarray([delta]), p)
+        n = len(self)
+        whole, split = self._moved(delta, p)
+        weights = np.zeros(n)
+        weights[self._order[:whole]] = 1.0
+        accuracy = 1 - (whole + split) / n
+        if math.isinf(p):
+            spent = float(self._sorted[whole - 1]) if whole else 0.0
+            return WorstCase(accuracy, weights, math.nan, delta, 1 - accuracy, spent)
+        marginal = math.inf
+        if whole < n and math.isfinite(self._sorted[whole]):
+            weights[self._order[whole]] = split
+            marginal = float(self._sorted[whole])
+        with np.errstate(over="ignore", under="ignore"):
+            multiplier = float(np.float64(marginal) ** -p)  # 0 where marginal = inf
+        moved = weights > 0
+        scale = float(self.distances[moved].max(initial=0.0)) or 1.0
+        cost = float((weights[moved] * (self.distances[moved] / scale) ** p).sum()) / n
+        return WorstCase(
+            accuracy, weights, multiplier, marginal, self._dual(delta, p, marginal), scale * cost ** (1 / p)
+        )
+
+    def budget(self, accuracy: float, p: float) -> float:
+        """The smallest radius that brings the accuracy down to `accuracy`; inf if no radius is known to.
+
+        Args:
+            accuracy: Target in [0, 1].
+            p: Wasserstein order in [1, inf].
+        """
+        if not 0 <= accuracy <= 1:
+            raise UserError(f"accuracy={accuracy:g} is not a share; choose one in [0, 1]")
+        _check(np.zeros(1), p)
+        n = len(self)
+        mass = _whole_if_rounded(n * (1 - accuracy), n)
+        if mass == 0:
+            return 0.0
+        if math.isinf(p):
+            return float(self._sorted[math.ceil(mass) - 1])
+        whole = math.floor(mass)
+        rest = mass - whole
+        used = self._sorted[: whole + (rest > 0)]
+        scale = float(used[-1])
+        if scale == 0 or math.isinf(scale):
+            return scale
+        cost = (used / scale) ** p
+        cost[whole:] *= rest
+        return scale * math.pow(float(cost.sum()) / n, 1 / p)
+
+    def band(self, alpha: float = 0.05, sided: Sided = "two") -> Band:
+        """The dimension-free band of theory section 7, for all delta and all p at once.
+
+        With probability >= 1 - alpha over N i.i.d. test images, |A_delta(P) - A_delta(P^)| <= sqrt(log(2/alpha) / 2N)
+        for every delta and p (one-sided: log(1/alpha)), by the Dvoretzky-Kiefer-Wolfowitz-Massart inequality.
+
+        Args:
+            alpha: Probability of error, in (0, 1/2].
+            sided: `lower`, `upper` or `two`. Which ends are valid depends on where the distances come from: see `Band`.
+        """
+        if not 0 < alpha <= 0.5:
+            raise UserError(f"alpha={alpha:g} is no error probability the inequality covers; choose it in (0, 0.5]")
+        if sided not in get_args(Sided):
+            raise UserError(f"sided={sided!r} is unknown; choose lower, upper or two")
+        factor = 2.0 if sided == "two" else 1.0
+        return Band(math.sqrt(math.log(factor / alpha) / (2 * len(self))), 1 - alpha, sided)
+
+    def shifted(self, delta: float, epsilon: float, p: float) -> float:
+        """A_{delta+eps}(P^), which bounds A_delta(P) from below whenever W_p(P^, P) <= eps (the paper's form).
+
+        The probability 1 - K exp(-K N eps^n) that the paper attaches to the premise is vacuous for images: n is the
+        number of pixels.
+
+        Args:
+            delta: Radius.
+            epsilon: Assumed distance between the sample and its distribution.
+            p: Wasserstein order in [1, inf].
+        """
+        if not epsilon >= 0:
+            raise UserError(f"epsilon={epsilon:g} is not a distance; choose epsilon >= 0")
+        return self.accuracy(delta + epsilon, p)
+
+    def _moved(self, delta: float, p: float) -> tuple[int, float]:
+        """How many of the nearest images move whole, and the share of the next one that does."""
+        if math.isinf(p) or delta == 0:
+            return int(np.searchsorted(self._sorted, delta, side="right")), 0.0
+        n = len(self)
+        with np.errstate(over="ignore"):
+            cost = (self._sorted / delta) ** p  # relative to the radius: no order p under- or overflows what matters
+        spent = np.cumsum(cost)
+        whole = int(np.searchsorted(spent, n, side="right"))
+        if whole == n or not np.isfinite(cost[whole]):
+            return whole, 0.0
+        before = spent[whole - 1] if whole else 0.0
+        return whole, min(max(float((n - before) / cost[whole]), 0.0), 1.0)
+
+    def _dual(self, delta: float, p: float, marginal: float) -> float:
+        """The dual objective at lambda = marginal^-p, scale-free."""
+        if math.isinf(marginal):
+            return float(np.isfinite(self.distances).mean())
+        relative = np.minimum(self.distances / marginal, 1.0)
+        return float((delta / marginal) ** p + np.mean(1 - relative**p))
+
+
+def explicit_worst_case(worst: WorstCase) -> tuple[NDArray[np.intp], Floats]:
+    """The worst-case distribution as a list of moves: everything else stays where it is.
+
+    Args:
+        worst: From `RobustnessCurve.worst_case`.
+
+    Returns:
+        Images that move to their boundary point, and the mass 1/N times share each of them moves.
+    """
+    movers = np.flatnonzero(worst.weights > 0)
+    return movers, worst.weights[movers] / worst.weights.size
+
+
+def budgets_for(curve: RobustnessCurve, accuracies: Sequence[float], p: float) -> Floats:
+    """The inverse curve on a grid of accuracies."""
+    return np.asarray([curve.budget(a, p) for a in accuracies])
+
+
+def _whole_if_rounded(mass: float, n: int) -> float:
+    """A number of images in [0, n], without the rounding of n (1 - k / n), which is an integer but for it."""
+    nearest = round(mass)
+    return float(nearest) if abs(mass - nearest) <= 4 * n * np.finfo(np.float64).eps else mass
+
+
+def _check(deltas: Floats, p: float) -> None:
+    if not p >= 1:
+        raise UserError(f"p={p:g} is not a Wasserstein order; choose p in [1, inf]")
+    radii = (deltas >= 0) & np.isfinite(deltas)
+    if not radii.all():
+        raise UserError(f"delta={deltas[~radii][0]:g} is not a radius; choose a finite delta >= 0")

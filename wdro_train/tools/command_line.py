@@ -1,0 +1,118 @@
+"""What the commands beside the two doors share: arguments are checked before any work, errors are one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wdro_train.cli.run import ending_in_a_sentence
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.numbers import parse_number
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses arguments in one sentence and with exit code 1, as the doors do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong.
+
+        Args:
+            message: From argparse.
+        """
+        print(f"error: {message.removeprefix('argument ')}; {self.prog} --help shows the options", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a command: what it raises ends in one sentence.
+
+    Args:
+        main: The command.
+    """
+    with ending_in_a_sentence():
+        main()
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A kind of argument: whole numbers from `least` on.
+
+    Args:
+        least: The smallest.
+    """
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of {least} or more")
+        return number
+
+    return convert
+
+
+def ball(key: str) -> Callable[[str], float]:
+    """A kind of argument: the order, norm or radius of a Wasserstein ball.
+
+    Args:
+        key: `p`, `norm` or `delta`.
+    """
+
+    def convert(text: str) -> float:
+        threat = {"p": 2.0, "norm": 2.0, "delta": 0.0}
+        try:
+            return float(getattr(WassersteinBall(**threat | {key: parse_number(text, f"attack.{key}")}), key))
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error).replace("attack.", "")) from error
+
+    return convert
+
+
+def radii(text: str) -> list[float]:
+    """A kind of argument: positive radii, separated by commas.
+
+    Args:
+        text: As typed.
+    """
+    found = [ball("delta")(part) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text} has a radius of 0; choose positive ones")
+    return found
+
+
+def checkpoint(text: str) -> str:
+    """A kind of argument: a file.
+
+    Args:
+        text: Its path.
+    """
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no checkpoint at {text}")
+    return text
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Give a command its checkpoint, which may be left out.
+
+    Args:
+        parser: Of the command line.
+    """
+    parser.add_argument(
+        "checkpoint", nargs="?", type=checkpoint, help="written by train.py; default: the newest run's best one"
+    )
+
+
+def folder(text: str) -> Path:
+    """A kind of argument: a folder that is there.
+
+    Args:
+        text: Its path.
+    """
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)

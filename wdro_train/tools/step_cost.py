@@ -1,0 +1,112 @@
+"""What a training step costs, method by method, in one run: `python -m wdro_train.tools.step_cost CKPT`.
+
+Passes are counted at the network, in pairs of a forward and a backward pass an image; times are medians, relative to
+PGD-AT with the same number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
+from wdro_train.config.resolvers import register_resolvers
+from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.tools import command_line
+from wdro_train.utils import tables
+from wdro_train.utils.devices import add_device, resolve_device, synchronize
+from wdro_train.utils.pass_counter import PassCounter
+from wdro_train.utils.trusted import add_allow_option
+
+_ADAPTATION = 200
+
+
+def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | None, Objective]]:
+    """Name, attack and objective of each; the first is what times are relative to."""
+    pointwise: dict[str, Any] = {"p": math.inf, "norm": ball.norm, "delta": ball.delta}
+    threat = pointwise | {"p": ball.p}
+    yield f"PGD-AT, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Adversarial()
+    yield "standard", None, Standard()
+    yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
+    yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
+    yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()
+    yield f"worst case, {steps} steps", WorstCase(**threat, steps=steps), Adversarial()
+    if ball.p > 1:
+        yield "W-FGSM", WFGSM(**threat), Adversarial()
+        yield f"W-PGD, {steps} steps", WPGD(**threat, steps=steps, random_start=True), Adversarial()
+        yield "first-order penalty", None, FirstOrderPenalty(**threat)
+    if 1 < ball.p < math.inf:
+        yield f"Lagrangian, {steps} steps", Lagrangian(**threat, steps=steps), Adversarial()
+
+
+def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> None:
+    """The work of one training step up to the gradient."""
+    x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
+    objective(model, x, x_adv, y).loss.backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+
+
+def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> float:
+    """Pairs of a forward and a backward pass an image of one step."""
+    with PassCounter(model) as passes:
+        step(model, x, y, attack, objective)
+    return passes.pairs / len(x)
+
+
+def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
+    """The command line; returns name, passes and relative time of each method."""
+    parser = command_line.Parser(prog="python -m wdro_train.tools.step_cost", description=__doc__.splitlines()[0])
+    command_line.add_checkpoint(parser)
+    parser.add_argument(
+        "--steps", type=command_line.whole(1), default=8, help="steps of the iterative attacks (default 8)"
+    )
+    parser.add_argument("--batch", type=command_line.whole(1), default=128, help="images of a step (default 128)")
+    parser.add_argument("--repeats", type=command_line.whole(1), default=15, help="steps timed (default 15)")
+    add_allow_option(parser)
+    add_device(parser)
+    given = parser.parse_args(arguments)
+
+    register_resolvers()
+    device = resolve_device(given.device)
+    subject = load_subject(given.checkpoint or newest_checkpoint(), device=device, allowed=given.allow)
+    ball = WassersteinBall(*(subject.config["attack"][key] for key in ("p", "norm", "delta")))
+    arrays = load_arrays(subject.config, "train", given.batch)
+    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
+    kinds = list(methods(ball, given.steps))
+    for _, attack, _ in kinds:
+        if isinstance(attack, WorstCase | Lagrangian):  # learn the reach or the price that this network deserves
+            for _ in range(_ADAPTATION):
+                attack(subject.model, x, y)
+    times: list[list[float]] = [[] for _ in kinds]
+    for _ in track(range(given.repeats), description="timing"):
+        for spent, (_, attack, objective) in zip(times, kinds, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            step(subject.model, x, y, attack, objective)
+            synchronize(device)
+            spent.append(time.perf_counter() - start)
+    first = statistics.median(times[0])
+    found = [
+        (name, count(subject.model, x, y, attack, objective), statistics.median(spent) / first)
+        for (name, attack, objective), spent in zip(kinds, times, strict=True)
+    ]
+    tables.show(
+        f"{subject.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}",
+        ["method", "passes", "relative", "time"],
+        [[name, f"{pairs:.2f}", f"{pairs / found[0][1]:.2f}", f"{ratio:.2f}"] for name, pairs, ratio in found],
+        "passes: pairs of a forward and a backward pass an image; relative and time: PGD-AT is 1",
+    )
+    return found
+
+
+if __name__ == "__main__":
+    command_line.run(main)

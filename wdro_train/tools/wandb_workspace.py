@@ -1,0 +1,101 @@
+"""`python -m wdro_train.tools.wandb_workspace --entity ME` (or `--json FILE`): the W&B workspace of a project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from wdro_train.tools import command_line
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.files import write_text
+from wdro_train.utils.optional_imports import optional
+
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "accuracy": {
+        "clean and adversarial accuracy": ("val/clean_acc", "val/adv_acc"),
+        "clean and worst-case accuracy": ("val/clean_acc", "val/worst_acc"),
+    },
+    "ratios and bounds": {
+        "ratio between its bounds": ("val/ratio_upper", "val/ratio", "val/ratio_lower"),
+    },
+    "first order": {
+        "Upsilon": ("val/upsilon",),
+        "spent distance": ("val/spent",),
+        "first-order value and that of Q_delta": ("val/v_first_order", "val/v_q"),
+    },
+}
+VARIED = ("attack.p", "attack.delta", "objective._target_", "seed")
+# One plot each: a run that lacks a column is not drawn, and no run need have both. `.max` is the best epoch's.
+JUDGED = ("val/adv_acc.max", "val/worst_acc.max")
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The workspace, not yet saved.
+
+    Args:
+        entity: User or team that owns the project.
+        project: Where the runs are, `logger.wandb.project`.
+
+    Raises:
+        UserError: The package wandb-workspaces is not installed.
+    """
+    spaces = optional("wandb_workspaces.workspaces", "dashboard")
+    panels = optional("wandb_workspaces.reports.v2", "dashboard")
+    sections = [
+        spaces.Section(
+            name=name,
+            is_open=True,
+            panels=[panels.LinePlot(title=title, x="epoch", y=list(keys)) for title, keys in plots.items()],
+        )
+        for name, plots in CURVES.items()
+    ]
+    sweeps = []
+    for judged in JUDGED:
+        columns = [panels.ParallelCoordinatesPlotColumn(metric=panels.Config(key)) for key in VARIED]
+        columns.append(panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric(judged)))
+        sweeps.append(panels.ParallelCoordinatesPlot(title=judged.removesuffix(".max"), columns=columns))
+    sections.append(spaces.Section(name="sweeps", is_open=True, panels=sweeps))
+    return spaces.Workspace(entity=entity, project=project, name="wdro_train", sections=sections)
+
+
+def as_json(space: Any) -> str:
+    """What would be sent to W&B, as JSON.
+
+    Args:
+        space: From `workspace`.
+    """
+    # The package has no public way to look at a workspace without saving it.
+    text: str = space._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
+    return text + "\n"
+
+
+def main() -> None:
+    """The command."""
+    parser = command_line.Parser(prog="python -m wdro_train.tools.wandb_workspace", description=__doc__)
+    parser.add_argument("--entity", default="", help="W&B user or team")
+    parser.add_argument("--project", default="wdro_train", help="W&B project; by default wdro_train")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the workspace there and send nothing")
+    arguments = parser.parse_args()
+    _build(arguments.entity, arguments.project, arguments.json)
+
+
+def _build(entity: str, project: str, file: Path | None) -> None:
+    if file is None and not entity:
+        raise UserError("--entity is missing; name the W&B user or team, or write a file with --json FILE")
+    space = workspace(entity, project)
+    if file is not None:
+        write_text(file, as_json(space))
+        print(f"workspace  {file}")
+        return
+    try:
+        space.save()
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"W&B did not take the workspace for {entity}/{project} ({reason}); run wandb login") from error
+    print(f"workspace  {space.url}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

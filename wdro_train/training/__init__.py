@@ -1,0 +1,1 @@
+"""The Lightning rooms: the module, what its checkpoints hold, and its callbacks."""

@@ -1,0 +1,25 @@
+"""Lightning callbacks."""
+
+from wdro_train.training.callbacks.adversary import DistributionalAdversary
+from wdro_train.training.callbacks.checkpoint import RunCheckpoint
+from wdro_train.training.callbacks.history import ValidationHistory
+from wdro_train.training.callbacks.images import AdversarialImages
+from wdro_train.training.callbacks.keep_listening import KeepListening
+from wdro_train.training.callbacks.overfitting import OverfittingWarning
+from wdro_train.training.callbacks.progress import ProgressBar
+from wdro_train.training.callbacks.seeding import SeedEpoch
+from wdro_train.training.callbacks.warmup import RadiusWarmup
+from wdro_train.training.callbacks.weight_perturbation import AdversarialWeightPerturbation
+
+__all__ = [
+    "AdversarialImages",
+    "AdversarialWeightPerturbation",
+    "DistributionalAdversary",
+    "KeepListening",
+    "OverfittingWarning",
+    "ProgressBar",
+    "RadiusWarmup",
+    "RunCheckpoint",
+    "SeedEpoch",
+    "ValidationHistory",
+]

@@ -1,0 +1,93 @@
+"""Clean and adversarial images with predictions: grids as PNG files and to W&B, there also as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.module import Evidence, RobustClassifier
+from wdro_train.utils.contract import unpack
+from wdro_train.utils.files import replacing
+from wdro_train.utils.image_grid import draw_pairs
+
+COLUMNS = ["clean image", "adversarial image", "label", "prediction", "prediction under attack", "distance"]
+
+matplotlib.use("Agg", force=False)
+
+
+class AdversarialImages(L.Callback):
+    """After validation, pictures of the first images of the set before and after the validation attack.
+
+    Args:
+        folder: Where the PNG files go.
+        number: Images shown.
+        every_n_epochs: How often.
+    """
+
+    def __init__(self, folder: str, number: int = 8, every_n_epochs: int = 1) -> None:
+        self.folder = Path(folder)
+        self.number = number
+        self.every_n_epochs = every_n_epochs
+        self._shown: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first images of the first batch."""
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
+        if batch_idx == 0 and due and trainer.is_global_zero and outputs:
+            evidence: Evidence = outputs["evidence"]
+            clean = evidence.measures["clean_logits"].argmax(1)
+            adv = evidence.adv_logits.argmax(1)
+            x, y = unpack(batch)
+            parts = (x, evidence.x_adv, y, clean, adv)
+            self._shown = tuple(part[: self.number].cpu() for part in parts)  # type: ignore[assignment]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, save and log."""
+        if self._shown is None or not isinstance(pl_module, RobustClassifier) or pl_module.adversary is None:
+            return
+        ball = pl_module.adversary.ball
+        title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
+        shown, self._shown = self._shown, None
+        figure = draw_pairs(*shown, title=title)
+        path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=100)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("adversarial_images", [str(path)])
+                logger.log_table("adversarial_examples", COLUMNS, table_rows(*shown, ball=ball))
+
+
+def table_rows(
+    x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, ball: WassersteinBall
+) -> list[list[Any]]:
+    """The images as rows of a W&B table with the columns `COLUMNS`.
+
+    Args:
+        x: Clean images in [0, 1], shape [k, C, H, W].
+        x_adv: Adversarial images, same shape.
+        y: Labels, shape [k].
+        clean: Predictions on x, shape [k].
+        adv: Predictions on x_adv, shape [k].
+        ball: Gives the norm of the distances.
+    """
+    before, after = ([wandb.Image(to_pil_image(image.float())) for image in images] for images in (x, x_adv))
+    distances = ball.distances(x_adv.float() - x.float())
+    numbers = (part.tolist() for part in (y, clean, adv, distances))
+    return [list(row) for row in zip(before, after, *numbers, strict=True)]

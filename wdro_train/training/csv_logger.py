@@ -1,0 +1,95 @@
+"""One file with every logged value of a run, also of a run that was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from wdro_train.training.resuming import set_aside
+from wdro_train.utils import files
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's `CSVLogger` that goes on in the file of the run that is resumed, instead of deleting it.
+
+    Rows of epochs that are trained again are replaced. Nothing is touched before there is a first row to write.
+    """
+
+    _experiment: RunWriter | None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> RunWriter:
+        """What writes the rows."""
+        if self._experiment is None:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = RunWriter(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def continue_at(self, epoch: int, *, same_measure: bool) -> None:
+        """The rows to come begin with this epoch, and belong to the same run as those that are there.
+
+        Args:
+            epoch: The first one.
+            same_measure: Whether the earlier values can stand in one column with those to come; otherwise they are
+                kept in a file of their own.
+        """
+        self.experiment.continue_at(epoch, same_measure)
+
+
+class RunWriter(ExperimentWriter):
+    """Writes the rows.
+
+    Args:
+        log_dir: The folder.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._begun = False
+        self._continued: tuple[int, bool] | None = None
+
+    def continue_at(self, epoch: int, same_measure: bool) -> None:
+        """See `RunCSVLogger.continue_at`."""
+        self._continued = epoch, same_measure
+
+    def save(self) -> None:
+        """Write the rows since the last time."""
+        if self.metrics and not self._begun:
+            self._begin(Path(self.metrics_file_path))
+            self._begun = True
+        super().save()
+
+    def _check_log_dir_exists(self) -> None:
+        """Earlier rows are looked at when there is a first row to write."""
+
+    def _begin(self, file: Path) -> None:
+        """Make the file one that can be appended to: with the earlier rows that stay, or away."""
+        if not file.is_file():
+            return
+        if self._continued is None:
+            file.unlink()
+            return
+        epoch, same_measure = self._continued
+        if not same_measure:
+            rank_zero_warn(
+                f"the values logged before were measured otherwise; they are in {set_aside(file, epoch)} now"
+            )
+            return
+        with file.open(newline="") as text:
+            lines = [line for line in text if line.endswith("\n")]  # a killed run may have left half a line
+        reader = csv.DictReader(lines)
+        rows = [row for row in reader if not row.get("epoch") or float(row["epoch"]) < epoch]
+        self.metrics_keys = list(reader.fieldnames or ())
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(file, content.getvalue())

@@ -1,0 +1,48 @@
+"""Where the commands compute: on the best device there is, unless one is named."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from wdro_train.utils.errors import UserError
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option `--device`.
+
+    Args:
+        parser: Of the command line.
+    """
+    parser.add_argument("--device", help="where to compute, such as cpu or cuda:1; default: the best device there is")
+
+
+def resolve_device(name: str | None = None) -> torch.device:
+    """The device of that name, or the best one.
+
+    Args:
+        name: Such as `cpu` or `cuda:1`. None: the accelerator of this machine, or else the CPU. Apple's MPS is used
+            only where it is named, as it has no double precision, in which distances are summed.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    if name is None:
+        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if best is None or best.type == "mps" else best
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device {name} is not available ({reason}); choose cpu, or leave it out") from error
+
+
+def synchronize(device: torch.device) -> None:
+    """Until the device has done what it was given, so that a clock can be read.
+
+    Args:
+        device: Computes while the program goes on, unless it is the CPU.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,22 @@
+"""Numbers as people type them; nothing here needs more than Python, so that the command line can use it."""
+
+from __future__ import annotations
+
+from wdro_train.utils.errors import UserError
+
+
+def parse_number(value: float | str, name: str) -> float:
+    """A number as people type it: 2, 0.5, inf, "8/255".
+
+    Args:
+        value: A number, or a string holding a number or a fraction.
+        name: What it is called in the error message.
+
+    Raises:
+        UserError: Anything else.
+    """
+    try:
+        numerator, _, denominator = str(value).partition("/")
+        return float(numerator) / float(denominator) if denominator else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{name}={value!r} is not a number; write it like 2, 0.5, inf or 8/255") from None
