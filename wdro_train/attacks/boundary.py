@@ -22,7 +22,7 @@ from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
 
-class WorstCase:
+class BoundaryAttack:
     """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
 
     grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
@@ -106,7 +106,7 @@ class WorstCase:
             # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
             noise = replace(self.ball, delta=self.random_start * self.ball.delta)
             start = random_start(noise, x, reducer, generator) if noise.delta else x
-            search = _Search(self, model, x, y, start, reach)
+            search = _FirstFlipSearch(self, model, x, y, start, reach)
             search.run(right.nonzero().squeeze(1))
             search.refine()
             flips = torch.where(right, search.flips, 0.0)
@@ -152,10 +152,12 @@ class WorstCase:
         return torch.where(flips.isfinite(), importance, self.beyond)
 
 
-class _Search:
+class _FirstFlipSearch:
     """The state of one batch: where every image is, and how far its flip."""
 
-    def __init__(self, attack: WorstCase, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor) -> None:
+    def __init__(
+        self, attack: BoundaryAttack, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor
+    ) -> None:
         self.attack, self.ball, self.model = attack, attack.ball, model
         self.x, self.y, self.start, self.reach = x, y, start, reach
         self.points = x.clone()

@@ -110,14 +110,14 @@ class MinimalDistance:
             distances = torch.where(robust, math.inf, torch.zeros(len(x), dtype=torch.float64, device=x.device))
             x_adv = x.clone()
             rows = robust.nonzero().squeeze(1)
-            search = _Search(self, model, x[rows], y[rows])
+            search = _NearestFlipSearch(self, model, x[rows], y[rows])
             if len(rows):
                 search.run(logits[rows], generator)
                 distances[rows], x_adv[rows] = search.distances, search.points
             return Distances(distances, x_adv, robust, int(search.nonfinite), int(search.zero))
 
 
-class _Search:
+class _NearestFlipSearch:
     """The state of one batch of correct images: the nearest flip of each so far."""
 
     def __init__(self, attack: MinimalDistance, model: nn.Module, x: Tensor, y: Tensor) -> None:
