@@ -16,7 +16,7 @@ from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
-_SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin
+_SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin's size
 # First step in units of the current radius. Sign steps (norm inf) move all pixels alike and go astray when long.
 _STEP_SIZES = {2.0: 3.0, math.inf: 0.75}
 _LAST_STEP = 0.01
@@ -51,7 +51,7 @@ class Distances:
 class MinimalDistance:
     """Minimum-norm attack with a radius of its own for every image.
 
-    Each step moves up the softened margin, in the best direction inside the box, by a multiple of the image's current
+    Each step moves down the softened margin, in the best direction inside the box, by a multiple of the image's current
     radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there
     is none. Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of
     FMN, Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-
@@ -138,9 +138,9 @@ class _NearestFlipSearch:
             start = self._start(generator) if 0 < run < self.attack.restarts else self.x
             self.points, self.distances = self.x, torch.full_like(distances, math.inf)
             if rank < 0:
-                self._descend(_soft_margin, self.y, start, first=run == 0)
+                self._descend(_minus_soft_margin, self.y, start, first=run == 0)
             else:
-                self._descend(_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
+                self._descend(_minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
             self._refine()
             self._take(best, distances, distances < math.inf)
         self._recheck()
@@ -265,14 +265,14 @@ class _NearestFlipSearch:
         self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
 
 
-def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The margin, [B], with the gradient of tau log sum_j exp(f_j / tau) - f_y, tau a fraction of the margin.
+def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the margin, [B], with the gradient of tau log sum_{j != y} exp(f_j / tau) - f_y, tau the margin's size.
 
     Far from the boundary rivals that lie together pull together, which avoids many local minima; tau vanishes at the
     boundary, and with it the difference from the margin.
     """
     wide = logits.float()
-    hard = margin(wide, labels).detach()
+    hard = -margin(wide, labels).detach()
     resolution = torch.finfo(wide.dtype).eps * wide.detach().abs().amax(1)
     tau = torch.maximum(_SOFTNESS * hard.abs(), resolution).clamp_min(torch.finfo(wide.dtype).tiny)
     rivals = wide.scatter(1, labels[:, None], -math.inf) / tau[:, None]
@@ -280,7 +280,7 @@ def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def _margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
-    """f_rival - f_label, [B]: the margin against one class of each image, for rows (label, rival) of `targets`."""
+def _minus_margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
+    """f_rival - f_label, [B]: minus the margin over one class of each image, for rows (label, rival) of `targets`."""
     label, rival = logits.float().gather(1, targets).unbind(1)
     return rival - label

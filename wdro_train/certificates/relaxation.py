@@ -74,7 +74,7 @@ class LinearRelaxation:
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
                 slack = _ROUNDING * logits[rows].abs().amax(1).double()
-                clean = -margin(logits[rows], y[rows]).double() - slack
+                clean = margin(logits[rows], y[rows]).double() - slack
                 steepness = self.ball.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
                 with torch.no_grad():
@@ -106,7 +106,7 @@ class LinearRelaxation:
     def _check_parsed(self, network: RelaxedNetwork, x: Tensor, y: Tensor, logits: Tensor) -> None:
         """At radius 0 the bound is the margin itself."""
         bound = network.margins(x, y, torch.zeros(1, dtype=torch.float64, device=x.device), self.norm)
-        gap = float((bound + margin(logits, y)).abs())
+        gap = float((bound - margin(logits, y)).abs())
         if not gap <= _AGREEMENT * float(logits.abs().amax()):
             raise UserError(
                 f"the network's layers, one after another, miss its margin by {gap:g}; certify a float32 network "
