@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
-from wdro_train.theory.ball import WassersteinBall, per_image
 from wdro_train.theory.box import ascend, free_gradient, reach
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
 from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
@@ -80,13 +80,13 @@ class MinimalDistance:
         step_size: float | None = None,
         batch_size: int | None = None,
     ) -> None:
-        self.ball = WassersteinBall(math.inf, norm, 0.0)
-        if self.ball.norm not in (1, 2, math.inf):
-            raise UserError(f"attack.norm={self.ball.norm:g} has no minimum-norm attack; choose 1, 2 or inf")
+        self.ground = GroundNorm(norm)
+        if self.ground.order not in (1, 2, math.inf):
+            raise UserError(f"attack.norm={self.ground.order:g} has no minimum-norm attack; choose 1, 2 or inf")
         if steps < 1 or restarts < 1 or targets < 0:
             raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
         self.steps, self.restarts, self.targets = int(steps), int(restarts), int(targets)
-        self.step_size = float(_STEP_SIZES.get(self.ball.norm, 1.0) if step_size is None else step_size)
+        self.step_size = float(_STEP_SIZES.get(self.ground.order, 1.0) if step_size is None else step_size)
         self.batch_size = batch_size
 
     def __call__(
@@ -121,7 +121,7 @@ class _NearestFlipSearch:
     """The state of one batch of correct images: the nearest flip of each so far."""
 
     def __init__(self, attack: MinimalDistance, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        self.attack, self.ball, self.model = attack, attack.ball, model
+        self.attack, self.ground, self.model = attack, attack.ground, model
         self.x, self.y = x, y
         self.points = x.clone()
         self.distances = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -175,11 +175,11 @@ class _NearestFlipSearch:
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)
-                distances = self.ball.distances(point - self.x)
+                distances = self.ground.distances(point - self.x)
                 self._take(point, distances, flipped)
                 found = torch.where(flipped, torch.minimum(found, distances), found)
                 slope = free_gradient(here.gradient, point)
-                steepness = self.ball.dual_norms(slope)
+                steepness = self.ground.dual_norms(slope)
                 # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
                 linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
                 if radii is None:
@@ -194,7 +194,7 @@ class _NearestFlipSearch:
                         torch.minimum(radii, found) * (1 - rate),
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
-                radii = radii.clamp(max=self.ball.diameter(self.x))
+                radii = radii.clamp(max=self.ground.diameter(self.x))
                 point = self._move(point, distances, slope, radii, share)
         with torch.no_grad():
             self._check(point)
@@ -204,26 +204,26 @@ class _NearestFlipSearch:
 
         For s = 1 a share of the way to the best vertex.
         """
-        if self.ball.norm == 1:
+        if self.ground.order == 1:
             u = point - self.x
-            u = u + share * (ascend(self.ball, self.x, slope, radii) - self.x - u)
+            u = u + share * (ascend(self.ground, self.x, slope, radii) - self.x - u)
         else:
             length = torch.maximum(share * self.attack.step_size * radii, radii - distances)
-            u = ascend(self.ball, point, slope, length) - self.x
-        return (self.x + self.ball.shrink(u, self.ball.distances(u), radii)).clamp(0, 1)
+            u = ascend(self.ground, point, slope, length) - self.x
+        return (self.x + self.ground.shrink(u, self.ground.distances(u), radii)).clamp(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """A random point half as far away as the nearest flip known."""
         noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
-        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ball.diameter(self.x))
-        return (self.x + noise * per_image(0.5 * known / self.ball.distances(noise), self.x)).clamp(0, 1)
+        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ground.diameter(self.x))
+        return (self.x + noise * per_image(0.5 * known / self.ground.distances(noise), self.x)).clamp(0, 1)
 
     def _polish(self) -> None:
         """The foot of the perpendicular from the image on the boundary, linearised at the nearest flip."""
         here = input_gradient(self.model, self.points, self.y, margin, self.attack.batch_size)
         with torch.no_grad():
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
-            foot = reach(self.ball, self.x, here.gradient, -(here.losses.double() + back))
+            foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
             candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
             self._check(torch.where(per_image(self.distances, self.x).isfinite(), candidate, self.points))
 
@@ -249,7 +249,7 @@ class _NearestFlipSearch:
     def _check(self, point: Tensor) -> Tensor:
         """Look at points without gradient and keep those that are nearer; returns which are flipped."""
         flipped = ~correct(forward(self.model, point, self.attack.batch_size), self.y)
-        self._take(point, self.ball.distances(point - self.x), flipped)
+        self._take(point, self.ground.distances(point - self.x), flipped)
         return flipped
 
     def _take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:

@@ -63,7 +63,7 @@ class Pool:
             return replace(
                 results[0],
                 x_adv=x_adv,
-                distances=self.ball.distances(x_adv - x),
+                distances=self.ball.ground.distances(x_adv - x),
                 nonfinite_gradients=torch.stack([r.nonfinite_gradients for r in results]).sum(),
                 adv_logits=keeper.logits,
                 best_mean_loss=None,

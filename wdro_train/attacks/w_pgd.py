@@ -20,8 +20,9 @@ from wdro_train.attacks.base import (
     resolve_batch_norm,
 )
 from wdro_train.attacks.selection import Keep, Keeper, make_keeper
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope, resolve_scope
@@ -131,7 +132,7 @@ class WPGD:
                     if keeper.finished is not None:
                         found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
                 slope = free_gradient(found.gradient, x_adv) if self.box else found.gradient
-                dual_norms = self.ball.dual_norms(slope)
+                dual_norms = self.ball.ground.dual_norms(slope)
                 upsilon = self._upsilon(dual_norms, weight, reducer, step)
                 if first is None:
                     check_logits(model, x, found.logits, labels)
@@ -145,7 +146,7 @@ class WPGD:
                 x_adv = keeper.choose()
             return AttackResult(
                 x_adv=x_adv.detach(),
-                distances=self.ball.distances(x_adv - x),
+                distances=self.ball.ground.distances(x_adv - x),
                 upsilon=first_upsilon,
                 dual_norms=first_norms,
                 losses=first.losses,
@@ -202,7 +203,7 @@ class WPGD:
         u, distances = self.ascent(x, x_adv, slope, dual_norms, upsilon)
         held = dual_norms == 0
         parts = reducer.gather(self.displacement_moments(distances, held, weight))
-        return move(x, self.ball.shrink(u, distances, self.allowed(distances, held, parts, step)))
+        return move(x, self.ball.ground.shrink(u, distances, self.allowed(distances, held, parts, step)))
 
     @torch.no_grad()
     def ascent(
@@ -211,10 +212,10 @@ class WPGD:
         """The displacement after one step from x_adv, before the projection, and its norms [B]."""
         radii = self.step_size * self.ball.delta / self.steps * self.ball.shares(dual_norms, upsilon)
         if self.box:
-            u = ascend(self.ball, x_adv, slope, radii) - x
+            u = ascend(self.ball.ground, x_adv, slope, radii) - x
         else:
-            u = x_adv + per_image(radii, x) * self.ball.direction(slope) - x
-        return u, self.ball.distances(u)
+            u = x_adv + per_image(radii, x) * self.ball.ground.direction(slope) - x
+        return u, self.ball.ground.distances(u)
 
     def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
         """Moments of the displacements that may shrink and of those that are held, shape [2, 3].
@@ -273,5 +274,5 @@ def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: 
         length = x.new_empty(rows).uniform_(generator=generator)[rank::world][: len(x)]
         direction = noise[rank::world][: len(x)]
         radii = ball.delta * length.double().pow(1 / size)
-        u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
+        u = direction * (radii / ball.ground.distances(direction)).to(direction)[:, None]
     return move(x, u.view_as(x))

@@ -83,7 +83,7 @@ def measure(name: str, attack: Attacker, model: nn.Module, x: Tensor, y: Tensor,
         inside = ((points >= 0) & (points <= 1)).flatten(1).all(1)
         flipped = ~correct(forward(model, points), y[rows]) & inside
     distances = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    distances[rows] = torch.where(flipped, ball.distances(points - x[rows]), math.inf)
+    distances[rows] = torch.where(flipped, ball.ground.distances(points - x[rows]), math.inf)
     return Outcome(name, distances.cpu().numpy(), passes.forward / len(rows), passes.backward / len(rows), seconds)
 
 

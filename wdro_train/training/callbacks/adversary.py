@@ -80,9 +80,9 @@ class DistributionalAdversary(L.Callback):
         self.val_attack: Attack | None = val_attack
         self.first_order = WFGSM(**threat, loss="redlr") if first_order == "default" else first_order
         self.distances = distances
-        if distances is not None and distances.ball.norm != ball.norm:
+        if distances is not None and distances.ground.order != ball.norm:
             raise UserError(
-                f"distances in the l_{distances.ball.norm:g} norm say nothing about an l_{ball.norm:g} ball"
+                f"distances in the l_{distances.ground.order:g} norm say nothing about an l_{ball.norm:g} ball"
             )
         self.whole_set = whole_set
         self.seed = seed
