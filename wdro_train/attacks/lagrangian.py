@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, checked_loss, input_gradient
-from wdro_train.attacks.w_pgd import random_start
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.attacks.random_start import random_start
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
 from wdro_train.theory.losses import LossFunction, resolve_loss

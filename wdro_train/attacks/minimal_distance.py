@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_logits
 from wdro_train.theory.box import ascend, free_gradient, reach
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin

@@ -5,16 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import (
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    attack_mode,
-    check_logits,
-    checked_loss,
-    input_gradient,
-    resolve_batch_norm,
-)
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import InputGradient, input_gradient
+from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
+from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
 from wdro_train.theory.ground_norm import per_image

@@ -13,7 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.identity import package_version
 from wdro_train.evaluation.piece_store import Arrays

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import attack_mode, check_network, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_network
 from wdro_train.attacks.w_fgsm import push_forward
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.identity import batch_digest, describe, digest, identity

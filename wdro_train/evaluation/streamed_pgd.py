@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdro_train.attacks import WPGD
-from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.theory.box import free_gradient, move
 from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean

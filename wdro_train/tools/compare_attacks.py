@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.autoattack import autoattack, require
 from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint

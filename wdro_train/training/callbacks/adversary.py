@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, AttackResult, MinimalDistance, Pool
-from wdro_train.attacks.base import Stateful, attack_mode, forward
+from wdro_train.attacks.base import Stateful
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.data.padding import batch_weight, only_loader
 from wdro_train.metrics import AdversarialAccuracy, FirstOrderBounds, WorstCaseAccuracy
 from wdro_train.theory.ball import WassersteinBall
