@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from wdro_train.cli import did_you_mean, processes
+from wdro_train.cli import did_you_mean, help_text, processes
 from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
@@ -37,6 +37,9 @@ def run_command_line(main: Callable[[], Any], config_name: str) -> None:
         main: Decorated by `hydra.main`.
         config_name: Of its configuration.
     """
+    if help_text.wanted(sys.argv[1:]):
+        print(help_text.text(config_name, sys.argv[1:]))
+        return
     with ending_in_a_sentence(lambda error: did_you_mean.sentence(error, config_name, sys.argv[1:])):
         sys.argv[1:] = processes.quiet_rank(maximizing(quoted(sys.argv[1:], _CHECKPOINTS)))
         os.environ[RAISE] = "1"  # Hydra prints and exits unless it is asked to raise; `run` takes the request back

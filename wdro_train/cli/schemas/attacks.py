@@ -42,8 +42,8 @@ class Lagrangian(Attack):
     limit: fields.UpToOne = 0.6
 
 
-class WorstCase(Attack):
-    """Of `WorstCase`."""
+class BoundaryAttack(Attack):
+    """Of `BoundaryAttack`."""
 
     random_start: fields.NotNegative = 0.2
     bisections: fields.Natural = 0

@@ -38,7 +38,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     attack_settings.WPGD: [attacks.WPGD],
     attack_settings.Attack: [attacks.WFGSM, attacks.KLPGD],
     attack_settings.Lagrangian: [attacks.Lagrangian],
-    attack_settings.WorstCase: [attacks.WorstCase],
+    attack_settings.BoundaryAttack: [attacks.BoundaryAttack],
     attack_settings.DualAscent: [attacks.DualAscent],
     attack_settings.Fixed: [attacks.Fixed],
     attack_settings.MinimalDistance: [attacks.MinimalDistance],
