@@ -1,9 +1,39 @@
 """Train and judge image classifiers against Wasserstein distributional adversaries."""
 
-import os
+from __future__ import annotations
 
-# Waiting threads sleep instead of spinning: small networks wait a lot, and spinning on shared cores costs tenfold.
-# Read when torch is first imported; set it yourself to choose otherwise.
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wdro_train.evaluation import robustness_curve
+    from wdro_train.training.callbacks import DistributionalAdversary
+    from wdro_train.training.module import RobustClassifier
+
+# Threads that wait for work sleep instead of spinning. Small networks wait a lot, and on cores that are shared spinning
+# makes them ten times slower. torch reads this when it is first imported; set it yourself to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
+__all__ = ["DistributionalAdversary", "RobustClassifier", "__version__", "robustness_curve"]
+
+_HOMES = {
+    "DistributionalAdversary": "wdro_train.training.callbacks",
+    "RobustClassifier": "wdro_train.training.module",
+    "robustness_curve": "wdro_train.evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The short names, imported when they are first asked for (PEP 562): Lightning takes seconds to import."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """What there is, whether or not it has been imported."""
+    return sorted({*globals(), *__all__})

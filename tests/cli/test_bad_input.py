@@ -20,13 +20,13 @@ from omegaconf import open_dict
 from shell import ROOT, run, start
 from torch.utils.data import DataLoader, Dataset
 
-from wdro_train.cli import run as doors
 from wdro_train.cli import schemas
+from wdro_train.cli.endings import unexpected
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.schemas.check import refusal, resolve
 from wdro_train.cli.schemas.trial import try_out
-from wdro_train.config import places
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.writable import refuse_unwritable
 from wdro_train.tools import command_line
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.errors import UserError
@@ -211,6 +211,12 @@ def test_generated_bad_values(door, values):
         ("train", ["~scheduler"], "scheduler is missing"),
         ("train", ["model=wrn_28_10", "model.depth=11"], "model.depth=11 is no depth of a wide ResNet"),
         ("train", ["model=torchvision", "model.name=resnet50", "+model.option=3"], "did you mean options?"),
+        ("train", ["+model.widht=3"], "model.widht is not a setting of small_cnn; did you mean width?"),
+        (
+            "train",
+            ["+callbacks.warmup._target_=wdro_train.callbacks.RadiusWarmup"],
+            "its name is now wdro_train.training.callbacks.RadiusWarmup",
+        ),
         ("train", ["data=mnist", "data.name=MNISTT"], "data.name=MNISTT is not a data set of torchvision"),
         ("train", ["data=image_folder", "data.root=nowhere"], "data.root=nowhere has no folder"),
         ("train", ["data=huggingface"], "these images have no default for data.name; give data.name=..."),
@@ -231,7 +237,7 @@ def test_combinations(door, overrides, said):
     [
         ("train", ["attack.p=inf", "attack.delta=8/255", "seed=3", "ckpt_path=a.ckpt", "attack.scope=running"]),
         ("train", ["trainer=ddp_sim", "finetune.freeze=0.*", "trainer.limit_val_batches=0.5", "+again=2"]),
-        ("train", ["experiment=mma", "+callbacks.warmup._target_=wdro_train.training.callbacks.RadiusWarmup"]),
+        ("train", ["method=mma", "+callbacks.warmup._target_=wdro_train.training.callbacks.RadiusWarmup"]),
         ("train", ["trainer.max_epochs=-1", "scheduler=constant", "trainer.precision=bf16-mixed", "logger=none"]),
         ("train", ["objective._target_=shell.dropout_cnn", "model._target_=shell.breaking_cnn", "attack.delta=0"]),
         ("evaluate", ["ckpt_path=[a.ckpt,b.ckpt]", "attack.p=1", "curve.p=[1,inf]", "curve.deltas=[0,8/255]"]),
@@ -410,7 +416,7 @@ def test_errors_of_the_machine(tmp_path):
     try:
         {}["momentum"]
     except KeyError as error:
-        said = doors.unexpected(error, tmp_path)
+        said = unexpected(error, tmp_path)
     assert said.startswith("KeyError: 'momentum'; ")
     assert "Traceback" in (tmp_path / "traceback.txt").read_text()
 
@@ -420,17 +426,23 @@ def test_folders_that_cannot_be_written(path, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=said):
-        places.refuse_unwritable("run_dir", path)
-    places.refuse_unwritable("run_dir", "new/run")
+        refuse_unwritable("run_dir", path)
+    refuse_unwritable("run_dir", "new/run")
     assert not (tmp_path / "new").exists()
 
 
 COMMANDS = {
-    "masking": [[], ["no.ckpt"], ["{ckpt}", "--limit", "-1"], ["{ckpt}", "--steps", "0"], ["{ckpt}", "--steps", "2.5"]],
-    "benchmark": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
+    "gradient_masking": [
+        [],
+        ["no.ckpt"],
+        ["{ckpt}", "--limit", "-1"],
+        ["{ckpt}", "--steps", "0"],
+        ["{ckpt}", "--steps", "2.5"],
+    ],
+    "compare_attacks": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
     "step_cost": [["no.ckpt"], ["{ckpt}", "--batch", "0"], ["{ckpt}", "--repeats", "abc"]],
-    "study": [["nowhere", "--out", "out"], [".", "--out", "out", "--deltas", "a,b"], [".", "--out", "out"]],
-    "dashboard": [[], ["--json", "/dev/null/x.json"]],
+    "compare_methods": [["nowhere", "--out", "out"], [".", "--out", "out", "--deltas", "a,b"], [".", "--out", "out"]],
+    "wandb_workspace": [[], ["--json", "/dev/null/x.json"]],
 }
 
 
@@ -438,7 +450,7 @@ COMMANDS = {
 def test_commands_beside_the_doors(name, checkpoint, tmp_path, monkeypatch, capsys):
     """Wrong arguments are one sentence and exit code 1, as at the doors, before anything is made."""
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"wdro_train.{name}")
+    module = importlib.import_module(f"wdro_train.tools.{name}")
     for arguments in COMMANDS[name]:
         typed = [item.format(ckpt=checkpoint) for item in arguments]
         monkeypatch.setattr("sys.argv", [name, *typed])
@@ -449,4 +461,4 @@ def test_commands_beside_the_doors(name, checkpoint, tmp_path, monkeypatch, caps
         assert said.startswith("error: "), said
         assert said.count("\n") == 1, said
     assert list(tmp_path.iterdir()) == []
-    assert "commandline.run(main)" in Path(module.__file__).read_text()
+    assert "command_line.run(main)" in Path(module.__file__).read_text()

@@ -65,9 +65,49 @@ def test_optuna_looks_for_the_highest(tmp_path):
     search += ["hydra/sweeper/sampler=grid"]
     done = run("train.py", "-m", *search, "logger=csv", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    best = (tmp_path / "out/optimization_results.yaml").read_text()
-    highest = max(float(row["val/adv_acc"]) for row in table(tmp_path))
-    assert float(best.partition("best_value: ")[2]) == pytest.approx(highest)
+    assert best_value(tmp_path) == pytest.approx(max(float(row["val/adv_acc"]) for row in table(tmp_path)))
+
+
+def best_value(folder):
+    text = (folder / "out/optimization_results.yaml").read_text()
+    return float(text.partition("best_value: ")[2])
+
+
+def test_a_search_judges_every_trial_in_one_ball(tmp_path):
+    """The learning rate and the attack's step differ between trials; what is maximised means the same in all."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    few = [item for item in QUICK if not item.startswith(("test", "callbacks"))] + ["hydra.sweeper.n_trials=3"]
+    done = run("train.py", "hparams_search=optuna", *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"out/{job}/metrics.json").read_text()) for job in range(3)]
+    assert [one["threat"] for one in found] == [{"p": 2, "norm": "inf", "delta": 0.1}] * 3
+    assert [one["monitor"] for one in found] == ["val/worst_acc"] * 3
+    assert not any("test" in one for one in found)
+    assert best_value(tmp_path) == pytest.approx(max(one["val"]["worst_acc"] for one in found))
+    for key in ("optimizer.lr=", "attack.step_size="):
+        typed = [next(item for item in row["overrides"].split() if item.startswith(key)) for row in table(tmp_path)]
+        assert len(set(typed)) == 3
+
+
+@pytest.mark.parametrize("more", [[], ["method=worst_case", "experiment=fashion_mnist", "data=digits"]])
+def test_debug_fast(more, tmp_path):
+    """A whole run in moments, with its test, and nothing for W&B."""
+    done = run("train.py", "debug=fast", *more, "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert report["epochs"] == 1
+    assert report["test"]
+    assert not (tmp_path / "out/wandb").exists()
+
+
+def test_debug_overfit(tmp_path):
+    """Three batches are learnt by heart, and it is these three that are judged."""
+    few = ["objective=standard", "callbacks.adversary.whole_set=false", "trainer.max_epochs=40"]
+    done = run("train.py", "debug=overfit", *few, "trainer.accelerator=cpu", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert report["val"]["clean_acc"] == 1.0
+    assert "test" not in report
 
 
 @pytest.mark.parametrize(
@@ -76,6 +116,8 @@ def test_optuna_looks_for_the_highest(tmp_path):
         ("attack.stepz=3", "did you mean attack.steps?"),
         ("model=resnet8", "did you mean model=resnet18?"),
         ("+attack.steps=3", "attack.steps is there already; leave out the +"),
+        ("experiment=pgd_at", "experiment=pgd_at is now method=pgd_at"),
+        ("+study=fashion_linf", "+study=fashion_linf is now study=fashion_linf"),
     ],
 )
 def test_suggestions(argument, said, tmp_path):
@@ -88,7 +130,7 @@ def test_suggestions(argument, said, tmp_path):
 @pytest.mark.parametrize(("recipe", "pairs"), [("w_pgd_at", 4), ("awp", 5)])
 def test_dry_run_counts(tmp_path, recipe, pairs):
     """One pass forward and one back for a step of the attack, for the weights, and for their perturbation."""
-    few = ["attack.steps=3", "logger=none", "model.width=8", f"experiment={recipe}"]
+    few = ["attack.steps=3", "logger=none", "model.width=8", f"method={recipe}"]
     done = run("train.py", "dry_run=true", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"1,149 images an epoch, each {pairs} times forward and {pairs} times backward" in done.stdout

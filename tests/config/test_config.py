@@ -29,11 +29,9 @@ from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.errors import UserError, user_error_in
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIONS = sorted(
-    (path.parent.name, path.stem)
-    for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "protocol") and path.stem != "evaluate"
-)
+# Hydra's own settings, what evaluate.py alone takes, what options have in common, and what this machine adds.
+UNBUILT = {"hydra", "protocol", "base", "local"}
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in UNBUILT)
 # What has no default, and sizes that a test can bear.
 NEEDS = {
     ("model", "torchvision"): ["model.name=resnet18", "model.small_stem=true"],
@@ -75,7 +73,7 @@ def configure(tmp_path):
 
 def test_every_group_is_covered():
     groups = {group for group, _ in OPTIONS}
-    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "protocol"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - UNBUILT
     assert len(OPTIONS) >= 25
 
 
@@ -88,9 +86,8 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
         pytest.skip(f"{EXTRA_PACKAGE[option]} is not installed")
     made = {"config": write_vit(tmp_path / "vit"), "folder": write_folder(tmp_path / "images")}
     extra += [need.format(**made) for need in NEEDS.get((group, option), [])]
-    plus = "+" if group == "study" else ""
     extra += ["scheduler.total_steps=2"] if group == "study" else []  # there is no run to count them in
-    cfg = configure(f"{plus}{group}={option}", *logger, *extra)
+    cfg = configure(f"{group}={option}", *logger, *extra)
     assert plain(cfg)
     module = build_module(cfg)
     assert isinstance(module, RobustClassifier)
@@ -106,9 +103,8 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     assert attack.ball.delta > 0
     found = attack(module, x, torch.tensor([0, 1]))
     assert isinstance(found, AttackResult)
-    if not isinstance(
-        attack, BoundaryAttack | Lagrangian
-    ):  # the one trains past the ball, the other pays a running price
+    # The one trains past the ball, the other pays a running price.
+    if not isinstance(attack, BoundaryAttack | Lagrangian):
         assert attack.ball.spent(found.distances) <= attack.ball.delta * (1 + 1e-6)
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         with pytest.raises(Exception, match="No supported gpu backend found") as caught:
@@ -138,10 +134,20 @@ def test_top_files_are_short(name):
 
 
 def test_every_yaml_is_reachable():
-    """No file lies in a folder or depth that no test above looks at."""
+    """No file lies in a folder or depth that no test above looks at, and what options share is shared by some."""
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS} | set((CONF / "hydra").glob("*.yaml"))
-    listed |= set((CONF / "protocol").glob("*.yaml"))
-    assert set(CONF.rglob("*.yaml")) == listed | {CONF / "train.yaml", CONF / "evaluate.yaml"}
+    listed |= set((CONF / "protocol").glob("*.yaml")) | set((CONF / "base").glob("*.yaml"))
+    found = set(CONF.rglob("*.yaml")) - set(CONF.glob("local/*.yaml"))
+    assert found == listed | {CONF / "train.yaml", CONF / "evaluate.yaml"}
+    texts = {path: path.read_text() for path in found}
+    for shared in (CONF / "base").glob("*.yaml"):
+        inside = re.compile(rf"^  - {shared.stem}$", re.MULTILINE)
+        used = [
+            path
+            for path, text in texts.items()
+            if f"  - /base/{shared.stem}@_" in text or (path.parent == shared.parent and inside.search(text))
+        ]
+        assert used, shared.name
 
 
 @pytest.mark.parametrize("attack", ["w_fgsm", "w_pgd"])

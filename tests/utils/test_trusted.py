@@ -551,7 +551,7 @@ def test_the_study_builds_what_is_listed_or_allowed(tmp_path):
 FAMILY = [
     (path.parent.name, path.stem)
     for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name in (*CONSTRUCTORS, "augment", "experiment")
+    if path.parent.name in (*CONSTRUCTORS, "augment", "experiment", "method")
 ]
 NEEDS = {
     ("model", "huggingface"): ["model.name=someone/vit", "+model.options.image_size=8"],

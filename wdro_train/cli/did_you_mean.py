@@ -36,16 +36,6 @@ _METHODS = frozenset(
 )
 """Options of the group `method` that were options of `experiment` before."""
 
-_MOVED = {
-    "wdro_train.callbacks": "wdro_train.training.callbacks",
-    "wdro_train.csv_logger": "wdro_train.training.csv_logger",
-    "wdro_train.losses": "wdro_train.theory.losses",
-    "wdro_train.module": "wdro_train.training.module",
-    "wdro_train.sensitivity": "wdro_train.theory.sensitivity",
-    "wdro_train.threat": "wdro_train.theory.ball",
-}
-"""Modules whose classes and functions configurations name, by the name that they had before."""
-
 _PLUGINS = {
     "hydra/launcher": {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray"},
     "hydra/sweeper": {"optuna": "sweep"},
@@ -99,19 +89,6 @@ def new_option(argument: str) -> str | None:
     if key == "+study":
         return f"study={value}"
     return None
-
-
-def new_target(target: str) -> str | None:
-    """The name that a class or function of this package has now, if its module has moved; else None.
-
-    Args:
-        target: The dotted name in a `_target_`.
-
-    >>> new_target("wdro_train.callbacks.RadiusWarmup")
-    'wdro_train.training.callbacks.RadiusWarmup'
-    """
-    module, _, name = target.rpartition(".")
-    return f"{_MOVED[module]}.{name}" if module in _MOVED else None
 
 
 def _no_option(missing: str, options: Iterable[str]) -> str:

@@ -65,7 +65,7 @@ class WassersteinBall:
         if self.p == 1:
             raise UserError(
                 f"{attack} cannot run with attack.p=1: the first-order worst case under W_1 is not unique "
-                "(all budget goes to the steepest image); choose attack.p > 1, or experiment=worst_case, which needs "
+                "(all budget goes to the steepest image); choose attack.p > 1, or method=worst_case, which needs "
                 "no first order"
             )
         return self

@@ -1,6 +1,6 @@
 """`python -m wdro_train.tools.compare_methods FOLDER`: judge every run of a study alike, with table and figures.
 
-FOLDER holds one run a subfolder, named `<method>_<seed>`, as `python train.py +study=fashion_linf` leaves them. What
+FOLDER holds one run a subfolder, named `<method>_<seed>`, as `python train.py study=fashion_linf` leaves them. What
 was judged before is not judged again.
 """
 

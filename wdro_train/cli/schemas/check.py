@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-import pkgutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,13 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ValidationError
 
-from wdro_train.cli.did_you_mean import nearest, new_target
+from wdro_train.cli.did_you_mean import nearest
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.schemas.constructors import COMMON, part_of
 from wdro_train.cli.schemas.fields import SAID, is_node
 from wdro_train.cli.schemas.top_level import TOP_LEVELS
 from wdro_train.cli.schemas.trial import try_out
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.renamed import present_name
 
 _HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 _OURS = {"model": ("weights",)}  # what is not handed to the constructor
@@ -171,8 +172,8 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
         made = _located(target)
     except Exception as error:
         reason = " ".join(str(error).split())
-        renamed = new_target(target)
-        fix = "give package.module.Constructor" if renamed is None else f"its name is now {renamed}"
+        renamed = present_name(target)
+        fix = "give package.module.Constructor" if renamed == target else f"its name is now {renamed}"
         yield where, f"{_dotted(where)}={target} cannot be imported ({reason}); {fix}"
         return
     settings = {key: value for key, value in node.items() if key not in _HYDRAS}
@@ -189,8 +190,15 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
 
 @functools.cache
 def _located(target: str) -> Any:
-    """What a dotted name stands for."""
-    return pkgutil.resolve_name(target)
+    """What a dotted name stands for: as for Hydra, a name in a package comes before a module of the same name."""
+    name, *parts = target.split(".")
+    found = importlib.import_module(name)
+    for part in parts:
+        name = f"{name}.{part}"
+        if not hasattr(found, part):
+            importlib.import_module(name)
+        found = getattr(found, part)
+    return found
 
 
 @functools.cache
