@@ -16,7 +16,7 @@ bounds and give a certified lower bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,10 +88,6 @@ class Band:
                 itself.
         """
         return 1.0 if self.sided == "lower" else min(1.0, attacked + self.width)
-
-    def around(self, accuracy: float) -> tuple[float, float]:
-        """Lower and upper end around the accuracy by *exact* distances, in [0, 1]."""
-        return self.lower_end(accuracy), self.upper_end(accuracy)
 
 
 class RobustnessCurve:
@@ -254,24 +250,6 @@ class RobustnessCurve:
             return float(np.isfinite(self.distances).mean())
         relative = np.minimum(self.distances / marginal, 1.0)
         return float((delta / marginal) ** p + np.mean(1 - relative**p))
-
-
-def explicit_worst_case(worst: WorstCase) -> tuple[NDArray[np.intp], Floats]:
-    """The worst-case distribution as a list of moves: everything else stays where it is.
-
-    Args:
-        worst: From `RobustnessCurve.worst_case`.
-
-    Returns:
-        Images that move to their boundary point, and the mass 1/N times share each of them moves.
-    """
-    movers = np.flatnonzero(worst.weights > 0)
-    return movers, worst.weights[movers] / worst.weights.size
-
-
-def budgets_for(curve: RobustnessCurve, accuracies: Sequence[float], p: float) -> Floats:
-    """The inverse curve on a grid of accuracies."""
-    return np.asarray([curve.budget(a, p) for a in accuracies])
 
 
 def _whole_if_rounded(mass: float, n: int) -> float:
