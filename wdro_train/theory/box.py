@@ -74,6 +74,24 @@ def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     return move(x, per_image(radii, x) * h)
 
 
+def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, lengths: Tensor, radii: Tensor) -> Tensor:
+    """One step of projected gradient ascent: up from `point` by a length, and back to within a radius of the image.
+
+    Args:
+        ground: The norm ||.||_s.
+        x: Images in [0, 1], shape [B, ...].
+        point: Where the step starts, in [0, 1], same shape.
+        g: Free gradients at `point`, same shape.
+        lengths: Length of the step, shape [B].
+        radii: Largest allowed distance from x, shape [B].
+
+    Returns:
+        Images in [0, 1] no further than `radii` from x, same shape.
+    """
+    u = ascend(ground, point, g, lengths) - x
+    return move(x, ground.shrink(u, ground.distances(u), radii))
+
+
 def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     """The k >= 1 with ||clamp(x + k r h) - x||_s = r, as far as the box has room; shape [B], float64."""
     size = h.flatten(1).abs()
