@@ -1,4 +1,7 @@
-"""Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
+"""Attacks on image classifiers inside Wasserstein balls: one protocol (`Attack`), one file an attack.
+
+`MinimalDistance` is the exception: it looks for each image's nearest flip, whatever the ball, and returns `Distances`.
+"""
 
 from wdro_train.attacks.base import Attack, AttackResult
 from wdro_train.attacks.boundary import BoundaryAttack
