@@ -452,7 +452,7 @@ def _edit_code(folder):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "wdro_train", folder / "edited/wdro_train", ignore=ignored)
     shutil.copytree(ROOT / "conf", folder / "edited/conf")
-    file = folder / "edited/wdro_train/attacks/minimal_distance.py"
+    file = folder / "edited/wdro_train/attacks/nearest_flip_search.py"
     file.write_text(file.read_text().replace("_FIRST_RADIUS = 2.0", "_FIRST_RADIUS = 40.0"))
     door = folder / "door.py"
     door.write_text(
