@@ -47,7 +47,6 @@ STILL_TOO_LONG = {
     "attacks/base.py",
     "cli/schemas/parts.py",
     "config/run_folders.py",
-    "data/base.py",
     "evaluation/engine.py",
     "evaluation/identity.py",
     "evaluation/run.py",
