@@ -53,7 +53,6 @@ STILL_TOO_LONG = {
     "tools/compare_methods.py",
     "training/module.py",
     "training/resuming.py",
-    "utils/trusted.py",
 }
 
 
