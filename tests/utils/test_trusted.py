@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from shell import ROOT, run
 
+from wdro_train.attacks import BoundaryAttack
 from wdro_train.config.build import plain
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.networks import load_arrays, load_subject
@@ -517,6 +518,13 @@ def test_the_user_names_constructors_of_others(tmp_path):
         with pytest.raises(UserError, match="--allow"):
             rows(str(path))
     assert gradient_masking.masking_rows(str(path), steps=1, limit=8, allowed={"shell.dropout_cnn"})
+
+
+def test_constructors_renamed_since_are_still_found(tmp_path):
+    old = put(honest()[0], ("attack", "_target_"), "wdro_train.attacks.WorstCase")
+    subject = load_subject(written(tmp_path / "old.ckpt", old))
+    assert subject.config["attack"]["_target_"] == "wdro_train.attacks.BoundaryAttack"
+    assert isinstance(subject.construct("attack"), BoundaryAttack)
 
 
 def test_the_study_builds_what_is_listed_or_allowed(tmp_path):

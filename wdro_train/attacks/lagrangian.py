@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, checked_loss, input_gradient
-from wdro_train.attacks.w_pgd import random_start
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.attacks.random_start import random_start
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
 from wdro_train.theory.losses import LossFunction, resolve_loss
@@ -97,7 +100,7 @@ class Lagrangian:
                 here = input_gradient(model, x_adv, y, loss)
                 nonfinite += here.nonfinite
                 slope = free_gradient(here.gradient, x_adv)
-                dual_norms = self.ball.dual_norms(slope)
+                dual_norms = self.ball.ground.dual_norms(slope)
                 if step == 0:
                     check_logits(model, x, here.logits, labels)
                     first, first_norms = here, dual_norms
@@ -105,9 +108,9 @@ class Lagrangian:
                     upsilon = power_mean(merge(slopes, self.ball.q), self.ball.q)
                     self._start_price(upsilon)
                 radii = self._radii(dual_norms, x)
-                u = ascend(self.ball, x_adv, slope, self.step_size / self.steps * radii) - x
-                x_adv = move(x, self.ball.shrink(u, self.ball.distances(u), radii))
-            distances = self.ball.distances(x_adv - x)
+                u = ascend(self.ball.ground, x_adv, slope, self.step_size / self.steps * radii) - x
+                x_adv = move(x, self.ball.ground.shrink(u, self.ball.ground.distances(u), radii))
+            distances = self.ball.ground.distances(x_adv - x)
             excess = self.ball.spent((distances - self.free * self.ball.delta).clamp_min(0.0), weight, reducer)
             price = self._price().exp()
             self._pay(excess)
@@ -149,7 +152,7 @@ class Lagrangian:
 
     def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
         """Where another unit of distance costs what it wins, shape [B]."""
-        most = self.limit * self.ball.diameter(x)
+        most = self.limit * self.ball.ground.diameter(x)
         if most <= self.ball.delta:
             raise UserError(
                 f"attack.limit={self.limit:g} keeps every image within {most:g}, not more than "

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.utils.errors import UserError
 
 _FAR = 1e30  # stretches any h that counts, and stays finite in float32
@@ -50,7 +50,7 @@ def move(x: Tensor, u: Tensor) -> Tensor:
     return torch.where((moved - x).abs() > u.abs(), torch.nextafter(moved, x), moved)
 
 
-def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     """Maximise <g_i, x'_i> over ||x'_i - x_i||_s <= radius_i and x'_i in [0, 1]^n.
 
     s = inf: clamp(x + r sign g), exact. s = 1: pixels are filled in order of |g|, exact. Otherwise the optimum
@@ -58,7 +58,7 @@ def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor
     linear in c^s, so Newton's iteration rises to it from below and ends there, usually after two to five steps.
 
     Args:
-        ball: Gives the norm s.
+        ground: The norm ||.||_s.
         x: Images in [0, 1], shape [B, ...].
         g: Free gradients, same shape.
         radii: Allowed length per image, shape [B].
@@ -66,11 +66,11 @@ def ascend(ball: WassersteinBall, x: Tensor, g: Tensor, radii: Tensor) -> Tensor
     Returns:
         Images in [0, 1], same shape as x.
     """
-    if ball.norm == 1:
+    if ground.order == 1:
         return _fill_in_order(x, g, radii)
-    h = ball.direction(g)
-    if math.isfinite(ball.norm):
-        radii = radii * _stretch(x, h, radii, ball.norm)
+    h = ground.direction(g)
+    if math.isfinite(ground.order):
+        radii = radii * _stretch(x, h, radii, ground.order)
     return move(x, per_image(radii, x) * h)
 
 
@@ -103,7 +103,7 @@ def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     return move(x, moves.view_as(x))
 
 
-def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
+def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
     """The shortest displacement that gains what is asked: min ||u_i||_s with <g_i, u_i> = gain_i, x_i + u_i in the box.
 
     The inverse of `ascend`. Along its solutions the gain is a concave, piecewise linear function of one scalar
@@ -111,7 +111,7 @@ def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
     sorting its breakpoints.
 
     Args:
-        ball: Gives the norm s, one of 1, 2, inf.
+        ground: The norm ||.||_s, s one of 1, 2, inf.
         x: Images in [0, 1], shape [B, ...].
         g: Gradients, same shape.
         gain: Wanted <g, u>, any sign, shape [B].
@@ -122,8 +122,8 @@ def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
     Raises:
         UserError: Another norm.
     """
-    if ball.norm not in (1, 2, math.inf):
-        raise UserError(f"attack.norm={ball.norm:g} has no closed form here; choose 1, 2 or inf")
+    if ground.order not in (1, 2, math.inf):
+        raise UserError(f"attack.norm={ground.order:g} has no closed form here; choose 1, 2 or inf")
     slope = (g * per_image(gain.sign(), g)).flatten(1).double()
     largest = slope.abs().amax(1, keepdim=True)
     slope = slope / torch.where(largest > 0, largest, 1.0)
@@ -131,7 +131,7 @@ def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
     pixels = x.flatten(1).double()
     steep = slope.abs()
     room = torch.where(slope > 0, 1 - pixels, torch.where(slope < 0, pixels, 0.0))
-    if ball.norm == 1:
+    if ground.order == 1:
         order = steep.argsort(dim=1, descending=True, stable=True)
         weight, space = steep.gather(1, order), room.gather(1, order)
         before = (weight * space).cumsum(1) - weight * space
@@ -139,7 +139,7 @@ def reach(ball: WassersteinBall, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
         size = torch.zeros_like(steep).scatter(1, order, take)
     else:
         # u = min(t rate, room): a pixel grows at its rate until t reaches its breakpoint room / rate.
-        rate = torch.ones_like(steep) if math.isinf(ball.norm) else steep
+        rate = torch.ones_like(steep) if math.isinf(ground.order) else steep
         ends = torch.where(steep > 0, room / torch.where(steep > 0, rate, 1.0), 0.0)
         end, order = ends.sort(dim=1)
         growth = (steep * rate).gather(1, order)

@@ -17,7 +17,9 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """m(x) = max_{j != y} f_j(x) - f_y(x): negative exactly on the correct set S; a tie gives 0.
+    """m(x) = f_y(x) - max_{j != y} f_j(x): positive exactly on the correct set S; a tie gives 0.
+
+    The one definition of a margin here; what attacks ascend is its negative.
 
     Args:
         logits: Shape [B, m], m >= 2.
@@ -29,7 +31,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     z, labels = _wide(logits), labels.long()
     own = z.gather(1, labels[:, None])
     rivals = z.scatter(1, labels[:, None], -torch.inf)
-    return rivals.amax(1) - own.squeeze(1)
+    return own.squeeze(1) - rivals.amax(1)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Boolean tensor, shape [B].
     """
-    return margin(logits.detach(), labels) < 0
+    return margin(logits.detach(), labels) > 0
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,12 +59,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     the ratio says nothing; value and gradient are then 0.
 
     Two classes have no z_(3). A third one is imagined that is always e times less likely than the second,
-    z_(3) = z_(2) - 1, which gives d / (1 + |d|) with the margin d = z_{other} - z_y. Nothing that depends on two logits
-    and ignores their shift and scale both is more than the sign of d, so the scale is kept here: the unit is one nat.
-    The value is a strictly increasing function of the margin in (-1, 1), negative exactly on the correct set, like
-    DLR there, so ReDLR >= -1_S and A_delta >= -V_ReDLR(delta) hold as for more classes. Its slope 1 / (1 + |d|)^2
+    z_(3) = z_(2) - 1, which gives -m / (1 + |m|) with the margin m = z_y - z_{other}. Nothing that depends on two
+    logits and ignores their shift and scale both is more than the sign of m, so the scale is kept here: the unit is one
+    nat. The value is a strictly decreasing function of the margin in (-1, 1), negative exactly on the correct set, like
+    DLR there, so ReDLR >= -1_S and A_delta >= -V_ReDLR(delta) hold as for more classes. Its slope 1 / (1 + |m|)^2
     does not vanish in floating point where the network is sure, as that of the difference of probabilities
-    tanh(d / 2) does from d = 18 on; and among sure images the ratios of the slopes do not depend on the scale,
+    tanh(m / 2) does from m = 18 on; and among sure images the ratios of the slopes do not depend on the scale,
     which W-FGSM shares its budget by.
 
     Args:
@@ -74,12 +76,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """
     z = _wide(logits)
     if z.shape[1] == 2:
-        return _squashed(margin(z, labels))
+        return _squashed(-margin(z, labels))
     top = z.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
     resolution = torch.finfo(z.dtype).eps * z.detach().abs().amax(1)
     told_apart = spread > resolution
-    ratio = margin(z, labels) / torch.where(told_apart, spread, 1.0)
+    ratio = -margin(z, labels) / torch.where(told_apart, spread, 1.0)
     return torch.where(told_apart, ratio, 0.0 * ratio)
 
 
@@ -126,7 +128,7 @@ def resolve_loss(loss: str | LossFunction) -> LossFunction:
 
 
 def _squashed(d: Tensor) -> Tensor:
-    """The margin d as d / (1 + |d|), in (-1, 1).
+    """Minus the margin, d, squashed to d / (1 + |d|) in (-1, 1).
 
     Far out it is written so that the slope 1 / (1 + |d|)^2 is not the difference of two numbers that round alike.
     """

@@ -55,7 +55,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.attacks.Pool",
             "wdro_train.attacks.WFGSM",
             "wdro_train.attacks.WPGD",
-            "wdro_train.attacks.WorstCase",
+            "wdro_train.attacks.BoundaryAttack",
         }
     ),
     "objective": frozenset(
@@ -69,6 +69,9 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
     ),
 }
 """What a file may ask to run, by the group of the configuration; no other group is built from a file."""
+
+# Names that constructors had in earlier versions, as checkpoints still give them.
+_RENAMED = {"wdro_train.attacks.WorstCase": "wdro_train.attacks.BoundaryAttack"}
 
 # Arguments that tell another library's loader where code, weights or secrets come from, whatever they are set to.
 _LOADER_ARGUMENTS = frozenset(
@@ -120,7 +123,7 @@ def plain_values(tree: Any, source: str | Path) -> dict[str, Any]:
         source: Where it comes from, for the error message.
 
     Returns:
-        The same tree.
+        The same tree, in which constructors that have been renamed since have their new names.
 
     Raises:
         UserError: It holds another kind of object, an interpolation (`${...}`), a value that is missing (`???`), or
@@ -139,6 +142,8 @@ def plain_values(tree: Any, source: str | Path) -> dict[str, Any]:
                 "that train.py wrote"
             )
         if type(value) is dict:
+            if type(target := value.get("_target_")) is str:
+                value["_target_"] = _RENAMED.get(target, target)
             for key, part in value.items():
                 inside = f"{where}.{_shown(key)}" if where else _shown(key)
                 waiting += [(inside, key, depth + 1), (inside, part, depth + 1)]

@@ -59,8 +59,8 @@ class Lagrangian(Attack):
     limit: fields.UpToOne = 0.6
 
 
-class WorstCase(Attack):
-    """Of `WorstCase`."""
+class BoundaryAttack(Attack):
+    """Of `BoundaryAttack`."""
 
     random_start: fields.NotNegative = 0.2
     bisections: fields.Natural = 0
@@ -401,7 +401,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     WPGD: [attacks.WPGD],
     Attack: [attacks.WFGSM, attacks.KLPGD],
     Lagrangian: [attacks.Lagrangian],
-    WorstCase: [attacks.WorstCase],
+    BoundaryAttack: [attacks.BoundaryAttack],
     DualAscent: [attacks.DualAscent],
     Fixed: [attacks.Fixed],
     MinimalDistance: [attacks.MinimalDistance],
