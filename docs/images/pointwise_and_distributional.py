@@ -12,6 +12,7 @@ writes `pointwise_and_distributional.png` beside this file, and takes a few minu
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 NAMES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 DELTA = 0.1
 COLUMNS = 8
+# What `evaluate.py` does by default, and what it does with the options for figures to publish.
+EFFORTS: tuple[Mapping[str, int], ...] = ({}, {"steps": 50, "restarts": 2, "targets": 3})
 POINTWISE, DISTRIBUTIONAL = "#D55E00", "#0072B2"  # of Okabe and Ito's palette, which colour-blind readers tell apart
 QUIET = "#555555"
 
@@ -67,14 +70,17 @@ class Scene:
     curve: RobustnessCurve
 
 
-def measure() -> Scene:
-    """Both attackers on the reference network and its 500 images."""
+def measure(efforts: Sequence[Mapping[str, int]] = EFFORTS) -> Scene:
+    """Both attackers on the reference network and its 500 images.
+
+    Args:
+        efforts: Arguments of each run of the minimum-norm attack; of each image the nearest flip counts.
+    """
     sys.path.insert(0, str(HERE.parents[1] / "tests/helpers"))
     from oracles import reference_images, reference_network
 
     torch.manual_seed(0)
     model, (x, y) = reference_network("adversarial"), reference_images()
-    efforts = ({}, {"steps": 50, "restarts": 2, "targets": 3})
     found = [MinimalDistance(norm=math.inf, **effort)(model, x, y) for effort in efforts]
     curve = RobustnessCurve.pool([attack.distances.numpy() for attack in found])
     nearest = torch.stack([attack.distances for attack in found]).argmin(0)
@@ -114,7 +120,9 @@ def draw(scene: Scene) -> Figure:
     for number, (text, limit, row, colour) in enumerate(rows):
         bottom = 0.513 - 0.2265 * number
         bold = {"fontsize": 8.5, "weight": "bold", "linespacing": 1.1}
-        figure.text(left - 0.009, bottom + (0.105 if limit else 0.078), text, color=colour, ha="right", va="center", **bold)
+        figure.text(
+            left - 0.009, bottom + (0.105 if limit else 0.078), text, color=colour, ha="right", va="center", **bold
+        )
         figure.text(left - 0.009, bottom + 0.05, limit, color=colour, ha="right", va="top", fontsize=7.5)
         for k in range(COLUMNS):
             ax = figure.add_axes((left + k * width, bottom, 0.0605, 0.1556))
