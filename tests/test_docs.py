@@ -189,7 +189,7 @@ def test_tables_of_options_are_the_folders():
     for groups, values, _ in rows:
         for group in re.findall(r"`(\w+)`", groups):
             named.setdefault(group, set()).update(re.findall(r"`(\w+)`", values))
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "protocol", "local"}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"base", "hydra", "local", "protocol"}
     assert set(named) == folders
     assert named["optimizer"] == options("optimizer") | options("scheduler")
     for group in folders - {"method", "optimizer", "scheduler", "study"}:
