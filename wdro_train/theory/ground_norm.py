@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wdro_train.utils.errors import UserError
-from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.numbers import parse_norm
 
 # The distance between two float32 images is known up to this factor: a pixel rounds to within 3e-8, which is 1e-6 of
 # l_inf distances of 8/255, and of far smaller ones in other norms. A point that was meant to lie at delta counts as
@@ -78,9 +77,7 @@ class GroundNorm:
         Raises:
             UserError: It is not a number in [1, inf].
         """
-        object.__setattr__(self, "order", parse_number(self.order, "attack.norm"))
-        if not self.order >= 1:
-            raise UserError(f"attack.norm={self.order:g} is not a norm; choose norm in [1, inf]")
+        object.__setattr__(self, "order", parse_norm(self.order))
 
     @property
     def dual(self) -> float:
