@@ -1,4 +1,4 @@
-"""The smallest displacement that flips each image: what exact worst-case accuracy is made of (theory, section 5)."""
+"""The distance of each image to its nearest flip, of which worst-case accuracy is made (theory, section 5)."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class Distances:
 
 
 class MinimalDistance:
-    """Minimum-norm attack with a radius of its own for every image.
+    """Minimise ||x' - x||_s over the misclassified x' in [0, 1]^n: a minimum-norm attack, with a radius for each image.
 
-    Each step moves down the softened margin, in the best direction inside the box, by a multiple of the image's current
-    radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there
-    is none. Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of
-    FMN, Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-
-    gradient ones). Flips are then pulled back by bisection, moved to the foot of the perpendicular on the linearised
-    boundary, and re-checked.
+    Each step goes down the softened margin in the best direction inside the box, by a multiple of the image's current
+    radius, and comes back to that radius; the radius shrinks below the nearest flip found so far, and grows while there
+    is none. Steps and rates of change fall along a cosine, so that the iterates settle on the boundary. This is the
+    scheme of FMN (Pintor et al. 2021, arXiv 2102.12827), but with steps relative to the radius that are exact inside
+    the box, and conditional-gradient steps for s = 1. Flips are then pulled back by bisection, moved to the foot of the
+    perpendicular from the image on the linearised boundary, and looked at once more.
 
-    Misclassified images have distance 0 and cost one forward pass. A run costs `steps` forward and backward
-    passes for each restart and target, and a few forward passes.
+    Misclassified images have distance 0 and take one forward pass. Correct ones take `steps` + 2 forward and backward
+    passes for each restart and target, and some 20 forward passes for each.
 
     Args:
         norm: Ground norm: 1, 2 or inf.
         steps: Gradient steps of a run.
-        restarts: Runs against the nearest rival classes; all but the first start from random points.
-        targets: Further runs, one against each of the so many strongest rival classes.
+        restarts: Runs against whichever rival class is nearest; all but the first start from random points.
+        targets: Number of further runs, the k-th of them against the k-th strongest rival class.
         step_size: First step in units of the current radius (norms 2 and inf); by default 3 and 0.75.
         batch_size: Images per forward pass; None for all at once.
     """
@@ -80,7 +80,7 @@ class MinimalDistance:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
     ) -> Distances:
-        """Distances of a batch.
+        """Search the nearest flip of every image of a batch.
 
         Args:
             model: Maps images in [0, 1] to logits.

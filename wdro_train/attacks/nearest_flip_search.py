@@ -1,4 +1,4 @@
-"""The search behind `MinimalDistance`: shrinking and growing radii, then a descent of the flips to the boundary."""
+"""The search of `MinimalDistance`: steps inside radii that shrink and grow, then a descent of flips to the boundary."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ class Effort:
 
 
 class NearestFlipSearch:
-    """The state of one batch of correct images: the nearest flip of each so far."""
+    """The search for the nearest flip of each image of a batch of correct images.
+
+    Attributes:
+        points: The nearest flip so far, the image itself where there is none, shape [N, ...].
+        distances: How far it is, inf where there is none, float64, shape [N].
+        nonfinite: Number of gradients that were not finite, int64 scalar.
+        zero: Number of images whose gradient at the image itself vanished, int64 scalar.
+    """
 
     def __init__(self, ground: GroundNorm, effort: Effort, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.ground, self.effort, self.model = ground, effort, model
@@ -49,7 +56,14 @@ class NearestFlipSearch:
         self.zero = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def run(self, logits: Tensor, generator: torch.Generator | None) -> None:
-        """All starts and targets, each refined before the nearest flips are kept: another run never makes it worse."""
+        """Search from all starts and against all targets.
+
+        Each run is refined by itself before the nearest flips are kept, so that another run never makes any worse.
+
+        Args:
+            logits: Of the images, shape [N, m].
+            generator: Source of random starts; None for the default one.
+        """
         rivals = logits.float().scatter(1, self.y[:, None], -math.inf).argsort(dim=1, descending=True)
         targets = min(self.effort.targets, logits.shape[1] - 1)
         for run in range(self.effort.restarts + targets):
@@ -68,8 +82,8 @@ class NearestFlipSearch:
     def _refine(self) -> None:
         """Bring this run's flips down to the boundary.
 
-        The last bisection closes what the overshoot of the polish leaves open: it looks just below the flip first, and
-        only if that point is flipped too further down.
+        The last bisection takes back what the polish overshoots by: it begins just below the flip, and goes further
+        down only where that point is flipped as well.
         """
         self._bisect(torch.zeros_like(self.distances))
         for _ in range(_POLISHES):
@@ -77,7 +91,7 @@ class NearestFlipSearch:
         self._bisect(torch.full_like(self.distances, 1 - 2 * _OVERSHOOT))
 
     def _descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
-        """One run of shrinking and growing radii.
+        """One run from one start: steps inside radii that shrink below flips and grow while there are none.
 
         Args:
             loss: Maps logits [B, m] and the images' rows of `targets` to [B].
@@ -120,9 +134,9 @@ class NearestFlipSearch:
             self._check(point)
 
     def _move(self, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
-        """The best step in the box, at least as long as the way out to the radius, and brought back to it.
+        """The best step in the box, at least as long as the way out to the radius, and brought back to the radius.
 
-        For s = 1 a share of the way to the best vertex.
+        For s = 1 it goes a share of the way to the vertex of the ball that is best (conditional gradient).
         """
         if self.ground.order == 1:
             u = point - self.x
@@ -133,13 +147,13 @@ class NearestFlipSearch:
         return (self.x + self.ground.shrink(u, self.ground.distances(u), radii)).clamp(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
-        """A random point half as far away as the nearest flip known."""
+        """Random points half as far away as the nearest flip known, or as a tenth of the box where none is."""
         noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
         known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ground.diameter(self.x))
         return (self.x + noise * per_image(0.5 * known / self.ground.distances(noise), self.x)).clamp(0, 1)
 
     def _polish(self) -> None:
-        """The foot of the perpendicular from the image on the boundary, linearised at the nearest flip."""
+        """Look at the foot of the perpendicular from each image on the boundary, linearised at its nearest flip."""
         here = input_gradient(self.model, self.points, self.y, margin, self.effort.batch_size)
         with torch.no_grad():
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
@@ -167,19 +181,20 @@ class NearestFlipSearch:
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
 
     def _check(self, point: Tensor) -> Tensor:
-        """Look at points without gradient and keep those that are nearer; returns which are flipped."""
+        """Look at points, keep those that are nearer flips than the ones known, and return which are flips, [N]."""
         flipped = ~correct(forward(self.model, point, self.effort.batch_size), self.y)
         self._take(point, self.ground.distances(point - self.x), flipped)
         return flipped
 
     def _take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:
+        """Keep those points that are flips and nearer than the ones known."""
         better = flipped & (distances < self.distances)
         self.distances = torch.where(better, distances, self.distances)
         self.points = torch.where(per_image(better, point).bool(), point, self.points)
 
     @torch.no_grad()
     def _recheck(self) -> None:
-        """Give up what does not flip when looked at again."""
+        """Give up flips that are none when all are looked at again: rounding may differ from batch to batch."""
         flipped = ~correct(forward(self.model, self.points, self.effort.batch_size), self.y)
         self.distances = torch.where(flipped, self.distances, math.inf)
         self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
@@ -188,8 +203,8 @@ class NearestFlipSearch:
 def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the margin, [B], with the gradient of tau log sum_{j != y} exp(f_j / tau) - f_y, tau the margin's size.
 
-    Far from the boundary rivals that lie together pull together, which avoids many local minima; tau vanishes at the
-    boundary, and with it the difference from the margin.
+    Far from the boundary all rivals of similar logits pull, which avoids many local minima; tau vanishes at the
+    boundary, and with it the difference to the margin.
     """
     wide = logits.float()
     hard = -margin(wide, labels).detach()
