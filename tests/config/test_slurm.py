@@ -36,6 +36,7 @@ def step(cwd, rank, ranks, door, *arguments, restarts=0):
     return subprocess.Popen(**settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_preempted_job_goes_on(ranks, tmp_path):
     job = ["train.py", *QUICK, f"trainer={'cpu' if ranks == 1 else 'ddp_sim'}"]

@@ -1,6 +1,7 @@
 """Random transforms of training images depend on seed, epoch and image alone."""
 
 import lightning as L
+import pytest
 import torch
 from torchvision.transforms import v2
 
@@ -17,6 +18,7 @@ def epoch(data, number):
     return torch.cat([torch.cat([x.flatten(1), y[:, None].float()], 1) for x, y in loader])
 
 
+@pytest.mark.slow
 def test_augmentation_is_of_seed_epoch_and_image_alone():
     def digits(**kwargs):
         return Digits(**GRAY | {"augment": AUGMENT, "batch_size": 383} | kwargs)
@@ -35,6 +37,7 @@ def test_augmentation_is_of_seed_epoch_and_image_alone():
     assert first[:, :-1].max() <= 1
 
 
+@pytest.mark.slow
 def test_epochs_differ_for_workers_that_live_on():
     data = Digits(**GRAY, augment={"erase": v2.RandomErasing(p=1.0)}, num_workers=1, batch_size=1149)
     loader = data.train_dataloader()
@@ -55,6 +58,7 @@ def test_only_training_images_are_augmented_and_stay_in_the_box():
         assert next(iter(loader))[0].min() == 0
 
 
+@pytest.mark.slow
 def test_lightning_keeps_the_sampler():
     class Watch(L.LightningModule):
         def training_step(self, batch):

@@ -118,6 +118,7 @@ class Stream(IterableDataset):
         return iter(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_batches", [False, True])
 def test_streams_with_workers_that_live_on(own_batches):
     """The whole set is read once more for Upsilon, from a dataset that cannot be sampled and may batch by itself."""

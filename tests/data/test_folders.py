@@ -183,6 +183,7 @@ def test_judging_without_some_of_the_classes_is_refused(tmp_path):
         folder(tmp_path, num_classes=3).setup()
 
 
+@pytest.mark.slow
 def test_newcomers_path(tmp_path):
     """Own folder: train, judge the checkpoint, nothing but the folder named."""
     write_folder(tmp_path / "photos", ("train", "test"), classes=("cat", "cow", "dog"), n=8)

@@ -67,6 +67,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHERS)
 def test_the_same_store_with_anything_else_is_a_fresh_result(tmp_path, change):
     first = curve(tmp_path / "kept", network=shifted(), restarts=2 if change in ("seed", "batches") else 1)
@@ -102,6 +103,7 @@ def _certificate(engine, **change):
     return certified_curve(engine, make_certificate("smoothing", **given), "smoothing")[0].distances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "change"),
     [
@@ -121,6 +123,7 @@ def test_stages_do_not_share_pieces_of_other_settings(tmp_path, work, change):
     assert np.array_equal(again, found(tmp_path / "fresh", **change))
 
 
+@pytest.mark.slow
 def test_the_grid_follows_the_whole_set(tmp_path):
     """Upsilon is the set's: a batch that did not change moves differently when another one does."""
 
@@ -218,6 +221,7 @@ def _stages(engine):
     return find_distances(engine, MinimalDistance(norm=2, steps=2)).distances, _grid(engine), _poster(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_join", [False, True], ids=["rerun", "join"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
@@ -243,6 +247,7 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
     assert len(told) == (damage != "lost")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 3000), st.booleans())
 def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
@@ -259,6 +264,7 @@ def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
     assert found is None or all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
+@pytest.mark.slow
 def test_a_set_that_changes_between_passes_is_refused(tmp_path):
     class Shuffled:
         def __iter__(self):
@@ -289,6 +295,7 @@ def test_the_last_one_removes_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_locks_survive_a_race(tmp_path):
     """Processes that open, use and finish one store as fast as they can never lose what they are using."""
     program = tmp_path / "race.py"
@@ -307,6 +314,7 @@ def test_locks_survive_a_race(tmp_path):
     assert list((tmp_path / "store").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .* store=") as caught:
@@ -412,6 +420,7 @@ def whole(trained):
     return evaluated(trained / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, where):
     """One evaluation, killed five times at random moments and resumed each time, is bitwise the uninterrupted one."""
@@ -472,6 +481,7 @@ def unchanged(trained):
     return evaluated(trained / "before")["models"][0]["distances"]["values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_swap_classes, _replace_images, _edit_code])
 def test_what_changes_between_kill_and_rerun_counts(trained, unchanged, tmp_path, change):
     for name in ("folders", "images"):
@@ -496,6 +506,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path):
     """Each reports what it reports alone; the last one to finish removes what they share."""
 
@@ -517,6 +528,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         assert report == alone.get(name, whole)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_batches(trained, tmp_path):
     """The default batch size takes all digits at once: the second rank takes part without a batch."""
     line = ["evaluate.py", "ckpt_path=digits/checkpoints/best.ckpt", "limit=60", *COMMON]

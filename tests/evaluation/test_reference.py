@@ -52,6 +52,7 @@ def test_w_fgsm(network, record):
     assert mean_loss == pytest.approx(record["wfgsm_mean_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "record"), records("attacks", chosen))
 def test_w_pgd_is_at_least_as_strong(network, record):
     x, y = reference_images()

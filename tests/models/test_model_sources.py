@@ -58,6 +58,7 @@ def test_safetensors(tmp_path):
     assert same(model, cnn(1))
 
 
+@pytest.mark.slow
 def test_real_wrappers(tmp_path):
     for wrap in (nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile):
         torch.save(wrap(cnn(1)).state_dict(), tmp_path / "weights.pt")
@@ -224,6 +225,7 @@ SOURCES["robustbench"] += ["data.root=images", "data.shape=[3,32,32]", "data.bat
 PACKAGES = {"timm": "timm", "huggingface": "transformers", "robustbench": "robustbench"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_each_source_trains_and_is_judged(source, tmp_path):
     if find_spec(PACKAGES.get(source, "torch")) is None:
@@ -238,6 +240,7 @@ def test_each_source_trains_and_is_judged(source, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]["images"] == 16
 
 
+@pytest.mark.slow
 def test_own_weights_train_on_and_are_not_needed_again(tmp_path):
     """A run started from a file leaves a checkpoint that stands alone; the file is judged without a run."""
     save_file(cnn(1).state_dict(), tmp_path / "start.safetensors")

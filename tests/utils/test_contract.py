@@ -394,6 +394,7 @@ def test_outputs_are_averaged_by_what_they_are():
     assert logits_of((X.flatten(1), X), 12) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 16), ("inception_v3", 75)])
 def test_networks_with_auxiliary_classifiers(name, size):
     kwargs = {"num_classes": 3, "mean": [0.5], "std": [0.5], "name": name}
@@ -404,6 +405,7 @@ def test_networks_with_auxiliary_classifiers(name, size):
     assert WFGSM(**THREAT)(network, x, y).x_adv.isfinite().all()
 
 
+@pytest.mark.slow
 def test_googlenet_from_the_command_line(tmp_path):
     """Documented networks: one is trained and judged, the other refuses such small images before anything is made."""
     common = ["model=torchvision", "trainer=cpu", "logger=none", "callbacks.images=null", "callbacks.progress=null"]
