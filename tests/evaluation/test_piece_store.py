@@ -67,7 +67,6 @@ OTHERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHERS)
 def test_the_same_store_with_anything_else_is_a_fresh_result(tmp_path, change):
     first = curve(tmp_path / "kept", network=shifted(), restarts=2 if change in ("seed", "batches") else 1)
@@ -103,7 +102,6 @@ def _certificate(engine, **change):
     return certified_curve(engine, make_certificate("smoothing", **given), "smoothing")[0].distances
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "change"),
     [
@@ -123,7 +121,6 @@ def test_stages_do_not_share_pieces_of_other_settings(tmp_path, work, change):
     assert np.array_equal(again, found(tmp_path / "fresh", **change))
 
 
-@pytest.mark.slow
 def test_the_grid_follows_the_whole_set(tmp_path):
     """Upsilon is the set's: a batch that did not change moves differently when another one does."""
 
@@ -264,7 +261,6 @@ def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
     assert found is None or all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
-@pytest.mark.slow
 def test_a_set_that_changes_between_passes_is_refused(tmp_path):
     class Shuffled:
         def __iter__(self):
@@ -314,7 +310,6 @@ def test_locks_survive_a_race(tmp_path):
     assert list((tmp_path / "store").iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .* store=") as caught:

@@ -3,11 +3,8 @@
 import copy
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 import warnings
 from functools import partial
@@ -18,7 +15,7 @@ from datafiles import write_folder
 from hydra.utils import instantiate
 from lightning import Callback
 from omegaconf import OmegaConf
-from shell import PATIENCE, ROOT, Arrays, adversary, classifier, command, loader, network, run, trainer
+from shell import PATIENCE, ROOT, Arrays, adversary, classifier, loader, network, run, start, trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -124,20 +121,13 @@ def test_killed_run_resumes(tmp_path):
     """kill -9 in the middle of an epoch."""
     common = [*QUICK, "test=false"]
     last = tmp_path / "killed/checkpoints/last.ckpt"
-    process = subprocess.Popen(
-        **command("train.py", *common, "trainer.max_epochs=1000", "hydra.run.dir=killed", cwd=tmp_path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with start("train.py", *common, "trainer.max_epochs=1000", "hydra.run.dir=killed", cwd=tmp_path) as process:
         deadline = time.monotonic() + PATIENCE
         while not last.exists() and time.monotonic() < deadline:
-            assert process.poll() is None
+            assert process.poll() is None, process.stderr
             time.sleep(0.02)
         time.sleep(0.3)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     seen = read_checkpoint(last)["epoch"] + 1
     more = [f"trainer.max_epochs={seen + 1}", f"ckpt_path={last}", "hydra.run.dir=resumed"]
     done = run("train.py", *common, *more, cwd=tmp_path)
