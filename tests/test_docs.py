@@ -61,6 +61,7 @@ def write_images(folder):
         matplotlib.image.imsave(path, image[0].numpy(), cmap="gray", vmin=0, vmax=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_page(page, tmp_path):
     write_files(DOCS / page, tmp_path)

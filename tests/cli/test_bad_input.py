@@ -261,6 +261,7 @@ BEFORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", BEFORE, ids=[" ".join(one) for one in BEFORE])
 def test_nothing_is_left(arguments, tmp_path):
     done = run(*arguments, cwd=tmp_path)
@@ -293,6 +294,7 @@ def children(pid):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGTERM, ["logger=default"]), (signal.SIGINT, ["trainer=ddp_sim"])]
 )
@@ -326,6 +328,7 @@ def test_a_signal_ends_training(number, options, tmp_path):
         assert read_checkpoint(tmp_path / "more/checkpoints/last.ckpt")["epoch"] == epoch + 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep(tmp_path):
     """The jobs that were done are in its table; no further one is begun."""
     sweep = ["-m", "trainer.max_epochs=1,100000,2", *QUICK, "hydra.sweep.dir=out"]
@@ -350,6 +353,7 @@ def checkpoint(tmp_path_factory):
     return last.rename(last.with_name("epoch=0-step=2.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation(checkpoint, tmp_path):
     slow = [f"ckpt_path={checkpoint}", "distances.steps=100000", "batch_size=8", "accelerator=cpu"]
     with start("evaluate.py", *slow, cwd=tmp_path) as process:
@@ -362,6 +366,7 @@ def test_a_signal_ends_an_evaluation(checkpoint, tmp_path):
     assert printed.startswith("interrupted; the same command goes on from what is finished: python ")
 
 
+@pytest.mark.slow
 def test_first_order_values_are_left_out_at_p_1(checkpoint, tmp_path):
     """With the default poster; the file has a name of Lightning's own."""
     few = ["limit=20", "distances.steps=3", "pictures=0", "accelerator=cpu", "hydra.run.dir=out"]
@@ -434,6 +439,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_beside_the_doors(name, checkpoint, tmp_path, monkeypatch, capsys):
     """Wrong arguments are one sentence and exit code 1, as at the doors, before anything is made."""

@@ -218,6 +218,7 @@ def _stages(engine):
     return find_distances(engine, MinimalDistance(norm=2, steps=2)).distances, _grid(engine), _poster(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_join", [False, True], ids=["rerun", "join"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
@@ -243,6 +244,7 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
     assert len(told) == (damage != "lost")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 3000), st.booleans())
 def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
@@ -289,6 +291,7 @@ def test_the_last_one_removes_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_locks_survive_a_race(tmp_path):
     """Processes that open, use and finish one store as fast as they can never lose what they are using."""
     program = tmp_path / "race.py"
@@ -412,6 +415,7 @@ def whole(trained):
     return evaluated(trained / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, where):
     """One evaluation, killed five times at random moments and resumed each time, is bitwise the uninterrupted one."""
@@ -472,6 +476,7 @@ def unchanged(trained):
     return evaluated(trained / "before")["models"][0]["distances"]["values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_swap_classes, _replace_images, _edit_code])
 def test_what_changes_between_kill_and_rerun_counts(trained, unchanged, tmp_path, change):
     for name in ("folders", "images"):
@@ -496,6 +501,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path):
     """Each reports what it reports alone; the last one to finish removes what they share."""
 
@@ -517,6 +523,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         assert report == alone.get(name, whole)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_batches(trained, tmp_path):
     """The default batch size takes all digits at once: the second rank takes part without a batch."""
     line = ["evaluate.py", "ckpt_path=digits/checkpoints/best.ckpt", "limit=60", *COMMON]
