@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from shell import ROOT, digits, fitted, loader, run
 
 from wdro_train.cli import schemas
-from wdro_train.cli.run import comma_list
+from wdro_train.cli.arguments import comma_list
 from wdro_train.config import slurm
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.utils.errors import UserError
