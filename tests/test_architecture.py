@@ -47,14 +47,12 @@ STILL_TOO_LONG = {
     "attacks/base.py",
     "cli/schemas/parts.py",
     "config/run_folders.py",
-    "data/base.py",
     "evaluation/engine.py",
     "evaluation/identity.py",
     "evaluation/run.py",
     "tools/compare_methods.py",
     "training/module.py",
     "training/resuming.py",
-    "utils/trusted.py",
 }
 
 

@@ -24,7 +24,9 @@ from shell import ROOT, run
 
 from wdro_train.attacks import BoundaryAttack
 from wdro_train.config.build import plain
+from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.trusted import checked
 from wdro_train.evaluation.networks import load_arrays, load_subject
 from wdro_train.models import load_weights, small_cnn
 from wdro_train.tools import compare_methods, gradient_masking, step_cost
@@ -32,7 +34,7 @@ from wdro_train.training.build import build_module
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import CONSTRUCTORS, checked, construct, permitted, plain_values
+from wdro_train.utils.plain_values import plain_values
 
 CONF = ROOT / "conf"
 SECRET = "7c1d-not-for-reports"

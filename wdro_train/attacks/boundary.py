@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
-from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.attacks.random_start import random_start
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import free_gradient, move, projected_step
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.losses import correct as is_correct
 from wdro_train.theory.power_mean import moment, power_mean
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
@@ -97,10 +96,8 @@ class BoundaryAttack:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        x, y, labels = check_batch(x, y)
         reducer = reducer or LocalReducer()
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels):
             weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
             with torch.no_grad():
                 logits = forward(model, x)
@@ -162,7 +159,7 @@ class _FirstFlipSearch:
     def __init__(
         self, attack: BoundaryAttack, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor
     ) -> None:
-        self.attack, self.ball, self.model = attack, attack.ball, model
+        self.attack, self.ground, self.model = attack, attack.ball.ground, model
         self.x, self.y, self.start, self.reach = x, y, start, reach
         self.points = x.clone()
         self.flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -180,12 +177,11 @@ class _FirstFlipSearch:
             self.nonfinite += here.nonfinite
             slope = free_gradient(here.gradient, point)
             if step == 0:
-                self.dual_norms[rows] = self.ball.ground.dual_norms(slope)
+                self.dual_norms[rows] = self.ground.dual_norms(slope)
             left = self._settle(rows, point, here.logits)
             rows, point, slope = rows[left], point[left], slope[left]
-            u = ascend(self.ball.ground, point, slope, step_length.expand(len(rows))) - self.x[rows]
-            distances = self.ball.ground.distances(u)
-            point = move(self.x[rows], self.ball.ground.shrink(u, distances, self.reach.expand(len(rows))))
+            lengths, radii = step_length.expand(len(rows)), self.reach.expand(len(rows))
+            point = projected_step(self.ground, self.x[rows], point, slope, lengths, radii)
         if len(rows):
             with torch.no_grad():
                 self._settle(rows, point, forward(self.model, point))
@@ -194,7 +190,7 @@ class _FirstFlipSearch:
     def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
         """Put down the images that have flipped; returns the places of the others."""
         flipped = ~is_correct(logits, self.y[rows])
-        distances = self.ball.ground.distances(point - self.x[rows])
+        distances = self.ground.distances(point - self.x[rows])
         self.flips[rows] = torch.where(flipped, distances, math.inf)
         self.points[rows] = point
         return (~flipped).nonzero().squeeze(1)
@@ -214,4 +210,4 @@ class _FirstFlipSearch:
             flipped = ~is_correct(forward(self.model, point), self.y[rows])
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
         self.points[rows] = move(x, per_image(high, x) * u)
-        self.flips[rows] = self.ball.ground.distances(self.points[rows] - x)
+        self.flips[rows] = self.ground.distances(self.points[rows] - x)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward, input_gradient
-from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.theory.box import ascend, free_gradient, reach
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
@@ -102,9 +101,7 @@ class MinimalDistance:
             y: Labels, shape [N].
             generator: Source of random starts; None for the default one.
         """
-        x, y, labels = check_batch(x, y)
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone()
+        with batch_under_attack(model, x, y) as (x, y, labels):
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size)
             check_logits(model, x, logits, labels)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from wdro_train.utils.contract import CheckedBatch, check_batch
 from wdro_train.utils.errors import UserError
 
 BatchNormMode = Literal["eval", "train"]
@@ -38,6 +39,28 @@ def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterato
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+@contextmanager
+def batch_under_attack(
+    model: nn.Module, x: Tensor, y: Tensor, batch_norm: BatchNormMode = "eval"
+) -> Iterator[CheckedBatch]:
+    """What every attack begins with: a checked batch in float32, and the model in `attack_mode` while it works on it.
+
+    The tensors inside are copies, since those of inference mode (in which a trainer validates) take no gradient.
+
+    Args:
+        model: See `attack_mode`.
+        x: Images in [0, 1], floating point of any width, shape [B, ...].
+        y: Labels of any integer type, shape [B].
+        batch_norm: See `attack_mode`.
+
+    Raises:
+        UserError: See `check_batch`.
+    """
+    x, y, labels = check_batch(x, y)
+    with attack_mode(model, batch_norm):
+        yield CheckedBatch(x.clone().float(), y.clone(), labels)
 
 
 def resolve_batch_norm(mode: str) -> BatchNormMode:

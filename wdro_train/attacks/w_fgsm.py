@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, input_gradient
-from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
+from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
@@ -15,7 +15,6 @@ from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope, resolve_scope
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 
 
@@ -101,11 +100,8 @@ class WFGSM:
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
         """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
-        x, y, labels = check_batch(x, y)
-        loss = checked_loss(self.loss, labels)
-        with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone().long()
-            found = input_gradient(model, x, y, loss, self.batch_size)
+        with batch_under_attack(model, x, y, self.batch_norm) as (x, y, labels):
+            found = input_gradient(model, x, y, checked_loss(self.loss, labels), self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward, input_gradient
-from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
 from wdro_train.theory.ground_norm import GroundNorm, conjugate, per_image
 from wdro_train.theory.losses import correct, margin
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 Method = Literal["crown", "ibp"]
@@ -64,9 +63,7 @@ class LinearRelaxation:
         Raises:
             UserError: A layer without linear relaxation, named.
         """
-        x, y, labels = check_batch(x, y)
-        with attack_mode(model), full_float32():
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels), full_float32():
             fast, exact = (RelaxedNetwork(model, x, dtype, self.method) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
