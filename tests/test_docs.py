@@ -237,6 +237,17 @@ def locate(name):
     return None
 
 
+def test_names_of_the_package_exist():
+    """Every dotted name that a page mentions; the changelog alone may speak of the past."""
+    found = {
+        (page.name, name.rstrip("."))
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"\bwdro_train(?:\.\w+)+", page.read_text())
+    }
+    assert len(found) > 30
+    assert [(page, name) for page, name in found if locate(name) is None] == []
+
+
 def test_sections_that_docstrings_cite_exist():
     sections = {int(number) for number in re.findall(r"^## (\d+)\. ", (DOCS / "theory.md").read_text(), re.MULTILINE)}
     assert sections == set(range(1, 13))
