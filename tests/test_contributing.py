@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from shell import ROOT
+from test_architecture import FLOORS
 
 import wdro_train
 
@@ -50,6 +51,11 @@ MOVED = [pair for pair in MODULES if not re.search(r"[A-Z ]", pair[0] + pair[1][
 def test_the_tables_are_read():
     assert len(PLACES) > 10
     assert len(MOVED) > 50
+
+
+def test_floors():
+    """In the order of the imports, as the test of the layout has them."""
+    assert [tuple(codes(rooms)) for rooms, _ in table("CONTRIBUTING.md", "| floor | holds |")] == list(FLOORS)
 
 
 @pytest.mark.parametrize(("file", "names"), [(codes(file), codes(names)) for _, file, names in PLACES], ids=str)

@@ -11,6 +11,7 @@ import shlex
 import lightning as L
 import matplotlib.image
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,8 +20,10 @@ from omegaconf import OmegaConf
 from shell import ROOT, digits, fitted, loader, run
 
 from wdro_train.cli import schemas
+from wdro_train.cli.arguments import comma_list
 from wdro_train.config import slurm
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.utils.errors import UserError
 
 DOCS = ROOT / "docs"
 CONF = ROOT / "conf"
@@ -58,6 +61,7 @@ def write_images(folder):
         matplotlib.image.imsave(path, image[0].numpy(), cmap="gray", vmin=0, vmax=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_page(page, tmp_path):
     write_files(DOCS / page, tmp_path)
@@ -78,7 +82,7 @@ def at_the_doors():
             for words in commands(page):
                 words = words[1:] if words[0] == "srun" else words
                 if words[0] == "python" and words[1] in ("train.py", "evaluate.py"):
-                    yield words[1].removesuffix(".py"), words[2:]
+                    yield words[1:2], words[2:]
 
 
 @contextlib.contextmanager
@@ -101,16 +105,21 @@ def first_job(argument):
     return argument if value[:1] in ("[", "{") or "ckpt_path" in key else f"{key}={value.split(',')[0]}"
 
 
-@pytest.mark.parametrize(("door", "arguments"), at_the_doors(), ids=lambda value: " ".join(value)[:80])
+@pytest.mark.parametrize(("door", "arguments"), at_the_doors(), ids=lambda value: shlex.join(value)[:80])
 def test_documented_commands_are_accepted(door, arguments, tmp_path, monkeypatch):
     """They compose, and their values pass the check that comes before a run."""
     register_resolvers()
     monkeypatch.chdir(tmp_path)
     OmegaConf.register_new_resolver("run_folder", slurm.run_folder, replace=True)
-    overrides = [kept for argument in arguments if (kept := first_job(argument)) is not None]
+    door = door[0].removesuffix(".py")
+    overrides = [kept for argument in comma_list(arguments, "ckpt_path") if (kept := first_job(argument)) is not None]
     with hydra_at_rest():
         cfg = compose(door, overrides, return_hydra_config=True)
-    schemas.check(cfg, door)
+    if "trainer=ddp" not in overrides or torch.cuda.is_available():
+        schemas.check(cfg, door)
+        return
+    with pytest.raises(UserError, match="No supported gpu backend found"):
+        schemas.check(cfg, door)
 
 
 def tool_commands():
@@ -189,7 +198,7 @@ def test_tables_of_options_are_the_folders():
     for groups, values, _ in rows:
         for group in re.findall(r"`(\w+)`", groups):
             named.setdefault(group, set()).update(re.findall(r"`(\w+)`", values))
-    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "protocol", "local", "base"}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"base", "hydra", "local", "protocol"}
     assert set(named) == folders
     assert named["optimizer"] == options("optimizer") | options("scheduler")
     for group in folders - {"method", "optimizer", "scheduler", "study"}:
@@ -227,6 +236,17 @@ def locate(name):
             found = getattr(found, part, None)
         return found
     return None
+
+
+def test_names_of_the_package_exist():
+    """Every dotted name that a page mentions; the changelog alone may speak of the past."""
+    found = {
+        (page.name, name.rstrip("."))
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"\bwdro_train(?:\.\w+)+", page.read_text())
+    }
+    assert len(found) > 30
+    assert [(page, name) for page, name in found if locate(name) is None] == []
 
 
 def test_sections_that_docstrings_cite_exist():

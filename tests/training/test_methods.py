@@ -232,6 +232,7 @@ def trained(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RECIPES)), ids=RECIPES)
 def test_recipes_train(trained, number):
     report = json.loads((trained / str(number) / "metrics.json").read_text())
@@ -240,6 +241,7 @@ def test_recipes_train(trained, number):
     assert subject.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_tested_as_they_are_kept(tmp_path):
     options = ["logger=none", "callbacks.images=null", "trainer.limit_train_batches=4", "trainer.max_epochs=2"]
     done = run("train.py", "method=ema", *options, "trainer=cpu", "hydra.run.dir=out", cwd=tmp_path)

@@ -24,7 +24,9 @@ from shell import ROOT, run
 
 from wdro_train.attacks import BoundaryAttack
 from wdro_train.config.build import plain
+from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.trusted import checked
 from wdro_train.evaluation.networks import load_arrays, load_subject
 from wdro_train.models import load_weights, small_cnn
 from wdro_train.tools import compare_methods, gradient_masking, step_cost
@@ -32,7 +34,7 @@ from wdro_train.training.build import build_module
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import CONSTRUCTORS, checked, construct, permitted, plain_values
+from wdro_train.utils.plain_values import plain_values
 
 CONF = ROOT / "conf"
 SECRET = "7c1d-not-for-reports"
@@ -212,6 +214,7 @@ def test_an_honest_checkpoint_loads(choice, folder):
     use_everything(written(folder / "honest.ckpt", honest()[0]), **named(choice))
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data())
 def test_constructors_at_any_place(data, folder):
@@ -418,6 +421,7 @@ def archives(folder):
     return [folder / f"{name}.pt" for name in ("zip", "old", "bare", "script", "module")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_pickles_are_refused_without_advice_to_run_them(tmp_path):
     for file in archives(tmp_path):
@@ -456,6 +460,7 @@ def secret_free(folder):
     return all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "how", "more", "message"),
     [
@@ -480,6 +485,7 @@ def test_evaluate_runs_nothing_of_a_file(place, how, more, message, tmp_path):
     assert message is None or message in done.stderr
 
 
+@pytest.mark.slow
 def test_secrets_stay_where_they_are(tmp_path):
     written(tmp_path / "curious.ckpt", honest()[0] | {"name": "${oc.env:WDRO_SECRET}"})
     for arguments in (
@@ -495,6 +501,7 @@ def test_secrets_stay_where_they_are(tmp_path):
         assert secret_free(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_user_names_constructors_of_others(tmp_path):
     """`shell.dropout_cnn` is no constructor of this package: refused, unless the user names it, in any of the ways."""
     config = put(honest()[0], ("model", "_target_"), "shell.dropout_cnn")

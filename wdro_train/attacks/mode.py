@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from wdro_train.utils.contract import CheckedBatch, check_batch
 from wdro_train.utils.errors import UserError
 
 BatchNormMode = Literal["eval", "train"]
@@ -16,11 +17,15 @@ BatchNormMode = Literal["eval", "train"]
 
 @contextmanager
 def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator[None]:
-    """The model in the mode an attack runs in; afterwards all flags and buffers are as before, per submodule.
+    """The model in the mode an attack runs in; afterwards the flags and buffers of every submodule are as before.
 
-    Leaves inference mode and turns gradients on. `eval` freezes BatchNorm and dropout; `train` keeps every
-    submodule's own flag, and undoes what the forward passes did to its buffers. The autocast weight cache is
-    off inside, since casts cached under inference mode cannot be differentiated.
+    Inside, inference mode is left and gradients are on. The autocast weight cache is off, since casts that were cached
+    under inference mode cannot be differentiated.
+
+    Args:
+        model: The network.
+        batch_norm: `eval` freezes BatchNorm and dropout. `train` keeps every submodule's own flag, and what the forward
+            passes do to its buffers is undone afterwards.
     """
     flags = {module: module.training for module in model.modules()}
     cached = torch.is_autocast_cache_enabled()
@@ -40,8 +45,33 @@ def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterato
                     buffer.copy_(before)
 
 
+@contextmanager
+def batch_under_attack(
+    model: nn.Module, x: Tensor, y: Tensor, batch_norm: BatchNormMode = "eval"
+) -> Iterator[CheckedBatch]:
+    """What every attack begins with: a checked batch in float32, and the model in `attack_mode` while it works on it.
+
+    The tensors inside are copies, since those of inference mode (in which a trainer validates) take no gradient.
+
+    Args:
+        model: See `attack_mode`.
+        x: Images in [0, 1], floating point of any width, shape [B, ...].
+        y: Labels of any integer type, shape [B].
+        batch_norm: See `attack_mode`.
+
+    Raises:
+        UserError: See `check_batch`.
+    """
+    x, y, labels = check_batch(x, y)
+    with attack_mode(model, batch_norm):
+        yield CheckedBatch(x.clone().float(), y.clone(), labels)
+
+
 def resolve_batch_norm(mode: str) -> BatchNormMode:
-    """The mode the model runs in during an attack.
+    """The mode that a configuration asks for.
+
+    Args:
+        mode: `attack.batch_norm`.
 
     Raises:
         UserError: Neither `eval` nor `train`.

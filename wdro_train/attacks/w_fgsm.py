@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, input_gradient
-from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
+from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
@@ -15,14 +15,14 @@ from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope, resolve_scope
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 
 
 class WFGSM:
-    """The push-forward x -> x + delta h(g) (||g||_* / Upsilon)^(q-1) (Bai, He, Jiang, Obloj 2023).
+    """The first-order worst case Q_delta: the push-forward x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), g = grad_x J.
 
-    One forward and one backward pass.
+    V(delta) = E_{Q_delta}[J] + o(delta) (theory, section 2; Bai, He, Jiang, Obloj 2023). It takes one forward and one
+    backward pass, and one collective under DDP.
 
     Args:
         p: Wasserstein order in (1, inf].
@@ -65,7 +65,7 @@ class WFGSM:
         reducer: Reducer | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
-        """Push the batch forward to its part of Q_delta; see `Attack`."""
+        """Move the batch to where Q_delta has its mass; see `Attack`."""
         ball, reducer = self.ball, reducer or LocalReducer()
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
@@ -85,7 +85,7 @@ class WFGSM:
             )
 
     def gradient_moment(self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None) -> Tensor:
-        """This batch's contribution to Upsilon, for a pass over the whole set before the attack.
+        """What this batch contributes to Upsilon, for a pass over the whole set that precedes the attack.
 
         Args:
             model: Maps images in [0, 1] to logits.
@@ -100,12 +100,9 @@ class WFGSM:
         return moment(self.ball.ground.dual_norms(slope), weight, self.ball.q)
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
-        """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
-        x, y, labels = check_batch(x, y)
-        loss = checked_loss(self.loss, labels)
-        with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone().long()
-            found = input_gradient(model, x, y, loss, self.batch_size)
+        """The images in float32, J and grad_x J at them, and the gradient to step along (free of the box if asked)."""
+        with batch_under_attack(model, x, y, self.batch_norm) as (x, y, labels):
+            found = input_gradient(model, x, y, checked_loss(self.loss, labels), self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
@@ -115,7 +112,7 @@ class WFGSM:
 def push_forward(
     ball: WassersteinBall, x: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor, *, box: bool
 ) -> Tensor:
-    """Q_delta's map x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), kept in [0, 1]^n.
+    """The map of Q_delta, x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), kept in [0, 1]^n (theory, section 2).
 
     Args:
         ball: The threat, p > 1.
@@ -123,7 +120,7 @@ def push_forward(
         slope: grad_x J, free of the box if `box`, same shape.
         dual_norms: ||slope||_*, shape [B].
         upsilon: Upsilon of the whole distribution, scalar.
-        box: Spend in full inside the box; False: clamp afterwards.
+        box: Step along the free gradient and spend the radii in full inside the box; False: clamp afterwards.
 
     Returns:
         Images in [0, 1], same shape as x.

@@ -1,4 +1,4 @@
-"""W-PGD: projected gradient ascent on the whole batch as one distribution (PGD is the case p = inf)."""
+"""W-PGD: projected gradient ascent on the whole batch as one distribution; PGD is the case p = inf."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from wdro_train.utils.errors import UserError
 
 
 class WPGD:
-    """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
+    """Many steps of W-FGSM: x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
-    One forward and one backward pass a step, and one more forward unless the last iterate is kept; with
-    `keep="cheapest"` over the images that have not flipped yet only. Two small
-    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code:
+    Theory, section 4. A step takes one forward and one backward pass (with `keep="cheapest"` over the images that have
+    not flipped yet only), and unless the last iterate is kept the attack ends with one more forward pass. Under DDP a
+    step takes two small collectives, three unless the last iterate is kept. Departures from the 2023 code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
     - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
@@ -43,7 +43,8 @@ class WPGD:
         delta: Radius.
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
         steps: Number of gradient steps.
-        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps.
+        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps. 1.875 is that of
+            the 2023 code.
         random_start: Start from uniform noise of size delta instead of the clean images.
         keep: What is returned: the `last` iterate, the `best` one (lowest accuracy over the batch), or the
             `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the

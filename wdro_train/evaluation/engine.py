@@ -236,7 +236,7 @@ def distance_stage(engine: Engine, attack: MinimalDistance) -> Stage:
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = attack(engine.model, x, y, generator=generator)
         with attack_mode(engine.model), torch.no_grad():
-            logits = forward(engine.model, found.x_adv, attack.batch_size)
+            logits = forward(engine.model, found.x_adv, attack.effort.batch_size)
         others = logits.scatter(1, y[:, None], -math.inf).argmax(1)  # in a tie the label would come first
         rivals = torch.where(found.distances.isfinite(), others, y)
         return {
