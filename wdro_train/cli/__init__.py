@@ -1,4 +1,4 @@
-"""The doors: `wdro-train` and `wdro-evaluate`, which are `train.py` and `evaluate.py` of a clone."""
+"""The two commands: `wdro-train` and `wdro-evaluate`, which are `train.py` and `evaluate.py` of a clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Jobs of a sweep on several devices, and ranks that others have started: one run folder each, no strays."""
+"""Gives a job of a sweep that needs several devices processes of its own, and keeps ranks from leaving folders behind.
+
+Lightning starts the ranks of a run by repeating the command line. In a sweep that line means the whole sweep, so such a
+job runs as a command of its own in the folder that the sweep has for it. Ranks that torchrun or Slurm start all run
+Hydra, and each would make a folder; all but the first get a temporary one.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +25,8 @@ from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_json
 
 _RETURN = "WDRO_TRAIN_RETURN"  # where a run that a sweep started leaves what its task returned
-_FAILURE = "error: "
-_ADVICE = "Set the environment variable HYDRA_FULL_ERROR"
+_FAILURE = "error: "  # how the sentence begins that ends a command
+_ADVICE = "Set the environment variable HYDRA_FULL_ERROR"  # Hydra's own, which does not apply to a job
 
 
 class JobError(RuntimeError):

@@ -27,7 +27,7 @@ def in_slurm_step() -> bool:
 
 
 def run_folder(now: str) -> str:
-    """Where a run writes under its door's folder: a job that Slurm starts again finds what it left.
+    """The name of a run's folder: under Slurm the job's and its step's number, so that a restarted job finds its files.
 
     Args:
         now: Day and time.

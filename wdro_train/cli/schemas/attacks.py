@@ -27,14 +27,14 @@ class Attack(Part):
 
 
 class WPGD(Attack):
-    """Of `WPGD`."""
+    """Settings of `WPGD`."""
 
     random_start: fields.Flag = False
     keep: Annotated[Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")] = "last"
 
 
 class Lagrangian(Attack):
-    """Of `Lagrangian`."""
+    """Settings of `Lagrangian`."""
 
     free: fields.BelowOne = 0.0
     random_start: fields.Flag = True
@@ -43,7 +43,7 @@ class Lagrangian(Attack):
 
 
 class BoundaryAttack(Attack):
-    """Of `BoundaryAttack`."""
+    """Settings of `BoundaryAttack`."""
 
     random_start: fields.NotNegative = 0.2
     bisections: fields.Natural = 0
@@ -53,7 +53,7 @@ class BoundaryAttack(Attack):
 
 
 class DualAscent(Part):
-    """Of `DualAscent`."""
+    """Settings of `DualAscent`."""
 
     rate: fields.NotNegative = 0.05
     limit: fields.UpToOne = 0.6
@@ -61,13 +61,13 @@ class DualAscent(Part):
 
 
 class Fixed(Part):
-    """Of `Fixed`."""
+    """Settings of `Fixed`."""
 
     distance: fields.FiniteNumber
 
 
 class MinimalDistance(Part):
-    """Of `MinimalDistance`."""
+    """Settings of `MinimalDistance`."""
 
     norm: fields.Number
     steps: fields.Count = 30
@@ -78,7 +78,7 @@ class MinimalDistance(Part):
 
 
 class Pool(Part):
-    """Of `Pool`."""
+    """Settings of `Pool`."""
 
     attacks: Annotated[
         list[fields.Node],

@@ -12,7 +12,7 @@ from wdro_train.cli.schemas.part import Part
 
 
 class Adversary(Part):
-    """Of `DistributionalAdversary`."""
+    """Settings of `DistributionalAdversary`."""
 
     attack: fields.Node
     val_attack: fields.Node | None = None
@@ -23,7 +23,7 @@ class Adversary(Part):
 
 
 class Checkpoint(Part):
-    """Of `RunCheckpoint`, and of Lightning's own."""
+    """Settings of `RunCheckpoint`, and of Lightning's own."""
 
     dirpath: fields.Path | None = None
     filename: fields.Text | None = None
@@ -44,7 +44,7 @@ class Checkpoint(Part):
 
 
 class Overfitting(Part):
-    """Of `OverfittingWarning`."""
+    """Settings of `OverfittingWarning`."""
 
     tolerance: fields.NotNegative = 0.02
     one_step: fields.Text = "val/fgsm_acc"
@@ -52,7 +52,7 @@ class Overfitting(Part):
 
 
 class Pictures(Part):
-    """Of `AdversarialImages`."""
+    """Settings of `AdversarialImages`."""
 
     folder: fields.Path
     number: fields.Count = 8
@@ -60,13 +60,13 @@ class Pictures(Part):
 
 
 class SeedEpoch(Part):
-    """Of `SeedEpoch`."""
+    """Settings of `SeedEpoch`."""
 
     seed: fields.Seed
 
 
 class Progress(Part):
-    """Of `ProgressBar`."""
+    """Settings of `ProgressBar`."""
 
     leave: fields.Flag = False
     refresh_rate: fields.Natural = 1
@@ -74,26 +74,26 @@ class Progress(Part):
 
 
 class Theme(Part):
-    """Of Rich's theme."""
+    """Settings of Rich's theme."""
 
     metrics_text_delimiter: Annotated[str, Field(strict=True), Said("is not a text", "give one")] = " "
 
 
 class WeightPerturbation(Part):
-    """Of `AdversarialWeightPerturbation`."""
+    """Settings of `AdversarialWeightPerturbation`."""
 
     gamma: fields.NotNegative = 0.005
     start_epoch: fields.Natural = 0
 
 
 class Warmup(Part):
-    """Of `RadiusWarmup`."""
+    """Settings of `RadiusWarmup`."""
 
     epochs: fields.Count = 5
 
 
 class Averaging(Part):
-    """Of Lightning's averaging of weights."""
+    """Settings of Lightning's averaging of weights."""
 
     decay: fields.Unit = 0.999
 
@@ -107,7 +107,7 @@ class Logger(Part):
 
 
 class WandB(Logger):
-    """Of W&B's logger."""
+    """Settings of W&B's logger."""
 
     project: fields.Text | None = None
     offline: fields.Flag = False
@@ -118,13 +118,13 @@ class WandB(Logger):
 
 
 class WandBSettings(Part):
-    """Of W&B itself."""
+    """Settings of W&B itself."""
 
     quiet: fields.Flag = True
 
 
 class MLFlow(Part):
-    """Of MLflow's logger."""
+    """Settings of MLflow's logger."""
 
     experiment_name: fields.Text = "wdro_train"
     run_name: fields.Text | None = None

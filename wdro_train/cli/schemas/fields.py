@@ -1,4 +1,4 @@
-"""Kinds of values, each with the words for one that does not fit."""
+"""The kinds of values that settings have, each with what is said of a value that does not fit and how to mend it."""
 
 from __future__ import annotations
 

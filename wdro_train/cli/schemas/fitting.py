@@ -39,7 +39,7 @@ class Scheduler(Part):
 
 
 class OneCycle(Scheduler):
-    """Of `OneCycleLR`."""
+    """Settings of `OneCycleLR`."""
 
     max_lr: fields.Positive
 

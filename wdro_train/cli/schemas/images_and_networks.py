@@ -31,7 +31,7 @@ class Images(Part):
 
 
 class TorchvisionImages(Images):
-    """Of `TorchvisionDataModule` and `GzipDataModule`."""
+    """Settings of `TorchvisionDataModule` and `GzipDataModule`."""
 
     name: fields.TorchvisionSet
     root: fields.Path = "data"
@@ -41,7 +41,7 @@ class TorchvisionImages(Images):
 
 
 class FolderImages(Images):
-    """Of `ImageFolderDataModule`."""
+    """Settings of `ImageFolderDataModule`."""
 
     root: fields.Path
     folders: fields.Folders
@@ -50,7 +50,7 @@ class FolderImages(Images):
 
 
 class HubImages(Images):
-    """Of `HuggingFaceDataModule`."""
+    """Settings of `HuggingFaceDataModule`."""
 
     name: fields.Text
     image: fields.Text = "image"
@@ -76,13 +76,13 @@ class Network(Part):
 
 
 class ResNet(Network):
-    """Of `resnet18`."""
+    """Settings of `resnet18`."""
 
     small_stem: fields.Flag | None = None
 
 
 class NamedNetwork(Network):
-    """Of a library's network, chosen by name."""
+    """Settings of a library's network, chosen by name."""
 
     name: fields.Text
     small_stem: fields.Flag = False

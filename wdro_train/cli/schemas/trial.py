@@ -1,4 +1,4 @@
-"""Settings that fit one by one but not together, found by making what costs nothing and leaves nothing behind."""
+"""Finds settings that fit one by one but not together, by making those objects that cost nothing and leave no trace."""
 
 from __future__ import annotations
 
