@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.ascent import slope_in_box, upsilon_in_scope
 from wdro_train.attacks.base import (
     AttackResult,
     BatchNormMode,
@@ -16,9 +17,9 @@ from wdro_train.attacks.base import (
     resolve_batch_norm,
 )
 from wdro_train.theory.ball import WassersteinBall, per_image
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import ascend, move
 from wdro_train.theory.losses import LossFunction, resolve_loss
-from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
 from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
@@ -75,8 +76,8 @@ class WFGSM:
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
             dual_norms = ball.dual_norms(slope)
-            total = merge(reducer.gather(moment(dual_norms, weight, ball.q)), ball.q)
-            upsilon = power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
+            parts = reducer.gather(moment(dual_norms, weight, ball.q))
+            upsilon = upsilon_in_scope(parts, ball.q, self.scope, step=0)
             x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
@@ -113,7 +114,7 @@ class WFGSM:
             found = input_gradient(model, x, y, loss, self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
-            return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
+            return x, found, slope_in_box(found.gradient, x, box=self.box)
 
 
 @torch.no_grad()
