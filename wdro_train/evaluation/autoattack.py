@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.base import attack_mode, forward
 from wdro_train.evaluation.engine import Engine, Stage
-from wdro_train.utils.versions import package_version
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.ball import WassersteinBall, per_image
 from wdro_train.theory.box import move
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.versions import package_version
 
 _ROUNDING = 1e-6  # of the radius: more than a float32 displacement, and the radius itself, lose by rounding
 _STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]

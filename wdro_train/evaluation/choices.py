@@ -1,4 +1,4 @@
-"""What the configuration of `evaluate.py` chooses: the networks, the curve's grid, and where finished pieces are kept."""
+"""What the configuration of `evaluate.py` chooses: the networks, the grid of the curve, and the store of pieces."""
 
 from __future__ import annotations
 

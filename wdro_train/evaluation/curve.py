@@ -24,6 +24,7 @@ from wdro_train.utils.distributed import default_reducer
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
 
+
 def robustness_curve(
     model: nn.Module,
     batches: Iterable[Any],

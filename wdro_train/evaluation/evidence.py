@@ -65,9 +65,10 @@ class Evidence:
 
     @cached_property
     def curve_image_by_image(self) -> RobustnessCurve:
-        """From the attacks that look at each image by itself, which the band for the population needs (theory, section 12).
+        """From the attacks that look at each image by itself.
 
-        The flips of W-PGD, whose images share one budget, are not in it.
+        The band for the population needs these (theory, section 12): the flips of W-PGD, whose images share one
+        budget, are not in it.
         """
         return RobustnessCurve.pool([self.found.distances, *map(self._of_all_images, self.references)])
 

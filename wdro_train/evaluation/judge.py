@@ -40,9 +40,7 @@ def judge(
     """
     reducer = default_reducer()
     console = Console(quiet=reducer.rank > 0)
-    measurements = chosen_measurements(
-        cfg, ball, len(arrays.labels), lambda text: console.print(text, soft_wrap=True)
-    )
+    measurements = chosen_measurements(cfg, ball, len(arrays.labels), lambda text: console.print(text, soft_wrap=True))
     attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
     batches = ArrayBatches(arrays, cfg.batch_size)
     steps = 0 if cfg.poster is None else cfg.poster.pgd_steps

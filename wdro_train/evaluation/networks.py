@@ -17,8 +17,8 @@ from torch import nn
 from wdro_train.config.build import build_data, build_model, plain, require_values
 from wdro_train.config.resolvers import default_delta
 from wdro_train.data import ImageSet
-from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError, user_error_in
 from wdro_train.utils.trusted import checked, construct, permitted, plain_values, reason, without_special_keys

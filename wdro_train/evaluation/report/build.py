@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any

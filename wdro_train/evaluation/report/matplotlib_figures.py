@@ -159,7 +159,7 @@ def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str) -> None:
     band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
     ax.fill_between(deltas, to_floats(curve["accuracy"]), to_floats(curve["upper"]), **band)
     ax.plot(deltas, to_floats(curve["accuracy"]), color=shade, label=name)
-    if curve["certified"] is not None:
+    if curve["certified"] is not None and curve["certified_lower"] is not None:
         ax.fill_between(deltas, to_floats(curve["certified_lower"]), to_floats(curve["certified"]), **band)
         ax.plot(deltas, to_floats(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
 

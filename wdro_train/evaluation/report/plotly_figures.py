@@ -124,7 +124,7 @@ def _curve(curve: CurveBlock, shade: str, name: str) -> list[Plot]:
         _trace(deltas, to_floats(curve["upper"]), name, **edge),
         _trace(deltas, to_floats(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
     ]
-    if curve["certified"] is not None:
+    if curve["certified"] is not None and curve["certified_lower"] is not None:
         line = {"color": shade, "dash": "dash"}
         sure = f"{name}, certified lower bound"
         traces += [

@@ -1,7 +1,7 @@
 """The shape of `report.json` (schema 2) as types; `schema.json` says what each key means.
 
-In memory numbers are floats. As read from the file an undefined number is null and an infinite one a string, so a number
-of a report is read with `fields.to_float`.
+In memory numbers are floats. As read from the file an undefined number is null and an infinite one a string, so a
+number of a report is read with `fields.to_float`.
 """
 
 from __future__ import annotations
