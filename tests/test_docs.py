@@ -80,8 +80,8 @@ def test_study_tables_are_the_committed_results():
     found = list(figures())
     assert {folder for folder, *_ in found} == {"fashion_linf", "fashion_l2", "digits_resnet18"}
     for folder, columns, (name, *values) in found:
-        with (ROOT / "results" / folder / "table.csv").open() as file:
+        with (ROOT / "docs/results" / folder / "table.csv").open() as file:
             rows = {row["training"]: [row[column] for column in columns] for row in csv.DictReader(file)}
-        assert values in rows.values(), f"{name}: no row of results/{folder}/table.csv"
+        assert values in rows.values(), f"{name}: no row of docs/results/{folder}/table.csv"
         for code in re.findall(r"`(\w+)`", name):
             assert rows[code] == values, f"{name} has another row's figures"

@@ -118,7 +118,7 @@ def command(*arguments, cwd):
     script, *rest = arguments
     script = script if script == "-m" else str(ROOT / script)
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "COLUMNS": "120"}
-    environment["PYTHONPATH"] = f"{ROOT / 'tests'}{os.pathsep}{ROOT}"
+    environment["PYTHONPATH"] = f"{ROOT / 'tests/helpers'}{os.pathsep}{ROOT}"
     environment.pop("PYTEST_CURRENT_TEST", None)
     return {"args": [sys.executable, script, *map(str, rest)], "cwd": cwd, "env": environment}
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from wdro_train.data import class_folders
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.numbers import parse_norm, parse_number
 
 
 def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
@@ -23,7 +23,7 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
     Raises:
         UserError: Not a norm, or none is known for that norm.
     """
-    key = f"l{parse_number(norm, 'attack.norm'):g}"
+    key = f"l{parse_norm(norm):g}"
     if key not in table:
         raise UserError(f"this dataset has no default radius for attack.norm={norm}; set attack.delta")
     return parse_number(table[key], f"data.delta.{key}")

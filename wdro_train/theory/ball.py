@@ -16,7 +16,7 @@ from torch import Tensor
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.numbers import parse_norm, parse_number
 
 
 def conjugate(exponent: float) -> float:
@@ -86,8 +86,7 @@ class WassersteinBall:
             object.__setattr__(self, name, parse_number(getattr(self, name), f"attack.{name}"))
         if not self.p >= 1:
             raise UserError(f"attack.p={self.p:g} is not a Wasserstein order; choose p in [1, inf]")
-        if not self.norm >= 1:
-            raise UserError(f"attack.norm={self.norm:g} is not a norm; choose norm in [1, inf]")
+        object.__setattr__(self, "norm", parse_norm(self.norm))
         if not 0 <= self.delta < math.inf:
             raise UserError(f"attack.delta={self.delta:g} is not a radius; choose a finite delta >= 0")
 
