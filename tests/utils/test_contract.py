@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, MinimalDistance, Pool, WorstCase
-from wdro_train.evaluation.engine import robustness_curve
+from wdro_train.evaluation import robustness_curve
 from wdro_train.metrics import CleanAccuracy
 from wdro_train.models import ExpectedLogits, torchvision_model
 from wdro_train.objectives import Adversarial
