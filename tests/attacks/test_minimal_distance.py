@@ -9,8 +9,8 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import reach
+from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
@@ -174,7 +174,7 @@ def test_reach_is_the_shortest_way(s):
     most = np.where(g > 0, g * (1 - x), -g * x).sum(1)
     least = np.where(g > 0, -g * x, g * (1 - x)).sum(1)
     gain = np.where(np.arange(40) % 2, most, least) * rng.uniform(0.01, 0.99, 40)
-    u = reach(WassersteinBall(2, s, 0), *map(torch.tensor, (x, g, gain))).numpy()
+    u = reach(GroundNorm(s), *map(torch.tensor, (x, g, gain))).numpy()
     assert (x + u >= 0).all()
     assert (x + u <= 1).all()
     np.testing.assert_allclose((g * u).sum(1), gain, rtol=1e-9, atol=1e-12)
@@ -187,7 +187,7 @@ def test_reach_is_the_shortest_way(s):
 def test_reach_beyond_the_box_goes_as_far_as_it_can(s):
     x = torch.tensor([[0.0, 0.25, 1.0, 0.5], [0.0, 0.25, 1.0, 0.5], [0.5, 0.5, 0.5, 0.5]], dtype=torch.float64)
     g = torch.tensor([[1.0, -2.0, 3.0, 0.0], [1.0, -2.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    u = reach(WassersteinBall(2, s, 0), x, g, torch.tensor([9.0, -9.0, 1.0], dtype=torch.float64))
+    u = reach(GroundNorm(s), x, g, torch.tensor([9.0, -9.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close((g * u).sum(1), torch.tensor([1.5, -4.5, 0.0], dtype=torch.float64))
     assert (u[2] == 0).all()
     assert ((x + u >= 0) & (x + u <= 1)).all()
@@ -195,7 +195,7 @@ def test_reach_beyond_the_box_goes_as_far_as_it_can(s):
 
 def test_reach_has_no_other_norm():
     with pytest.raises(UserError, match="1, 2 or inf"):
-        reach(WassersteinBall(2, 3, 0), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
+        reach(GroundNorm(3), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
 
 
 @pytest.mark.parametrize(
@@ -279,6 +279,7 @@ def reference_distances(name, s):
     return MinimalDistance(norm=s)(reference_network(name), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("name", ["adversarial", "standard"])
 def test_reference_points_are_what_they_say(name, s):
@@ -287,6 +288,7 @@ def test_reference_points_are_what_they_say(name, s):
     assert torch.isfinite(reference_distances(name, s).distances).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "most"), [(INF, 0.27), (2, 0.245)])
 def test_reference_knapsack_accuracy(s, most):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
@@ -294,12 +296,14 @@ def test_reference_knapsack_accuracy(s, most):
     assert 0.05 < curve.accuracy(DELTA[s], p=2) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", AUTOATTACK)
 def test_pointwise_accuracy_is_autoattacks(s):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
     assert curve.accuracy(DELTA[s], p=INF) <= AUTOATTACK[s] + 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "record"),
     [
@@ -314,6 +318,7 @@ def test_never_above_a_recorded_attack(name, record):
     assert left <= min(record["wpgd50_min_accuracy"], record["wfgsm_accuracy"]) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_costs_no_more_than_one_w_pgd(s):
     x, y = (part[:100] for part in reference_images())
@@ -327,6 +332,7 @@ def test_costs_no_more_than_one_w_pgd(s):
     assert ours.forward + ours.backward <= theirs.forward + theirs.backward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_further_runs_never_lose(s):
     x, y = (part[:60] for part in reference_images())
@@ -343,6 +349,7 @@ def test_further_runs_never_lose(s):
         assert more.sum() < once.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_batching_changes_nothing(s):
     x, y = (part[:60] for part in reference_images())
@@ -357,6 +364,7 @@ def test_batching_changes_nothing(s):
         assert other.mean().item() == pytest.approx(whole.distances.mean().item(), rel=3e-2 if s == 1 else 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"targets": 9}, {"restarts": 2, "targets": 4}])
 @pytest.mark.parametrize("s", [INF, 2])  # the l_1 path is chaotic: an ulp may send it elsewhere
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -384,6 +392,7 @@ def test_distances_end_at_the_boundary(s, classes):
     assert (found.distances[right] / exact[right]).median() < 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_the_generator_decides():
     x, y = (part[:40] for part in reference_images())
     model = reference_network("adversarial")

@@ -146,6 +146,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_report(run_folder):
     for name, devices in (("one", 1), ("two", 2)):
         done = run("evaluate.py", *OPTIONS, f"devices={devices}", f"hydra.run.dir={name}", cwd=run_folder)
@@ -157,6 +158,7 @@ def test_two_processes_write_the_same_report(run_folder):
         assert ours == pytest.approx(theirs, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_door_says_what_it_judges_and_what_is_wrong(run_folder):
     newest = run("evaluate.py", "limit=5", "poster=null", "hydra.run.dir=newest", cwd=run_folder)
     assert newest.returncode != 0

@@ -18,7 +18,7 @@ from oracles import reference_images, reference_network
 from PIL import Image
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from shell import ROOT, run, start
+from shell import PATIENCE, ROOT, run, start
 from torch import nn
 
 import wdro_train
@@ -34,8 +34,6 @@ from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
 from wdro_train.models import ExpectedLogits, Normalize
 from wdro_train.utils.errors import UserError
-
-SECONDS = 120
 
 
 def batches(n=30, size=12, start=0):
@@ -223,6 +221,7 @@ def _stages(engine):
     return find_distances(engine, MinimalDistance(norm=2, steps=2)).distances, _grid(engine), _poster(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_join", [False, True], ids=["rerun", "join"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
@@ -248,6 +247,7 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
     assert len(told) == (damage != "lost")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 3000), st.booleans())
 def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
@@ -294,6 +294,7 @@ def test_the_last_one_removes_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_locks_survive_a_race(tmp_path):
     """Processes that open, use and finish one store as fast as they can never lose what they are using."""
     program = tmp_path / "race.py"
@@ -308,7 +309,7 @@ def test_locks_survive_a_race(tmp_path):
     racers = [start(program, cwd=tmp_path) for _ in range(3)]
     for racer in racers:
         with racer:
-            assert racer.wait(SECONDS) == 0, racer.stderr
+            assert racer.wait(PATIENCE) == 0, racer.stderr
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -388,7 +389,7 @@ def pieces(store):
 
 def kill_after(process, store, count, delay=0.0):
     """Kill -9 so many seconds after so many pieces are there; whether it came in time."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + PATIENCE
     with process:
         while pieces(store) < count:
             if process.poll() is not None:
@@ -417,6 +418,7 @@ def whole(trained):
     return evaluated(trained / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, where):
     """One evaluation, killed five times at random moments and resumed each time, is bitwise the uninterrupted one."""
@@ -455,7 +457,7 @@ def _edit_code(folder):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "wdro_train", folder / "edited/wdro_train", ignore=ignored)
     shutil.copytree(ROOT / "conf", folder / "edited/conf")
-    file = folder / "edited/wdro_train/attacks/minimal_distance.py"
+    file = folder / "edited/wdro_train/attacks/nearest_flip_search.py"
     file.write_text(file.read_text().replace("_FIRST_RADIUS = 2.0", "_FIRST_RADIUS = 40.0"))
     door = folder / "door.py"
     door.write_text(
@@ -477,6 +479,7 @@ def unchanged(trained):
     return evaluated(trained / "before")["models"][0]["distances"]["values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_swap_classes, _replace_images, _edit_code])
 def test_what_changes_between_kill_and_rerun_counts(trained, unchanged, tmp_path, change):
     for name in ("folders", "images"):
@@ -501,6 +504,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path):
     """Each reports what it reports alone; the last one to finish removes what they share."""
 
@@ -512,7 +516,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         ]
         for process in running:
             with process:
-                assert process.wait(SECONDS) == 0, process.stderr
+                assert process.wait(PATIENCE) == 0, process.stderr
         return {name: evaluated(tmp_path / kind / name) for name in names}
 
     together = all_of(SIDE_BY_SIDE, "together", tmp_path / "store")
@@ -522,6 +526,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         assert report == alone.get(name, whole)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_batches(trained, tmp_path):
     """The default batch size takes all digits at once: the second rank takes part without a batch."""
     line = ["evaluate.py", "ckpt_path=digits/checkpoints/best.ckpt", "limit=60", *COMMON]

@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
     return where
 
 
+@pytest.mark.slow
 def test_command(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     outcomes = compare_attacks.main(["--norm", "2", "--delta", "0.3", "--limit", "40", "--steps", "5", "--p", "1"])
@@ -111,6 +112,7 @@ def test_command(folder, monkeypatch, capsys):
         assert outcome.name[:8] in printed
 
 
+@pytest.mark.slow
 def test_command_says_what_is_wrong(tmp_path):
     done = run("-m", "wdro_train.tools.compare_attacks", "none.ckpt", cwd=tmp_path)
     assert done.returncode == 1

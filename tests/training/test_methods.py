@@ -13,7 +13,7 @@ from oracles import Linear, norm, own_logit, power_mean, random_batch, small_net
 from shell import Arrays, adversary, classifier, digits, fitted, loader, network, run, trainer
 from torch import nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, Pool, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, Pool
 from wdro_train.evaluation.networks import load_network
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary, RadiusWarmup
@@ -171,7 +171,9 @@ def test_warmup_leaves_the_judge_alone():
         RadiusWarmup(0)
 
 
-@pytest.mark.parametrize("kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), WorstCase])
+@pytest.mark.parametrize(
+    "kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), BoundaryAttack]
+)
 def test_warmup_moves_the_images_less(kind):
     attack = kind(p=INF, norm=INF, delta=0.1, steps=2)
     callbacks = [DistributionalAdversary(attack, val_attack=None, first_order=None), RadiusWarmup(4)]
@@ -230,6 +232,7 @@ def trained(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RECIPES)), ids=RECIPES)
 def test_recipes_train(trained, number):
     report = json.loads((trained / str(number) / "metrics.json").read_text())
@@ -238,6 +241,7 @@ def test_recipes_train(trained, number):
     assert network.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_tested_as_they_are_kept(tmp_path):
     options = ["logger=none", "callbacks.images=null", "trainer.limit_train_batches=4", "trainer.max_epochs=2"]
     done = run("train.py", "experiment=ema", *options, "trainer=cpu", "hydra.run.dir=out", cwd=tmp_path)

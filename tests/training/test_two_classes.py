@@ -50,6 +50,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_door(folder, tmp_path):
     data = ["data=image_folder", f"data.root={folder}", "data.shape=[1,8,8]", "data.mean=[0.3]", "data.std=[0.4]"]
     data += ["data.delta={linf: 0.1, l2: 0.5}", "data.batch_size=32", "data.val_fraction=0.2", "model=small_cnn"]

@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from shell import ROOT, run
 
+from wdro_train.attacks import BoundaryAttack
 from wdro_train.config.build import plain
+from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.trusted import checked
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.models import load_weights, small_cnn
 from wdro_train.tools import gradient_masking, judged_runs, step_cost
@@ -31,7 +34,7 @@ from wdro_train.training.build import build_module
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import CONSTRUCTORS, checked, construct, permitted, plain_values
+from wdro_train.utils.plain_values import plain_values
 
 CONF = ROOT / "conf"
 SECRET = "7c1d-not-for-reports"
@@ -211,6 +214,7 @@ def test_an_honest_checkpoint_loads(choice, folder):
     use_everything(written(folder / "honest.ckpt", honest()[0]), **named(choice))
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data())
 def test_constructors_at_any_place(data, folder):
@@ -417,6 +421,7 @@ def archives(folder):
     return [folder / f"{name}.pt" for name in ("zip", "old", "bare", "script", "module")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_pickles_are_refused_without_advice_to_run_them(tmp_path):
     for file in archives(tmp_path):
@@ -455,6 +460,7 @@ def secret_free(folder):
     return all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "how", "more", "message"),
     [
@@ -479,6 +485,7 @@ def test_evaluate_runs_nothing_of_a_file(place, how, more, message, tmp_path):
     assert message is None or message in done.stderr
 
 
+@pytest.mark.slow
 def test_secrets_stay_where_they_are(tmp_path):
     written(tmp_path / "curious.ckpt", honest()[0] | {"name": "${oc.env:WDRO_SECRET}"})
     for arguments in (
@@ -494,6 +501,7 @@ def test_secrets_stay_where_they_are(tmp_path):
         assert secret_free(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_user_names_constructors_of_others(tmp_path):
     """`shell.dropout_cnn` is no constructor of this package: refused, unless the user names it, in any of the ways."""
     config = put(honest()[0], ("model", "_target_"), "shell.dropout_cnn")
@@ -517,6 +525,13 @@ def test_the_user_names_constructors_of_others(tmp_path):
         with pytest.raises(UserError, match="--allow"):
             main([str(path), *options])
     assert gradient_masking.main([str(path), "--steps=1", "--limit=8", "--allow=shell.dropout_cnn"])
+
+
+def test_constructors_renamed_since_are_still_found(tmp_path):
+    old = put(honest()[0], ("attack", "_target_"), "wdro_train.attacks.WorstCase")
+    network = load_network(written(tmp_path / "old.ckpt", old))
+    assert network.config["attack"]["_target_"] == "wdro_train.attacks.BoundaryAttack"
+    assert isinstance(network.construct("attack"), BoundaryAttack)
 
 
 def test_the_study_builds_what_is_listed_or_allowed(tmp_path):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope
 
@@ -80,10 +81,10 @@ class ProjectedStep:
         """
         radii = self.length * self.ball.shares(dual_norms, upsilon)
         if self.box:
-            u = ascend(self.ball, x_adv, slope, radii) - x
+            u = ascend(self.ball.ground, x_adv, slope, radii) - x
         else:
-            u = x_adv + per_image(radii, x) * self.ball.direction(slope) - x
-        return u, self.ball.distances(u)
+            u = x_adv + per_image(radii, x) * self.ball.ground.direction(slope) - x
+        return u, self.ball.ground.distances(u)
 
     def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
         """Moments of the displacements that may shrink and of those that are held, shape [2, 3].
@@ -126,4 +127,4 @@ class ProjectedStep:
             distances: Their norms, shape [B].
             allowed: From `allowed`, shape [B].
         """
-        return move(x, self.ball.shrink(u, distances, allowed))
+        return move(x, self.ball.ground.shrink(u, distances, allowed))

@@ -9,44 +9,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, forward, input_gradient
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
-from wdro_train.attacks.w_pgd import random_start
-from wdro_train.theory.ball import WassersteinBall, per_image
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits
+from wdro_train.attacks.random_start import random_start
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.box import free_gradient, move, projected_step
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.losses import correct as is_correct
 from wdro_train.theory.power_mean import moment, power_mean
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
 
-class WorstCase:
-    """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
+class BoundaryAttack:
+    """Images at their boundary points: correct ones move until they flip or have gone the marginal distance D.
 
-    grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
-    worst-case accuracy are the images nearer to the boundary than D, at their boundary points. Images stop where they
-    flip, and may be pulled back to the boundary by bisection; those that do not stay at distance D, which keeps them
-    there; misclassified images stay clean. D follows from the ball and the network through `marginal`.
+    grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D] with D = lambda^(-1/p) (theory, section 10):
+    worst-case accuracy rises with the distances of the images that are nearer to the boundary than D, and these rise
+    when the loss at their boundary points falls. So images stop where they flip, and may be pulled back to the boundary
+    by bisection; images that do not flip within D are trained on at distance D, which keeps their boundary that far
+    away; misclassified images stay clean. D follows from the ball and the network through `marginal`.
 
-    The result is a training set, not a point of the ball: images that do not flip cost more than the budget.
+    The result is a training set and no point of the ball: images that do not flip may cost more than the budget.
 
-    One forward pass over the batch, a forward and a backward pass a step over the images that have not flipped yet,
-    and a forward pass a bisection over those that have. One collective under DDP.
+    It takes one forward pass over the batch, a forward and a backward pass a step over the images that have not flipped
+    yet, and a forward pass a bisection over those that have; under DDP one collective.
+
+    The defaults were chosen on Fashion-MNIST; docs/results/fashion_linf/ablations.md has what others lead to.
 
     Args:
         p: Wasserstein order in [1, inf].
-        norm: Ground norm: 2 or inf (others work where `box.ascend` does).
+        norm: Ground norm in [1, inf].
         delta: Radius.
         loss: What the steps ascend.
         steps: Number of gradient steps.
         step_size: Length of the whole path in units of the reach.
-        random_start: Start from uniform noise of so many times delta; 0 starts at the image. Small, as noise that
-            does not help to flip takes a near image past its boundary point.
+        random_start: Start from noise of so many times delta; 0 starts at the image. It should be small, since noise
+            that does not help to flip takes near images past their boundary points.
         bisections: Halvings of the segment from the image to its flip; with 0 the flip stays where a step found it.
         weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
-        beyond: Importance of the images that did not flip, beside 1 for the others; 0 leaves them out, as margin
+        beyond: Importance of the images that did not flip, where the others have 1; 0 leaves them out, as margin
             maximisation does.
         marginal: How far to reach; by default dual ascent on the multiplier.
     """
@@ -93,24 +99,22 @@ class WorstCase:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        x, y, labels = check_batch(x, y)
         reducer = reducer or LocalReducer()
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels):
             weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
             with torch.no_grad():
                 logits = forward(model, x)
             check_logits(model, x, logits, labels)
             right = is_correct(logits, y)
             reach = self.marginal.reach(self.ball, x)
-            # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
+            # Drawn for all images, also those that need none, so that nobody's noise depends on whose image is correct.
             noise = replace(self.ball, delta=self.random_start * self.ball.delta)
             start = random_start(noise, x, reducer, generator) if noise.delta else x
-            search = _Search(self, model, x, y, start, reach)
+            search = _FirstFlipSearch(self, model, x, y, start, reach)
             search.run(right.nonzero().squeeze(1))
             search.refine()
             flips = torch.where(right, search.flips, 0.0)
-            distances = self.ball.distances(search.points - x)
+            distances = self.ball.ground.distances(search.points - x)
             parts = reducer.gather(torch.stack([flips, weight, search.dual_norms])).transpose(0, 1).flatten(1)
             self.marginal.update(self.ball, parts[0], parts[1])
             return AttackResult(
@@ -131,17 +135,18 @@ class WorstCase:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The marginal distance."""
+        """The state of the marginal distance."""
         return self.marginal.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from it."""
+        """Continue from a checkpoint's marginal distance."""
         self.marginal.load_state_dict(state_dict)
 
     def _importance(self, flips: Tensor, reach: Tensor) -> Tensor | None:
-        """(d / reach)^(p-1) for flips, `beyond` where there is none and 1 for misclassified images, [B].
+        """The weight of each image in the loss, [B]; None where all are 1.
 
-        At p = inf all flips count the same; at delta = 0 there is no far image, and training is standard.
+        Images that did not flip have `beyond`, flips (d / reach)^(p-1) if weights are asked for, and all others 1, as
+        flips have at p = inf. At delta = 0 nothing is weighted, and training is standard.
         """
         if self.ball.delta == 0 or (not self.weighted and self.beyond == 1):
             return None
@@ -152,11 +157,20 @@ class WorstCase:
         return torch.where(flips.isfinite(), importance, self.beyond)
 
 
-class _Search:
-    """The state of one batch: where every image is, and how far its flip."""
+class _FirstFlipSearch:
+    """The search for the first flip of each image of a batch on a path of gradient steps.
 
-    def __init__(self, attack: WorstCase, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor) -> None:
-        self.attack, self.ball, self.model = attack, attack.ball, model
+    Attributes:
+        points: Where each image is: at its flip, at the end of its path, or where it was; shape [B, ...].
+        flips: Distance of each flip, inf where there is none, float64, shape [B].
+        dual_norms: ||grad J||_* at the start, 0 for images that were not moved, float64, shape [B].
+        nonfinite: Number of gradients that were not finite, int64 scalar.
+    """
+
+    def __init__(
+        self, attack: BoundaryAttack, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor
+    ) -> None:
+        self.attack, self.ground, self.model = attack, attack.ball.ground, model
         self.x, self.y, self.start, self.reach = x, y, start, reach
         self.points = x.clone()
         self.flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -164,7 +178,11 @@ class _Search:
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def run(self, rows: Tensor) -> None:
-        """Move the images `rows` until they flip (one transfer to the host a step: how many are left)."""
+        """Move images until they flip; a step takes one transfer to the host, of how many are left.
+
+        Args:
+            rows: Which images of the batch to move, int64, shape [k].
+        """
         point = self.start[rows]
         step_length = self.attack.step_size / self.attack.steps * self.reach
         for step in range(self.attack.steps):
@@ -174,27 +192,27 @@ class _Search:
             self.nonfinite += here.nonfinite
             slope = free_gradient(here.gradient, point)
             if step == 0:
-                self.dual_norms[rows] = self.ball.dual_norms(slope)
+                self.dual_norms[rows] = self.ground.dual_norms(slope)
             left = self._settle(rows, point, here.logits)
             rows, point, slope = rows[left], point[left], slope[left]
-            u = ascend(self.ball, point, slope, step_length.expand(len(rows))) - self.x[rows]
-            point = move(self.x[rows], self.ball.shrink(u, self.ball.distances(u), self.reach.expand(len(rows))))
+            lengths, radii = step_length.expand(len(rows)), self.reach.expand(len(rows))
+            point = projected_step(self.ground, self.x[rows], point, slope, lengths, radii)
         if len(rows):
             with torch.no_grad():
                 self._settle(rows, point, forward(self.model, point))
             self.points[rows] = point
 
     def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
-        """Put down the images that have flipped; returns the places of the others."""
+        """Record where images are and which have flipped; returns the places in `rows` of those that have not."""
         flipped = ~is_correct(logits, self.y[rows])
-        distances = self.ball.distances(point - self.x[rows])
+        distances = self.ground.distances(point - self.x[rows])
         self.flips[rows] = torch.where(flipped, distances, math.inf)
         self.points[rows] = point
         return (~flipped).nonzero().squeeze(1)
 
     @torch.no_grad()
     def refine(self) -> None:
-        """Pull flips back along the segment to their image, as far as they stay flips."""
+        """Pull flips back towards their images along the segment between them, as far as they stay flips."""
         rows = self.flips.isfinite().nonzero().squeeze(1)
         if not len(rows) or not self.attack.bisections:
             return
@@ -207,4 +225,4 @@ class _Search:
             flipped = ~is_correct(forward(self.model, point), self.y[rows])
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
         self.points[rows] = move(x, per_image(high, x) * u)
-        self.flips[rows] = self.ball.distances(self.points[rows] - x)
+        self.flips[rows] = self.ground.distances(self.points[rows] - x)

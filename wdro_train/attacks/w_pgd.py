@@ -1,28 +1,20 @@
-"""W-PGD: projected gradient ascent on the whole batch as one distribution (PGD is the case p = inf)."""
+"""W-PGD: projected gradient ascent on the whole batch as one distribution; PGD is the case p = inf."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.ascent import ProjectedStep, slope_in_box, upsilon_in_scope
-from wdro_train.attacks.base import (
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    attack_mode,
-    check_logits,
-    checked_loss,
-    forward,
-    input_gradient,
-    resolve_batch_norm,
-)
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import InputGradient, forward, input_gradient
+from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.attacks.random_start import random_start
 from wdro_train.attacks.selection import Keep, Keeper, make_keeper
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import move
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
@@ -30,15 +22,13 @@ from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
-_NOISE_BLOCK = 64
-
 
 class WPGD:
-    """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
+    """Many steps of W-FGSM: x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
-    One forward and one backward pass a step, and one more forward unless the last iterate is kept; with
-    `keep="cheapest"` over the images that have not flipped yet only. Two small
-    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code:
+    Theory, section 4. A step takes one forward and one backward pass (with `keep="cheapest"` over the images that have
+    not flipped yet only), and unless the last iterate is kept the attack ends with one more forward pass. Under DDP a
+    step takes two small collectives, three unless the last iterate is kept. Departures from the 2023 code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
     - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
@@ -51,7 +41,8 @@ class WPGD:
         delta: Radius.
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
         steps: Number of gradient steps.
-        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps.
+        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps. 1.875 is that of
+            the 2023 code.
         random_start: Start from uniform noise of size delta instead of the clean images.
         keep: What is returned: the `last` iterate, the `best` one (lowest accuracy over the batch), or the
             `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the
@@ -137,7 +128,7 @@ class WPGD:
                     if keeper.finished is not None:
                         found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
                 slope = slope_in_box(found.gradient, x_adv, box=self.box)
-                dual_norms = self.ball.dual_norms(slope)
+                dual_norms = self.ball.ground.dual_norms(slope)
                 parts = reducer.gather(moment(dual_norms, weight, self.ball.q))
                 upsilon = upsilon_in_scope(parts, self.ball.q, self.scope, step)
                 if first is None:
@@ -152,7 +143,7 @@ class WPGD:
                 x_adv = keeper.choose()
             return AttackResult(
                 x_adv=x_adv.detach(),
-                distances=self.ball.distances(x_adv - x),
+                distances=self.ball.ground.distances(x_adv - x),
                 upsilon=first_upsilon,
                 dual_norms=first_norms,
                 losses=first.losses,
@@ -204,36 +195,3 @@ class WPGD:
         u, distances = rule.ascent(x, x_adv, slope, dual_norms, upsilon)
         parts = reducer.gather(rule.displacement_moments(distances, held, weight))
         return rule.project(x, u, distances, rule.allowed(distances, held, parts, step))
-
-
-def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise of size delta: every image inside its own ball of radius delta, so inside every W_p ball.
-
-    s = inf: uniform in the cube. Otherwise a Gaussian direction of s-norm delta U^(1/n). The noise of the whole
-    global batch is drawn on every rank and rows rank, rank + world_size, ... are taken, which is how a
-    distributed sampler deals out a batch: the images get the same noise on any number of ranks.
-
-    Args:
-        ball: Gives norm and radius.
-        x: This rank's images, shape [B, ...].
-        reducer: Gives rank and number of ranks.
-        generator: Seeded alike on all ranks, on the device of x.
-
-    Returns:
-        Images in [0, 1], same shape as x.
-    """
-    world, rank = reducer.world_size, reducer.rank
-    size = x[0].numel()
-    # Whole blocks: what is drawn for an image must not change with the padding that fills up the ranks.
-    rows = -(-len(x) * world // _NOISE_BLOCK) * _NOISE_BLOCK
-    noise = x.new_empty(rows, size)
-    if math.isinf(ball.norm):
-        noise.uniform_(-ball.delta, ball.delta, generator=generator)
-        u = noise[rank::world][: len(x)]
-    else:
-        noise.normal_(generator=generator)
-        length = x.new_empty(rows).uniform_(generator=generator)[rank::world][: len(x)]
-        direction = noise[rank::world][: len(x)]
-        radii = ball.delta * length.double().pow(1 / size)
-        u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
-    return move(x, u.view_as(x))

@@ -1,4 +1,7 @@
-"""A feed-forward network as affine segments between ReLUs, each of which pulls a form back to its input."""
+"""A feed-forward network as affine segments between ReLUs, each of which pulls a form of its output back to its input.
+
+To cover another kind of layer, add it to `_KINDS` and give its pullback and output shape in `_affine`.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def _flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is of a kind and has not changed what it computes."""
+    """Whether a layer is of a kind, and not of a subclass that computes something else."""
     return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 
@@ -86,7 +89,11 @@ def _unknown(name: str, layer: nn.Module, shape: Shape) -> UserError:
 
 
 def _affine(name: str, layer: nn.Module, shape: Shape, like: Tensor) -> tuple[Pullback, Shape]:
-    """A layer's pullback and output shape."""
+    """The pullback of an affine layer, and its output shape.
+
+    Raises:
+        UserError: The layer has options that are not covered.
+    """
 
     def fixed(value: Tensor) -> Tensor:
         return value.detach().to(like)

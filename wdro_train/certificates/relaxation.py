@@ -1,8 +1,8 @@
-"""Deterministic certificates for piecewise-linear networks, by interval arithmetic or linear relaxation.
+"""Deterministic certificates for piecewise-linear networks, by linear relaxation or interval arithmetic.
 
 The margins f_y - f_j are bounded from below over the ball by carrying them backwards through the network, every ReLU
-replaced by a linear bound (Zhang et al. 2018, CROWN, arXiv 1811.00866; Singh et al. 2019, DeepPoly). The bounds of the
-values before each ReLU, which the next relaxation needs, come from the same pass.
+replaced by a linear bound (CROWN, Zhang et al. 2018, arXiv 1811.00866; DeepPoly, Singh et al. 2019). The bounds on the
+values before each ReLU, which its linear bound needs, are found in the same way, layer after layer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
-from wdro_train.certificates.base import Radii, full_float32
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits
+from wdro_train.certificates.base import Radii
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.certificates.precision import full_float32
+from wdro_train.theory.ground_norm import GroundNorm, conjugate, per_image
 from wdro_train.theory.losses import correct, margin
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 Method = Literal["crown", "ibp"]
@@ -32,10 +34,11 @@ _RETREAT = (0.0, 1e-4, 1e-3, 1e-2, 0.1)
 
 
 class LinearRelaxation:
-    """The largest radius at which the relaxed margins stay positive, image by image.
+    """For each image, the largest radius r such that min over j != y of f_y - f_j stays positive in all of its ball.
 
-    Radii are searched in float32; what is returned was checked in float64. Margins must exceed 1e-5 of the largest
-    logit, so the certificate covers the rounding of a float32 forward pass too.
+    "Positive" is what a lower bound of the margins shows, so r is at most the true distance. Radii are searched in
+    float32, and those that are returned were checked in float64. Margins must exceed 1e-5 of the image's largest logit,
+    so that the certificate also holds for a float32 forward pass with its rounding.
 
     Args:
         norm: Ground norm: 1, 2 or inf.
@@ -46,8 +49,8 @@ class LinearRelaxation:
     """
 
     def __init__(self, *, norm: float, method: Method = "crown", tolerance: float = 5e-3, batch_size: int = 16) -> None:
-        self.ball = WassersteinBall(float("inf"), norm, 0.0)
-        self.norm = self.ball.norm
+        self.ground = GroundNorm(norm)
+        self.norm = self.ground.order
         if self.norm not in (1, 2, float("inf")):
             raise UserError(f"norm={self.norm:g} has no linear relaxation here; choose 1, 2 or inf")
         if method not in get_args(Method):
@@ -62,9 +65,7 @@ class LinearRelaxation:
         Raises:
             UserError: A layer without linear relaxation, named.
         """
-        x, y, labels = check_batch(x, y)
-        with attack_mode(model), full_float32():
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels), full_float32():
             fast, exact = (RelaxedNetwork(model, x, dtype, self.method) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
@@ -74,24 +75,36 @@ class LinearRelaxation:
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
                 slack = _ROUNDING * logits[rows].abs().amax(1).double()
-                clean = -margin(logits[rows], y[rows]).double() - slack
-                steepness = self.ball.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
+                clean = margin(logits[rows], y[rows]).double() - slack
+                steepness = self.ground.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
                 with torch.no_grad():
                     radii[rows] = self._certify((fast, exact), x[rows], y[rows], slack, clean, guess)
-            radii = torch.where(radii < self.ball.diameter(x), radii, torch.inf)
+            radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
             return Radii(radii, robust, self.norm, 1.0, "the network itself")
 
     def _certify(
         self, networks: tuple[RelaxedNetwork, ...], x: Tensor, y: Tensor, slack: Tensor, clean: Tensor, guess: Tensor
     ) -> Tensor:
-        """Radii of correct images, [N]: searched with the fast network, checked with the exact one."""
+        """Radii of correct images, searched with the fast network and checked with the exact one.
+
+        Args:
+            networks: The relaxed network in float32 and in float64.
+            x: Images, shape [N, ...].
+            y: Their labels, shape [N].
+            slack: What a margin must exceed, shape [N].
+            clean: By how much the margin at the image exceeds it, shape [N].
+            guess: First radii to try, shape [N].
+
+        Returns:
+            Shape [N], float64.
+        """
         fast, exact = networks
 
         def spare(rows: Tensor, radii: Tensor, network: RelaxedNetwork = fast) -> Tensor:
             return network.margins(x[rows], y[rows], radii, self.norm) - slack[rows]
 
-        found = largest_root(spare, clean, guess, self.ball.diameter(x), self.tolerance)
+        found = largest_root(spare, clean, guess, self.ground.diameter(x), self.tolerance)
         certified = torch.zeros_like(found)
         open_rows = (found > 0).nonzero().squeeze(1)
         for retreat in _RETREAT:
@@ -104,9 +117,15 @@ class LinearRelaxation:
 
     @torch.no_grad()
     def _check_parsed(self, network: RelaxedNetwork, x: Tensor, y: Tensor, logits: Tensor) -> None:
-        """At radius 0 the bound is the margin itself."""
+        """Refuse a network that computes something else than its layers one after another, by its margin at one image.
+
+        At radius 0 the bound is the margin itself.
+
+        Raises:
+            UserError: It is not.
+        """
         bound = network.margins(x, y, torch.zeros(1, dtype=torch.float64, device=x.device), self.norm)
-        gap = float((bound + margin(logits, y)).abs())
+        gap = float((bound - margin(logits, y)).abs())
         if not gap <= _AGREEMENT * float(logits.abs().amax()):
             raise UserError(
                 f"the network's layers, one after another, miss its margin by {gap:g}; certify a float32 network "
@@ -115,7 +134,7 @@ class LinearRelaxation:
 
 
 class RelaxedNetwork:
-    """Lower bounds of a network's margins over balls around images.
+    """A network as segments between ReLUs, from which lower bounds of its margins over balls are computed.
 
     Args:
         model: See `segments`.
@@ -134,7 +153,7 @@ class RelaxedNetwork:
         self.classes = classes
 
     def margins(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> Tensor:
-        """A lower bound of min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
+        """Lower bounds of the margin min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
 
         Args:
             x: Images, shape [B, ...].
@@ -162,7 +181,17 @@ class RelaxedNetwork:
     def _lower(
         self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
     ) -> Tensor:
-        """Lower bounds of a form of segment k's output: from the nearest ReLU's box, and from the images."""
+        """The better of two lower bounds of a form of segment k's output, shape [B, L, M].
+
+        One from the box of the values before the nearest ReLU; and, unless the method is `ibp`, one from the images, by
+        carrying the form back through all ReLUs.
+
+        Args:
+            k: Number of the segment.
+            form: The affine functions to bound.
+            boxes: Lower and upper bounds of the values before each ReLU below.
+            everywhere: Bounds a form of the images, see `_region`.
+        """
         form = self.segments[k].pull_back(form)
         if k == 0:
             return everywhere(form)
@@ -175,23 +204,23 @@ class RelaxedNetwork:
         return torch.maximum(nearest, everywhere(form))
 
     def _region(self, x: Tensor, radii: Tensor, norm: float) -> Callable[[Form], Tensor]:
-        """The bound over all images within the radius: of the box around x, and for other norms of the ball."""
-        ball = WassersteinBall(float("inf"), norm, 0.0)
+        """The function that bounds forms over all images within the radius: over their box, and over the ball."""
+        dual = conjugate(norm)
         reach = per_image(radii, x)
         low, high = (x - reach).clamp(0, 1), (x + reach).clamp(0, 1)
         if norm == float("inf"):
             return lambda form: form.over_box(low, high)
-        return lambda form: torch.maximum(form.over_box(low, high), form.over_ball(x, radii, ball.dual))
+        return lambda form: torch.maximum(form.over_box(low, high), form.over_ball(x, radii, dual))
 
 
 def largest_root(
     spare: Callable[[Tensor, Tensor], Tensor], at_zero: Tensor, guess: Tensor, limit: float, tolerance: float
 ) -> Tensor:
-    """Where falling functions cross zero, from below: false position, then bisection.
+    """Where falling functions cross zero, approached from below: by false position, and in the end by bisection.
 
-    Relaxed margins plunge once the relaxation of the deeper layers gives way, so negative values enter as
-    -log(1 - value / value at 0). Each step aims beyond the chord's root by half the tolerance, to the side of the
-    end that is further behind, so that both ends of the bracket close in.
+    A relaxed margin falls steeply once the bounds of deeper layers have become loose, so negative values enter as
+    -log(1 - value / value at 0). Each step aims past the root of the chord by 0.45 of the tolerance, away from the end
+    of the bracket that was moved last, so that both ends close in on the crossing.
 
     Args:
         spare: Takes indices [k] and radii [k] and gives the functions' values [k].

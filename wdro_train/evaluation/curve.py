@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import check_network
+from wdro_train.attacks.network_check import check_network
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import PROBED_IMAGES, Engine

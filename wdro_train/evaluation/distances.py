@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -59,7 +60,7 @@ def distance_stage(engine: Engine, attack: MinimalDistance) -> Stage:
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = attack(engine.model, x, y, generator=generator)
         with attack_mode(engine.model), torch.no_grad():
-            logits = forward(engine.model, found.x_adv, attack.batch_size)
+            logits = forward(engine.model, found.x_adv, attack.effort.batch_size)
         others = logits.scatter(1, y[:, None], -math.inf).argmax(1)  # in a tie the label would come first
         rivals = torch.where(found.distances.isfinite(), others, y)
         return {

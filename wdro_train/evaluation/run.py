@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from wdro_train.attacks.base import check_network
+from wdro_train.attacks.network_check import check_network
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
 from wdro_train.evaluation.engine import PROBED_IMAGES

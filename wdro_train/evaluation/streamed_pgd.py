@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from wdro_train.attacks import WPGD
 from wdro_train.attacks.ascent import slope_in_box, upsilon_in_scope
-from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.selection import is_better_iterate
 from wdro_train.theory.box import move
 from wdro_train.theory.losses import correct, resolve_loss
@@ -122,13 +123,13 @@ class _Run:
                         logits = forward(self.model, x_adv, self.attack.batch_size)
                         losses = self.loss(logits, y)
             self.u[rows] = (x_adv - x).cpu().numpy()
-            spent[rows] = self.ball.distances(x_adv - x).cpu()
+            spent[rows] = self.ball.ground.distances(x_adv - x).cpu()
             robust[rows] = correct(logits, y).cpu()
             total_loss += float(losses.double().sum())
             if gradient:
                 slope = slope_in_box(slope, x_adv, box=self.attack.box)
                 self.slopes[rows] = slope.cpu().numpy()
-                self.dual_norms[rows] = self.ball.dual_norms(slope).cpu()
+                self.dual_norms[rows] = self.ball.ground.dual_norms(slope).cpu()
                 part = moment(self.dual_norms[rows], None, q)
                 total = merge(torch.stack([total, part]), q)
         sums = torch.tensor([float(robust.sum()), total_loss, float(self.n)], dtype=torch.float64)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.distances import FoundDistances
 from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase

@@ -10,7 +10,9 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import torch
 
-from wdro_train.attacks.base import Stateful, attack_mode, forward
+from wdro_train.attacks.base import Stateful
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve

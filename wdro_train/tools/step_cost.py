@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Lagrangian
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import command_line
@@ -44,7 +44,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
     yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
     yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
     yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()
-    yield f"worst case, {steps} steps", WorstCase(**threat, steps=steps), Adversarial()
+    yield f"worst case, {steps} steps", BoundaryAttack(**threat, steps=steps), Adversarial()
     if ball.p > 1:
         yield "W-FGSM", WFGSM(**threat), Adversarial()
         yield f"W-PGD, {steps} steps", WPGD(**threat, steps=steps, random_start=True), Adversarial()
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     x, y = split_on_device(network, "train", given.batch)
     kinds = list(methods(ball, given.steps))
     for _, attack, _ in kinds:
-        if isinstance(attack, WorstCase | Lagrangian):  # they learn their radius or price from the network
+        if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):
                 attack(network.model, x, y)
     times: list[list[float]] = [[] for _ in kinds]

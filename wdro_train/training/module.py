@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from wdro_train.attacks.base import AttackResult, check_logits, check_network
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.network_check import check_logits, check_network
 from wdro_train.data.padding import batch_weight
 from wdro_train.metrics import CleanAccuracy, Mean
 from wdro_train.objectives import Objective, ObjectiveResult, Standard

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal and for Markdown files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from rich.table import Table
 def show(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, texts: int = 1
 ) -> None:
-    """Print a table; the first `texts` columns are text, the others are numbers."""
+    """Print a table.
+
+    Args:
+        title: Stands above it.
+        header: Names of the columns.
+        rows: Their cells, as they are printed.
+        caption: Stands below it; None for nothing.
+        texts: The first so many columns hold text and are set flush left, the others numbers and flush right.
+    """
     table = Table()
     for k, name in enumerate(header):
         table.add_column(name, justify="left" if k < texts else "right")
@@ -32,7 +40,12 @@ def show(
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown, one line a row."""
+    """The table in Markdown, one line for each row.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells.
+    """
     table = Table(*header, box=box.MARKDOWN)
     for row in rows:
         table.add_row(*row)

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, AttackResult, MinimalDistance, Pool
-from wdro_train.attacks.base import Stateful, attack_mode, forward
+from wdro_train.attacks.base import Stateful
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.data.padding import batch_weight, only_loader
 from wdro_train.metrics import AdversarialAccuracy, FirstOrderBounds, WorstCaseAccuracy
 from wdro_train.theory.ball import WassersteinBall
@@ -80,9 +82,9 @@ class DistributionalAdversary(L.Callback):
         self.val_attack: Attack | None = val_attack
         self.first_order = WFGSM(**threat, loss="redlr") if first_order == "default" else first_order
         self.distances = distances
-        if distances is not None and distances.ball.norm != ball.norm:
+        if distances is not None and distances.ground.order != ball.norm:
             raise UserError(
-                f"distances in the l_{distances.ball.norm:g} norm say nothing about an l_{ball.norm:g} ball"
+                f"distances in the l_{distances.ground.order:g} norm say nothing about an l_{ball.norm:g} ball"
             )
         self.whole_set = whole_set
         self.seed = seed
