@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Relaxed margins of the two networks of tests/reference (41 images, l_2 and l_inf, both methods, a tolerance of 5e-3)
+# took 5 to 8 evaluations in the median and at most 12. After 15 false position has failed and bisection takes over,
+# which needs another 15 at most for brackets of up to 2^15 tolerances.
 _EVALUATIONS, _PATIENCE = 30, 15
-_EDGE = 0.02
-_GROWTH = 2.0
+_EDGE = 0.02  # trials keep this share of the bracket away from its ends, so that each shortens it
+_GROWTH = 2.0  # how much farther the next trial is while no radius is known to be too large
 
 
 def largest_root(
