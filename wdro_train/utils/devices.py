@@ -15,7 +15,9 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: Of the command line.
     """
-    parser.add_argument("--device", help="where to compute, such as cpu or cuda:1; default: the best device there is")
+    parser.add_argument(
+        "--device", help="Compute on this device, such as cpu or cuda:1. By default it is the best one there is."
+    )
 
 
 def resolve_device(name: str | None = None) -> torch.device:

@@ -16,5 +16,5 @@ def add_allow_option(parser: argparse.ArgumentParser) -> None:
         type=lambda text: frozenset(filter(None, text.split(","))),
         default=frozenset(),
         metavar="NAMES",
-        help="constructors of your own that a checkpoint may use, such as my_package.models.mlp,my_package.data.Mine",
+        help="A checkpoint may use these constructors of yours, such as my_package.models.mlp,my_package.data.Mine.",
     )
