@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
-from wdro_train.certificates.relaxation import Method
+from wdro_train.certificates.relaxed_network import Method
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.robustness_curve import RobustnessCurve
