@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import importlib
 import math
 import os
 import re
@@ -25,9 +24,8 @@ from wdro_train.cli.endings import unexpected
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.schemas.check import refusal, resolve
 from wdro_train.cli.schemas.trial import try_out
+from wdro_train.config import writable
 from wdro_train.config.resolvers import register_resolvers
-from wdro_train.config.writable import refuse_unwritable
-from wdro_train.tools import command_line
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.errors import UserError
 
@@ -431,40 +429,6 @@ def test_folders_that_cannot_be_written(path, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=said):
-        refuse_unwritable("run_dir", path)
-    refuse_unwritable("run_dir", "new/run")
+        writable.refuse_unwritable("run_dir", path)
+    writable.refuse_unwritable("run_dir", "new/run")
     assert not (tmp_path / "new").exists()
-
-
-COMMANDS = {
-    "gradient_masking": [
-        [],
-        ["no.ckpt"],
-        ["{ckpt}", "--limit", "-1"],
-        ["{ckpt}", "--steps", "0"],
-        ["{ckpt}", "--steps", "2.5"],
-    ],
-    "compare_attacks": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
-    "step_cost": [["no.ckpt"], ["{ckpt}", "--batch", "0"], ["{ckpt}", "--repeats", "abc"]],
-    "compare_methods": [["nowhere", "--out", "out"], [".", "--out", "out", "--deltas", "a,b"], [".", "--out", "out"]],
-    "wandb_workspace": [[], ["--json", "/dev/null/x.json"]],
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_commands_beside_the_doors(name, checkpoint, tmp_path, monkeypatch, capsys):
-    """Wrong arguments are one sentence and exit code 1, as at the doors, before anything is made."""
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"wdro_train.tools.{name}")
-    for arguments in COMMANDS[name]:
-        typed = [item.format(ckpt=checkpoint) for item in arguments]
-        monkeypatch.setattr("sys.argv", [name, *typed])
-        with pytest.raises(SystemExit) as caught:
-            command_line.run(module.main)
-        said = capsys.readouterr().err
-        assert caught.value.code == 1, said
-        assert said.startswith("error: "), said
-        assert said.count("\n") == 1, said
-    assert list(tmp_path.iterdir()) == []
-    assert "command_line.run(main)" in Path(module.__file__).read_text()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,13 +10,16 @@ import torch
 from oracles import on_ranks, reference_images, reference_network, reference_records
 from shell import run
 
-from wdro_train.attacks import WPGD, MinimalDistance
+from wdro_train.attacks import WFGSM, WPGD, MinimalDistance
 from wdro_train.evaluation import robustness_curve
-from wdro_train.evaluation.engine import Engine, find_distances, first_order_grid
-from wdro_train.evaluation.first_order import pgd_whole_set
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order_grid import first_order_grid
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
-from wdro_train.theory.losses import correct
+from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
+from wdro_train.metrics import FirstOrderBounds
+from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.utils.distributed import LocalReducer
 
 CPU = torch.device("cpu")
@@ -58,11 +62,11 @@ def test_ranks_share_the_work_and_agree(tmp_path):
 
     alone = work(LocalReducer(), reference_network("adversarial"))
     assert PieceStore(tmp_path / "two", {}).discard()
-    for distances, (accuracy, value, flips) in on_ranks(2, work, reference_network("adversarial")):
+    for distances, attacked in on_ranks(2, work, reference_network("adversarial")):
         np.testing.assert_allclose(distances, alone[0], rtol=1e-6)
-        assert accuracy == alone[1][0]
-        assert value == pytest.approx(alone[1][1], abs=1e-6)
-        np.testing.assert_allclose(flips, alone[1][2], rtol=1e-4)
+        assert attacked.accuracy == alone[1].accuracy
+        assert attacked.largest_mean_loss == pytest.approx(alone[1].largest_mean_loss, abs=1e-6)
+        np.testing.assert_allclose(attacked.flips, alone[1].flips, rtol=1e-4)
 
 
 def test_finished_batches_are_not_done_again(tmp_path):
@@ -91,8 +95,8 @@ def test_slope_of_pgd_is_upsilon(tmp_path, loss, box):
     ours = Engine(model.eval(), found, PieceStore(tmp_path, {}))
     delta = 2e-4
     grid = first_order_grid(ours, norm=math.inf, loss=loss, orders=[2.0], deltas=[delta], box=box)
-    _, value, _ = pgd_whole_set(ours, norm=math.inf, loss=loss, p=2.0, delta=delta, steps=10, box=box)
-    assert (value - grid.v0) / delta == pytest.approx(grid.upsilon[2.0], rel=0.02)
+    attacked = pgd_whole_set(ours, norm=math.inf, loss=loss, p=2.0, delta=delta, steps=10, box=box)
+    assert (attacked.largest_mean_loss - grid.v0) / delta == pytest.approx(grid.upsilon[2.0], rel=0.02)
 
 
 class _Stretch(torch.nn.Module):
@@ -115,6 +119,21 @@ def test_first_order_grid_is_the_record(tmp_path):
             point = (2.0, record["delta"])
             assert grid.fgsm_acc[point] == pytest.approx(record["wfgsm_accuracy"], abs=0.0021)
             assert grid.v_q[point] == pytest.approx(record["wfgsm_mean_loss"], rel=1e-3)
+
+
+def test_metric_and_report_have_the_same_quantities(tmp_path):
+    """One batch is the whole set for W-FGSM too, so the metric of training and the grid of a report must agree."""
+    model, ((x, y),) = reference_network("adversarial"), batches(100, 100)
+    attack = WFGSM(p=2, norm=math.inf, delta=0.1, loss="redlr")
+    found = attack(model, x, y)
+    with torch.no_grad():
+        logits = model(found.x_adv)
+    metric = FirstOrderBounds(attack.ball)
+    losses = resolve_loss("redlr")(logits, y)
+    metric.update(found.logits, found.losses, logits, losses, found.dual_norms, found.distances, y, torch.ones(100))
+    grid = first_order_grid(engine(tmp_path), norm=math.inf, loss="redlr", orders=[2.0], deltas=[0.1])
+    computed = {key: value.item() for key, value in metric.compute().items()}
+    assert computed == pytest.approx(asdict(grid.quantities(2.0, 0.1)), rel=1e-5)
 
 
 def test_five_lines_of_python():

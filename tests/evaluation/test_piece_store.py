@@ -25,10 +25,13 @@ import wdro_train
 from wdro_train.attacks import MinimalDistance
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
-from wdro_train.evaluation.engine import Engine, find_distances, first_order_grid
-from wdro_train.evaluation.first_order import pgd_whole_set
-from wdro_train.evaluation.identity import code_identity, describe, identity
+from wdro_train.evaluation.describe import describe
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order_grid import first_order_grid
+from wdro_train.evaluation.identity import code_identity, identity
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
 from wdro_train.models import ExpectedLogits, Normalize
 from wdro_train.utils.errors import UserError
 
@@ -89,7 +92,7 @@ def test_every_setting_of_the_attack_makes_pieces_of_its_own(argument):
 
 def _poster(engine, **change):
     given = {"norm": 2, "loss": "ce", "p": 2.0, "delta": 0.5, "steps": 2, "box": True} | change
-    return pgd_whole_set(engine, **given)[2]
+    return pgd_whole_set(engine, **given).flips
 
 
 def _grid(engine, **change):
@@ -99,7 +102,7 @@ def _grid(engine, **change):
 
 def _certificate(engine, **change):
     given = {"norm": 2.0, "images": 4, "sigma": 0.25, "samples": 30, "alpha": 0.01, "batch_size": 64} | change
-    return certified_curve(engine, make_certificate("smoothing", **given), "smoothing")[0].distances
+    return certified_curve(engine, make_certificate("smoothing", **given), "smoothing").curve.distances
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from shell import run
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.evaluation.networks import load_arrays, load_subject
+from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
 from wdro_train.utils.errors import UserError
@@ -37,10 +37,10 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
     for method, row in rows.items():
         worst, clean = [], []
         for seed in (0, 1):
-            subject = load_subject(runs / f"{method}_{seed}/checkpoints/best.ckpt")
-            arrays = load_arrays(subject.config, "test", 120)
+            network = load_network(runs / f"{method}_{seed}/checkpoints/best.ckpt")
+            arrays = load_arrays(network.config, "test", 120)
             x = arrays.batch(torch.arange(120))
-            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(subject.model, x, arrays.labels).distances)
+            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(network.model, x, arrays.labels).distances)
             worst.append(100 * curve.accuracy(0.05, 2))
             clean.append(100 * curve.clean_accuracy)
         assert row["seeds"] == "2"
@@ -75,7 +75,7 @@ def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
         raise AssertionError("judged again")
 
     monkeypatch.setattr(compare_methods, "judge", never)
-    monkeypatch.setattr(compare_methods, "load_subject", lambda path: (_ for _ in ()).throw(AssertionError))
+    monkeypatch.setattr(compare_methods, "chosen_network", never)
     compare_methods.main(command)
     assert (tmp_path / "table.csv").read_text() == before
 

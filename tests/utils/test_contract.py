@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
-from wdro_train.evaluation.engine import robustness_curve
+from wdro_train.evaluation import robustness_curve
 from wdro_train.metrics import CleanAccuracy
 from wdro_train.objectives import Adversarial
 from wdro_train.training.callbacks import DistributionalAdversary

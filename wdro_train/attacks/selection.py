@@ -80,6 +80,18 @@ class Keeper(ABC):
         """
 
 
+def is_better_iterate(correct: Tensor, loss: Tensor, fewest: Tensor, loss_of_fewest: Tensor) -> Tensor:
+    """Whether an iterate is stronger than the strongest so far: fewer correct images, ties by higher loss.
+
+    Args:
+        correct: Number (or weight) of the images that it leaves correct, scalar.
+        loss: Its loss, summed or averaged over the same images for all iterates, scalar.
+        fewest: `correct` of the strongest so far.
+        loss_of_fewest: `loss` of the strongest so far.
+    """
+    return (correct < fewest) | ((correct == fewest) & (loss > loss_of_fewest))
+
+
 class BestIterate(Keeper):
     """The iterate with the fewest correct images of the batch, and among those the one of highest mean loss.
 
@@ -92,7 +104,7 @@ class BestIterate(Keeper):
         if self._fewest is None:
             self._fewest, self._loss = number_robust, mean_loss
             return torch.ones_like(robust)
-        better = (number_robust < self._fewest) | ((number_robust == self._fewest) & (mean_loss > self._loss))
+        better = is_better_iterate(number_robust, mean_loss, self._fewest, self._loss)
         self._fewest = torch.where(better, number_robust, self._fewest)
         self._loss = torch.where(better, mean_loss, self._loss)
         return better.expand_as(robust)

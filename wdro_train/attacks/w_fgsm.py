@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.ascent import slope_in_box, upsilon_in_scope
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import ascend, move
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
-from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
 from wdro_train.utils.distributed import LocalReducer, Reducer
 
@@ -70,8 +71,8 @@ class WFGSM:
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
             dual_norms = ball.ground.dual_norms(slope)
-            total = merge(reducer.gather(moment(dual_norms, weight, ball.q)), ball.q)
-            upsilon = power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
+            parts = reducer.gather(moment(dual_norms, weight, ball.q))
+            upsilon = upsilon_in_scope(parts, ball.q, self.scope, step=0)
             x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
@@ -105,7 +106,7 @@ class WFGSM:
             found = input_gradient(model, x, y, checked_loss(self.loss, labels), self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
-            return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
+            return x, found, slope_in_box(found.gradient, x, box=self.box)
 
 
 @torch.no_grad()

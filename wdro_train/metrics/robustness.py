@@ -7,6 +7,7 @@ dictionary of Python-convertible scalars under the keys given in each class.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.metrics.functional import accuracy_ratio, first_order_quantities
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.power_mean import merge, moment, power_mean
@@ -257,24 +258,17 @@ class FirstOrderBounds(_SummedMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """All quantities of the first-order worst case."""
-        v0, v_q = (self.clean_loss / self.total).item(), (self.q_loss / self.total).item()
-        w0 = (self.wrong_loss / (self.total - self.clean_hits)).item()  # 0 / 0 = NaN if nothing is misclassified
-        upsilon = power_mean(self.gradient, self.q).item()
-        fgsm_acc = (self.q_hits / self.total).item()
-        lower = lower_bounds(w0, v0, v_q, self.delta, upsilon)
-        return self._scalars(
-            v0=v0,
-            w0=w0,
-            v_q=v_q,
-            upsilon=upsilon,
-            v_first_order=first_order_value(v0, self.delta, upsilon),
-            fgsm_acc=fgsm_acc,
-            fgsm_spent=power_mean(self.displacement, self.p),
-            ratio_upper=accuracy_ratio(fgsm_acc, (self.clean_hits / self.total).item()),
-            ratio_lower_attack=lower.attack,
-            ratio_lower_gradient=lower.gradient,
-            ratio_lower=lower.minimum,
+        quantities = first_order_quantities(
+            v0=(self.clean_loss / self.total).item(),
+            w0=(self.wrong_loss / (self.total - self.clean_hits)).item(),  # 0 / 0 = NaN if nothing is misclassified
+            v_q=(self.q_loss / self.total).item(),
+            upsilon=power_mean(self.gradient, self.q).item(),
+            delta=self.delta,
+            clean_acc=(self.clean_hits / self.total).item(),
+            fgsm_acc=(self.q_hits / self.total).item(),
+            fgsm_spent=power_mean(self.displacement, self.p).item(),
         )
+        return self._scalars(**asdict(quantities))
 
 
 def _add_moment(metric: Metric, name: str, exponent: float) -> None:

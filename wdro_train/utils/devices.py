@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from wdro_train.utils.errors import UserError
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--device` to a command line; `resolve_device` reads what was typed.
-
-    Args:
-        parser: Of the command line.
-    """
-    parser.add_argument("--device", help="where to compute, such as cpu or cuda:1; default: the best device there is")
 
 
 def resolve_device(name: str | None = None) -> torch.device:
