@@ -9,12 +9,14 @@ from torch import Tensor
 
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.renamed import with_present_names
 from wdro_train.utils.trusted import UnreadableError, plain_values, read_tensors
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of this program: tensors, and a configuration of plain values.
 
+    Constructors that the configuration names by where an earlier version had them are named by where they are now.
     Nothing in the file is run and nothing in its configuration is resolved; see `wdro_train.utils.trusted`.
 
     Raises:
@@ -31,8 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} was not written by wdro_train; use a checkpoint that train.py wrote")
     if not isinstance(content["state_dict"], dict):
         raise UserError(f"{file} holds no weights; use a checkpoint that train.py wrote")
-    plain_values(content[CONFIG_KEY], file)
-    return content
+    return content | {CONFIG_KEY: with_present_names(plain_values(content[CONFIG_KEY], file))}
 
 
 def check_weights(module: RobustClassifier, checkpoint: dict[str, Any], path: str | Path) -> None:

@@ -1,35 +1,28 @@
-"""Ratios and first-order bounds of the poster (Bai, He, Jiang, Obloj 2023, arXiv 2306.09844), as pure functions.
+"""First-order value and bounds of the poster (Bai, He, Jiang, Obloj 2023, arXiv 2306.09844; theory, sections 2 and 6).
 
-All arguments are scalars over one whole dataset, never means of batch values. A ratio that is undefined is NaN,
-with a warning that names the cause.
+All arguments are scalars over one whole dataset, never means of batch values. A bound that is undefined is NaN, with a
+warning that names the cause.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
-
-def accuracy_ratio(robust_accuracy: float, clean_accuracy: float) -> float:
-    """R = A_delta / A, in [0, 1].
-
-    With A under Q_delta as first argument it is the upper bound R^u = Q_delta(S) / A.
-
-    Args:
-        robust_accuracy: Accuracy left, in [0, 1].
-        clean_accuracy: A, in [0, 1].
-
-    >>> accuracy_ratio(0.4, 0.8)
-    0.5
-    """
-    if not clean_accuracy > 0:
-        return _undefined(f"the clean accuracy is {clean_accuracy:g}, so no ratio to it is defined")
-    return robust_accuracy / clean_accuracy
+from wdro_train.metrics.functional.undefined import undefined
 
 
 def first_order_value(v0: float, delta: float, upsilon: float) -> float:
-    """V(0) + delta Upsilon, the first-order approximation of the worst-case loss V(delta)."""
+    """V(0) + delta Upsilon, the first-order approximation of the worst-case loss V(delta) (theory, section 2).
+
+    Args:
+        v0: V(0) = E_P[J], the mean loss of the clean images.
+        delta: Radius of the ball, in the ground norm's units.
+        upsilon: (E_P ||grad_x J||_*^q)^(1/q).
+
+    >>> first_order_value(v0=0.5, delta=0.1, upsilon=2.0)
+    0.7
+    """
     return v0 + delta * upsilon
 
 
@@ -50,7 +43,7 @@ class LowerBounds:
 
 
 def lower_bounds(w0: float, v0: float, v_q: float, delta: float, upsilon: float) -> LowerBounds:
-    """The poster's asymptotic lower bounds on R_delta.
+    """The poster's asymptotic lower bounds on R_delta = A_delta / A (theory, section 6).
 
     Args:
         w0: W(0) = E_P[J | S^c], mean loss of the misclassified images (0 by definition under ReDLR).
@@ -66,17 +59,11 @@ def lower_bounds(w0: float, v0: float, v_q: float, delta: float, upsilon: float)
     LowerBounds(attack=0.8, gradient=0.7, minimum=0.7)
     """
     if math.isnan(w0):
-        value = _undefined("no image is misclassified, so W(0) and the asymptotic lower bounds are undefined")
+        value = undefined("no image is misclassified, so W(0) and the asymptotic lower bounds are undefined")
         return LowerBounds(value, value, value)
     if not w0 > v0:
-        value = _undefined(f"W(0)={w0:g} is not above V(0)={v0:g}, so the asymptotic lower bounds are undefined")
+        value = undefined(f"W(0)={w0:g} is not above V(0)={v0:g}, so the asymptotic lower bounds are undefined")
         return LowerBounds(value, value, value)
     attack = (w0 - v_q) / (w0 - v0)
     gradient = (w0 - first_order_value(v0, delta, upsilon)) / (w0 - v0)
     return LowerBounds(attack, gradient, max(0.0, min(attack, gradient)))
-
-
-def _undefined(cause: str) -> float:
-    """NaN, said aloud."""
-    warnings.warn(f"NaN reported: {cause}", stacklevel=3)
-    return math.nan
