@@ -1,4 +1,4 @@
-"""What a finished training has reached: its best epoch on the validation set, and that epoch's network on the test set."""
+"""What a finished training has reached: validation values of its best epoch, and the test of that epoch's network."""
 
 from __future__ import annotations
 
