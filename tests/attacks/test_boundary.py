@@ -9,7 +9,7 @@ from oracles import conjugate, norm, on_ranks
 from shell import adversary, classifier, digits, fitted, loader, trainer
 from torch import nn
 
-from wdro_train.attacks import WPGD, DualAscent, Fixed, MinimalDistance, WorstCase
+from wdro_train.attacks import WPGD, BoundaryAttack, DualAscent, Fixed, MinimalDistance
 from wdro_train.metrics import WorstCaseAccuracy
 from wdro_train.objectives import Adversarial
 from wdro_train.theory.ball import WassersteinBall
@@ -49,7 +49,7 @@ def test_linear_classifier(s, start):
     model, x, y, margins, w = two_classes()
     exact = margins / norm(w[None], conjugate(s))[0]
     reach = exact.median().item()
-    attack = WorstCase(p=2, norm=s, delta=0.01 * reach, marginal=Fixed(reach), bisections=14, random_start=start)
+    attack = BoundaryAttack(p=2, norm=s, delta=0.01 * reach, marginal=Fixed(reach), bisections=14, random_start=start)
     found = attack(model, x, y, generator=seeded())
     right = correct(model(x), y)
     moved = norm(found.x_adv.double() - x.double(), s)
@@ -61,7 +61,7 @@ def test_linear_classifier(s, start):
     np.testing.assert_allclose(moved[near], exact[near], rtol=tolerance)
     np.testing.assert_allclose(moved[far], reach, rtol=1e-3)
     assert moved[~right].max() == 0
-    assert margin(model(found.x_adv), y)[near].min() > -1e-5  # on the boundary, up to rounding
+    assert margin(model(found.x_adv), y)[near].max() < 1e-5  # on the boundary, up to rounding
     assert correct(model(found.x_adv), y)[far].all()
     assert found.terms["flipped"] == pytest.approx(near.double().mean().item(), abs=0.04)
 
@@ -128,25 +128,25 @@ def test_a_rank_of_padding_does_not_count():
         rows = slice(20 * reducer.rank, 20 + 10 * reducer.rank)
         weight = torch.full((len(y[rows]),), 1.0 - reducer.rank, dtype=torch.float64)
         pad = lambda part: torch.cat([part] * (2 if reducer.rank else 1))  # noqa: E731
-        attack = WorstCase(p=2, norm=INF, delta=0.1, random_start=0)
+        attack = BoundaryAttack(p=2, norm=INF, delta=0.1, random_start=0)
         return attack(model, pad(x[rows]), pad(y[rows]), weight=pad(weight), reducer=reducer).terms["flipped"]
 
-    alone = WorstCase(p=2, norm=INF, delta=0.1, random_start=0)(fitted(), x[:20], y[:20]).terms["flipped"]
+    alone = BoundaryAttack(p=2, norm=INF, delta=0.1, random_start=0)(fitted(), x[:20], y[:20]).terms["flipped"]
     assert 0 < alone < 1
     assert on_ranks(2, run, fitted()) == [alone] * 2
 
 
 def test_no_radius_is_standard_training():
-    assert WorstCase(p=2, norm=INF, delta=0)(fitted(), *digits(20)).importance is None
+    assert BoundaryAttack(p=2, norm=INF, delta=0)(fitted(), *digits(20)).importance is None
 
 
 def test_importance():
     """(d / reach)^(p-1) for flips, `beyond` past the reach, 1 for what is wrong already."""
     model, x, y, _, _ = two_classes()
     options = {"norm": INF, "delta": 0.01, "marginal": Fixed(0.05), "bisections": 3}
-    plain = WorstCase(p=3, beyond=1, **options)(model, x, y, generator=seeded())
+    plain = BoundaryAttack(p=3, beyond=1, **options)(model, x, y, generator=seeded())
     assert plain.importance is None
-    weighted = WorstCase(p=3, weighted=True, beyond=0.25, **options)(model, x, y, generator=seeded())
+    weighted = BoundaryAttack(p=3, weighted=True, beyond=0.25, **options)(model, x, y, generator=seeded())
     torch.testing.assert_close(weighted.x_adv, plain.x_adv)
     right = correct(model(x), y)
     flipped = ~correct(model(plain.x_adv), y) & right
@@ -160,7 +160,7 @@ def test_importance():
 
 def test_margin_maximisation_leaves_out_what_is_far():
     model, x, y, _, _ = two_classes()
-    found = WorstCase(p=INF, norm=INF, delta=0.01, marginal=Fixed(0.05), beyond=0)(model, x, y, generator=seeded())
+    found = BoundaryAttack(p=INF, norm=INF, delta=0.01, marginal=Fixed(0.05), beyond=0)(model, x, y, generator=seeded())
     far = correct(model(found.x_adv), y)
     assert far.any()
     assert not far.all()
@@ -173,7 +173,7 @@ def test_costs_little_more_than_pgd(delta):
     model, (x, y) = fitted(), digits(256, start=300)
     counts = []
     pgd = WPGD(p=INF, norm=INF, delta=delta, steps=8, random_start=True)
-    ours = (WorstCase(p=2, norm=INF, delta=delta, steps=8, marginal=reach) for reach in (None, Fixed(2 * delta)))
+    ours = (BoundaryAttack(p=2, norm=INF, delta=delta, steps=8, marginal=reach) for reach in (None, Fixed(2 * delta)))
     for attack in (pgd, *ours):
         with PassCounter(model) as passes:
             attack(model, x, y, generator=seeded())
@@ -187,7 +187,7 @@ def test_costs_little_more_than_pgd(delta):
 def test_steps_stop_at_the_flip():
     """An image that has flipped is not looked at again, but for the bisection."""
     model, x, y, _, _ = two_classes()
-    easy = WorstCase(p=2, norm=INF, delta=0.4, marginal=Fixed(0.4), steps=8, bisections=2, random_start=0)
+    easy = BoundaryAttack(p=2, norm=INF, delta=0.4, marginal=Fixed(0.4), steps=8, bisections=2, random_start=0)
     with PassCounter(model) as passes:
         found = easy(model, x, y)
     right = int(correct(model(x), y).sum())
@@ -209,7 +209,7 @@ def test_bad_input():
         ({"p": 0.5}, "attack.p=0.5"),
     ):
         with pytest.raises(UserError, match=message):
-            WorstCase(**{"p": 2, "norm": INF, "delta": 0.1, **options})
+            BoundaryAttack(**{"p": 2, "norm": INF, "delta": 0.1, **options})
     for make in (lambda: Fixed(0), lambda: Fixed(-1), lambda: DualAscent(rate=-1), lambda: DualAscent(limit=2)):
         with pytest.raises(UserError, match="choose"):
             make()
@@ -217,13 +217,13 @@ def test_bad_input():
         with pytest.raises(UserError, match=f"attack.marginal.distance='?{distance}"):
             Fixed(distance)
     with pytest.warns(UserWarning, match=r"attack\.marginal\.distance=0\.3 is less than attack\.delta=1:"):
-        WorstCase(p=2, norm=2, delta=1, marginal=Fixed(0.3), steps=1)(fitted(), *digits(4))
+        BoundaryAttack(p=2, norm=2, delta=1, marginal=Fixed(0.3), steps=1)(fitted(), *digits(4))
     with pytest.raises(UserError, match=r"safety=0\.5.*safety >= 1"):
         DualAscent(safety=0.5)
 
 
 def test_marginal_distance_survives_a_checkpoint():
-    first, second = (DistributionalAdversary(WorstCase(p=2, norm=INF, delta=0.1, steps=2)) for _ in range(2))
+    first, second = (DistributionalAdversary(BoundaryAttack(p=2, norm=INF, delta=0.1, steps=2)) for _ in range(2))
     model, (x, y) = fitted(), digits(64, start=300)
     for seed in range(5):
         first.attack(model, x, y, generator=seeded(seed))
@@ -238,7 +238,7 @@ def test_marginal_distance_survives_a_checkpoint():
 def test_worst_acc_is_the_knapsack_over_the_whole_set(p):
     distances = MinimalDistance(norm=INF, steps=4)
     judge = DistributionalAdversary(
-        WorstCase(p=p, norm=INF, delta=0.05), val_attack=None, first_order=None, distances=distances
+        BoundaryAttack(p=p, norm=INF, delta=0.05), val_attack=None, first_order=None, distances=distances
     )
     module = classifier(fitted())
     logged = trainer([judge]).validate(module, loader(41, 16, start=300), verbose=False)[0]

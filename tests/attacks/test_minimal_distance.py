@@ -9,8 +9,8 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import reach
+from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
@@ -174,7 +174,7 @@ def test_reach_is_the_shortest_way(s):
     most = np.where(g > 0, g * (1 - x), -g * x).sum(1)
     least = np.where(g > 0, -g * x, g * (1 - x)).sum(1)
     gain = np.where(np.arange(40) % 2, most, least) * rng.uniform(0.01, 0.99, 40)
-    u = reach(WassersteinBall(2, s, 0), *map(torch.tensor, (x, g, gain))).numpy()
+    u = reach(GroundNorm(s), *map(torch.tensor, (x, g, gain))).numpy()
     assert (x + u >= 0).all()
     assert (x + u <= 1).all()
     np.testing.assert_allclose((g * u).sum(1), gain, rtol=1e-9, atol=1e-12)
@@ -187,7 +187,7 @@ def test_reach_is_the_shortest_way(s):
 def test_reach_beyond_the_box_goes_as_far_as_it_can(s):
     x = torch.tensor([[0.0, 0.25, 1.0, 0.5], [0.0, 0.25, 1.0, 0.5], [0.5, 0.5, 0.5, 0.5]], dtype=torch.float64)
     g = torch.tensor([[1.0, -2.0, 3.0, 0.0], [1.0, -2.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    u = reach(WassersteinBall(2, s, 0), x, g, torch.tensor([9.0, -9.0, 1.0], dtype=torch.float64))
+    u = reach(GroundNorm(s), x, g, torch.tensor([9.0, -9.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close((g * u).sum(1), torch.tensor([1.5, -4.5, 0.0], dtype=torch.float64))
     assert (u[2] == 0).all()
     assert ((x + u >= 0) & (x + u <= 1)).all()
@@ -195,7 +195,7 @@ def test_reach_beyond_the_box_goes_as_far_as_it_can(s):
 
 def test_reach_has_no_other_norm():
     with pytest.raises(UserError, match="1, 2 or inf"):
-        reach(WassersteinBall(2, 3, 0), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
+        reach(GroundNorm(3), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
 
 
 @pytest.mark.parametrize(

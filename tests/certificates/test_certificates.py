@@ -75,7 +75,7 @@ def built(name, seed=0):
 def test_at_radius_zero_the_bound_is_the_margin(name, method):
     net, x, y = built(name)
     bound = RelaxedNetwork(net, x, torch.float64, method).margins(x, y, torch.zeros(6, dtype=torch.float64), 2)
-    torch.testing.assert_close(bound, -margin(net.double()(x.double()), y), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(bound, margin(net.double()(x.double()), y), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("s", NORMS)
@@ -114,7 +114,7 @@ def test_exact_on_affine_networks(s, convolutional):
     for method in ("crown", "ibp"):
         found = LinearRelaxation(norm=s, method=method, tolerance=5e-4)(net, x, y).radii
         logits = net(x)
-        clear = -margin(logits, y) > 0.05 * logits.abs().amax(1)  # the allowance for rounding is nothing there
+        clear = margin(logits, y) > 0.05 * logits.abs().amax(1)  # the allowance for rounding is nothing there
         assert clear.sum() > 20
         assert (found <= true * (1 + 1e-6)).all()
         torch.testing.assert_close(found[clear], true[clear], rtol=1e-3, atol=0)

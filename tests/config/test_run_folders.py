@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from shell import SMALL, run, start
+from shell import PATIENCE, SMALL, run, start
 
 from wdro_train.utils.files import write_json
 
@@ -21,7 +21,7 @@ QUICK = [
     "attack.steps=1",
 ]
 CLEAN = [*QUICK, "objective=standard", "callbacks=no_adversary"]
-LONG = [*QUICK, "test=false", "trainer.max_epochs=1000"]
+LONG = [*QUICK, "test=false", "trainer.max_epochs=1000000"]  # until it is killed
 SAME_NAME = "hydra.run.dir=runs/${now:%Y}"
 JUDGE = ["limit=20", "poster=null", "distances.steps=2", "pictures=0", "accelerator=cpu"]
 
@@ -123,7 +123,7 @@ def test_job_of_a_running_sweep_is_left_alone(tmp_path):
 
 
 def wait_for(path, process):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert process.poll() is None, process.stderr
         assert time.monotonic() < deadline
@@ -187,14 +187,15 @@ def test_nothing_is_left_behind(arguments, code, tmp_path):
 
 def test_best_checkpoint_of_another_run_is_not_reported(tmp_path):
     """Whoever puts a file in the place of this run's best network: its numbers are not this run's."""
-    args = ["train.py", *QUICK, "hydra.run.dir=run", "trainer.max_epochs=400", "callbacks.checkpoint.monitor=step"]
-    args += ["callbacks.checkpoint.mode=min"]  # the first epoch is the best, and is written once
+    args = ["train.py", *QUICK, "hydra.run.dir=run", "+callbacks.gate._target_=shell.WaitForFile"]
+    args += [f"+callbacks.gate.path={tmp_path / 'replaced'}"]
     other = run("train.py", *QUICK, "seed=1", "test=false", "hydra.run.dir=other", cwd=tmp_path)
     assert other.returncode == 0, other.stderr
-    with start(*args, "+trainer.max_time=00:00:00:02", cwd=tmp_path) as process:
+    with start(*args, cwd=tmp_path) as process:
         best = tmp_path / "run/checkpoints/best.ckpt"
         wait_for(best, process)
         (tmp_path / "other/checkpoints/best.ckpt").replace(best)
+        (tmp_path / "replaced").touch()
         assert process.wait() == 1
         assert f"error: {best} was replaced by another run" in process.stderr
     assert not (tmp_path / "run/metrics.json").exists()

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from shell import command
+from shell import PATIENCE, command
 
 from wdro_train.config import slurm
 from wdro_train.training.checkpoint import read_checkpoint
@@ -43,7 +43,7 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     folder = tmp_path / "runs/slurm/4711.0"
     last = folder / "checkpoints/last.ckpt"
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + PATIENCE
         while not last.exists() and time.monotonic() < deadline:
             assert all(task.poll() is None for task in tasks)
             time.sleep(0.02)
@@ -65,7 +65,7 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     before = (folder / "csv/metrics.csv").read_text()
     more = f"trainer.max_epochs={seen + 1}"
     tasks = [step(tmp_path, rank, ranks, *job, more, restarts=1) for rank in range(ranks)]
-    said = [task.communicate(timeout=200) for task in tasks]
+    said = [task.communicate(timeout=PATIENCE) for task in tasks]
     assert [task.returncode for task in tasks] == [0] * ranks, said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "requeued.txt", "runs"]
     assert [path.name for path in (tmp_path / "runs/slurm").iterdir()] == ["4711.0"]
@@ -78,7 +78,7 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     if ranks == 2:  # they judge the network too, and leave one folder
         judge = ["evaluate.py", "devices=2", "accelerator=cpu", "limit=20", "poster=null", "pictures=0"]
         tasks = [step(tmp_path, rank, ranks, *judge, "distances.steps=2") for rank in range(ranks)]
-        said = [task.communicate(timeout=200) for task in tasks]
+        said = [task.communicate(timeout=PATIENCE) for task in tasks]
         assert [task.returncode for task in tasks] == [0] * ranks, said
         assert [path.name for path in (tmp_path / "runs/evaluate").glob("*/*/report.json")] == ["report.json"]
         assert sorted(path.name for path in (tmp_path / "runs/evaluate/slurm").iterdir()) == ["4711.0"]

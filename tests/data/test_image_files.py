@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 
 from wdro_train.config.resolvers import count_folders
 from wdro_train.data import Digits, HuggingFaceDataModule, ImageFolderDataModule, describe_sample
-from wdro_train.data.base import balanced_order
 from wdro_train.data.decoding import Fit, UnreadableImageError, open_image
+from wdro_train.data.order import balanced_order
 from wdro_train.evaluation.networks import load_arrays
 from wdro_train.utils.errors import UserError
 

@@ -18,7 +18,7 @@ from oracles import reference_images, reference_network
 from PIL import Image
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from shell import ROOT, run, start
+from shell import PATIENCE, ROOT, run, start
 from torch import nn
 
 import wdro_train
@@ -31,8 +31,6 @@ from wdro_train.evaluation.identity import code_identity, describe, identity
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.models import ExpectedLogits, Normalize
 from wdro_train.utils.errors import UserError
-
-SECONDS = 120
 
 
 def batches(n=30, size=12, start=0):
@@ -305,7 +303,7 @@ def test_locks_survive_a_race(tmp_path):
     racers = [start(program, cwd=tmp_path) for _ in range(3)]
     for racer in racers:
         with racer:
-            assert racer.wait(SECONDS) == 0, racer.stderr
+            assert racer.wait(PATIENCE) == 0, racer.stderr
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -385,7 +383,7 @@ def pieces(store):
 
 def kill_after(process, store, count, delay=0.0):
     """Kill -9 so many seconds after so many pieces are there; whether it came in time."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + PATIENCE
     with process:
         while pieces(store) < count:
             if process.poll() is not None:
@@ -509,7 +507,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         ]
         for process in running:
             with process:
-                assert process.wait(SECONDS) == 0, process.stderr
+                assert process.wait(PATIENCE) == 0, process.stderr
         return {name: evaluated(tmp_path / kind / name) for name in names}
 
     together = all_of(SIDE_BY_SIDE, "together", tmp_path / "store")

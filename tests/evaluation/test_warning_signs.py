@@ -18,7 +18,8 @@ from wdro_train.evaluation.engine import Engine, find_distances
 from wdro_train.evaluation.first_order import poster_rows
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.models import ExpectedLogits
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 
@@ -194,12 +195,12 @@ def test_points_of_other_programs_are_brought_inside(seed, s, delta, off):
     x = torch.rand(5, 1, 4, 4, generator=generator)
     u = torch.randn(5, 1, 4, 4, generator=generator)
     ball = WassersteinBall(math.inf, s, delta)
-    points = x + u * per_image((1 + off) * delta / ball.distances(u), u)
+    points = x + u * per_image((1 + off) * delta / ball.ground.distances(u), u)
     found = brought_inside(ball, x, points)
-    assert (ball.distances(found - x) <= delta).all()
+    assert (ball.ground.distances(found - x) <= delta).all()
     assert ((found >= 0) & (found <= 1)).all()
     clamped = points.clamp(0, 1)
-    stay = ball.distances(clamped - x) <= delta
+    stay = ball.ground.distances(clamped - x) <= delta
     assert torch.equal(found[stay], clamped[stay])
     assert (found - clamped).abs().max() <= 3e-5 * max(delta, 1)
 

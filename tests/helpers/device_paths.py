@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from oracles import on_ranks, reference_images, reference_network
 from shell import Arrays, adversary, classifier, fitted, loader, trainer
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, MinimalDistance, Pool, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.engine import Engine, find_distances
@@ -39,7 +39,7 @@ ATTACKS = {
     **{f"w_pgd, {keep}": partial(WPGD, **THREAT, steps=2, keep=keep) for keep in ("last", "best", "cheapest")},
     "w_pgd, running scope": partial(WPGD, **THREAT, steps=2, random_start=True, scope="running"),
     "pool": lambda: Pool([WPGD(**THREAT, steps=2, loss=loss) for loss in ("ce", "redlr")]),
-    "worst_case": partial(WorstCase, **THREAT, steps=2, bisections=2),
+    "worst_case": partial(BoundaryAttack, **THREAT, steps=2, bisections=2),
     "lagrangian": partial(Lagrangian, **THREAT, steps=2),
     "kl_pgd": partial(KLPGD, **THREAT, steps=2),
 }
@@ -175,7 +175,7 @@ PATHS = {
     **{f"objective {type(one).__name__}": partial(objective, one) for one in OBJECTIVES},
     "training, w_pgd": partial(training, lambda: adversary(val_attack=None, distances=DISTANCES)),
     "training, worst_case": partial(
-        training, lambda: DistributionalAdversary(WorstCase(**THREAT, steps=1), val_attack=VALIDATION)
+        training, lambda: DistributionalAdversary(BoundaryAttack(**THREAT, steps=1), val_attack=VALIDATION)
     ),
 }
 

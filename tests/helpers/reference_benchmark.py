@@ -1,4 +1,4 @@
-"""`python tests/reference_benchmark.py`: MinimalDistance, its peers and AutoAttack on the reference network."""
+"""`python tests/helpers/reference_benchmark.py`: MinimalDistance, its peers and AutoAttack on the reference network."""
 
 import math
 

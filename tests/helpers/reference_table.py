@@ -1,4 +1,4 @@
-"""`python tests/reference_table.py`: worst-case accuracy of the reference network, as the README shows it."""
+"""`python tests/helpers/reference_table.py`: worst-case accuracy of the reference network, as the README shows it."""
 
 import math
 

@@ -29,6 +29,8 @@ from wdro_train.training.module import RobustClassifier
 ROOT = Path(__file__).parents[2]
 SMALL = ["trainer=cpu", "model.width=4", "data.eval_batch_size=32"]  # a quick run without logs and pictures
 SMALL += ["logger=none", "callbacks.images=null", "callbacks.progress=null"]
+# Seconds after which something must be wrong, however busy the machine is; no test waits as long when all is well.
+PATIENCE = 900
 
 
 def digits(n, start=0):
@@ -96,7 +98,7 @@ def classifier(model=None, **kwargs):
     return RobustClassifier(network() if model is None else model, **kwargs)
 
 
-def run(*arguments, cwd, timeout=300, env=None):
+def run(*arguments, cwd, timeout=PATIENCE, env=None):
     """One of the doors, as a process of its own; returns the finished process."""
     with start(*arguments, cwd=cwd, env=env) as process:
         try:
@@ -118,7 +120,7 @@ def command(*arguments, cwd):
     script, *rest = arguments
     script = script if script == "-m" else str(ROOT / script)
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "COLUMNS": "120"}
-    environment["PYTHONPATH"] = f"{ROOT / 'tests'}{os.pathsep}{ROOT}"
+    environment["PYTHONPATH"] = f"{ROOT / 'tests/helpers'}{os.pathsep}{ROOT}"
     environment.pop("PYTEST_CURRENT_TEST", None)
     return {"args": [sys.executable, script, *map(str, rest)], "cwd": cwd, "env": environment}
 
@@ -168,7 +170,7 @@ class Process:
             self.returncode = int(self._answers.readline())
         return self.returncode
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=PATIENCE):
         """The exit code, when it is there."""
         if self.returncode is None and not select.select([self._connection], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.arguments, timeout, self.stdout, self.stderr)
@@ -186,7 +188,7 @@ class Process:
 
 def _content(file):
     size = os.fstat(file.fileno()).st_size
-    return os.pread(file.fileno(), size, 0).decode()
+    return os.pread(file.fileno(), size, 0).decode(errors="replace")  # a letter may be written by half
 
 
 @functools.cache
@@ -198,7 +200,7 @@ def _template():
     environment = command("-m", cwd=folder)["env"]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, env=environment, cwd=folder)
     atexit.register(_end, process, folder)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not os.path.exists(address):
         assert process.poll() is None, "the template did not start"
         assert time.monotonic() < deadline, "the template takes too long to start"
@@ -210,6 +212,17 @@ def _end(process, folder):
     process.stdin.close()
     process.wait()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class WaitForFile(L.Callback):
+    """Holds a run at the end of its training until a file is there, so that a test can meddle with it in between."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def on_train_end(self, trainer, pl_module):
+        while not self.path.exists():
+            time.sleep(0.01)
 
 
 def dropout_cnn(**kwargs):

@@ -10,8 +10,8 @@ from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
 from scipy.optimize import brentq, linprog, minimize
 
 from wdro_train.attacks import WFGSM, WPGD
-from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.ground_norm import GroundNorm
 
 INF = math.inf
 NORMS = [1.0, 1.5, 2.0, 3.0, INF]
@@ -74,7 +74,7 @@ def test_ascend_is_optimal(s, radius):
     generator = torch.Generator().manual_seed(1)
     x = (1.6 * torch.rand(6, 8, generator=generator) - 0.3).clamp(0, 1)
     g = free_gradient(torch.randn(6, 8, generator=generator), x)
-    moved = ascend(WassersteinBall(2, s, 1), x, g, torch.full((6,), radius).double())
+    moved = ascend(GroundNorm(s), x, g, torch.full((6,), radius).double())
     assert ((moved >= 0) & (moved <= 1)).all()
     assert (norm(moved.double() - x.double(), s) <= radius * (1 + 1e-6)).all()
     gain = linear_value(g, moved.double() - x.double())
@@ -87,9 +87,8 @@ def test_ascend_is_optimal(s, radius):
 def test_ascend_uses_up_the_radius_wherever_the_box_has_room(s, fraction):
     x, g = grid(40)
     g = free_gradient(g, x) * 1e-20
-    ball = WassersteinBall(2, s, 1)
     room = norm(torch.where(g > 0, 1 - x, torch.where(g < 0, x, torch.zeros(()))), s)
-    length = norm(ascend(ball, x, g, fraction * room).double() - x.double(), s)
+    length = norm(ascend(GroundNorm(s), x, g, fraction * room).double() - x.double(), s)
     assert (length <= fraction * room * (1 + 1e-6)).all()
     torch.testing.assert_close(length, fraction * room, rtol=2e-4, atol=0)
 
@@ -97,7 +96,7 @@ def test_ascend_uses_up_the_radius_wherever_the_box_has_room(s, fraction):
 def test_ascend_stays_without_gradient():
     x, g = grid()
     for s in NORMS:
-        assert torch.equal(ascend(WassersteinBall(2, s, 1), x, 0 * g, torch.ones(len(x)).double()), x)
+        assert torch.equal(ascend(GroundNorm(s), x, 0 * g, torch.ones(len(x)).double()), x)
 
 
 def attack_gain(attack, x, g):

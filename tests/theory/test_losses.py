@@ -74,7 +74,7 @@ def test_redlr_has_the_gradient_of_dlr_on_the_correct_set():
 def test_a_tie_and_a_nan_are_wrong():
     z = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [float("nan"), 1.0, 0.0], [2.0, float("nan"), 0.0]])
     assert correct(z, torch.zeros(4, dtype=torch.long)).tolist() == [False, True, False, False]
-    assert margin(z[:2], torch.zeros(2, dtype=torch.long)).tolist() == [0.0, -1.0]
+    assert margin(z[:2], torch.zeros(2, dtype=torch.long)).tolist() == [0.0, 1.0]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -104,7 +104,7 @@ def test_two_classes(z, shift):
     torch.testing.assert_close(value, two_classes(z, y), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(dlr(z + shift, y), value, rtol=1e-9, atol=1e-9)
     assert ((value < 0) == right).all()
-    order = margin(z, y).argsort()
+    order = margin(z, y).argsort(descending=True)
     assert (value[order].diff() >= 0).all()
     rectified = redlr(z, y)
     assert (rectified >= -right.double()).all()  # so A_delta >= -V_ReDLR(delta)

@@ -13,7 +13,7 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.theory.losses import correct
-from wdro_train.theory.robustness_curve import RobustnessCurve, budgets_for, explicit_worst_case
+from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 
 INF = math.inf
@@ -157,8 +157,8 @@ def test_budget_is_the_inverse(p):
     curve = RobustnessCurve(sample())
     lowest = curve.accuracy(1e6, p)
     targets = np.linspace(lowest, 1, 57)
-    budgets = budgets_for(curve, targets, p)
-    for target, delta in zip(targets, budgets, strict=True):
+    for target in targets:
+        delta = curve.budget(target, p)
         assert curve.accuracy(delta * (1 + 1e-9), p) <= target + 1e-9
         if delta > 0:
             assert curve.accuracy(delta * (1 - 1e-6), p) > target - 1e-9
@@ -283,15 +283,17 @@ def test_linear_model(s, dual, p):
 
 @pytest.mark.parametrize("s", [INF, 2, 1])
 @pytest.mark.parametrize("p", [1, 1.5, 2])
-def test_explicit_worst_case_is_in_the_ball(s, p):
+def test_worst_case_distribution_is_in_the_ball(s, p):
+    """Q that moves the share a_i of image i's mass to its boundary point: W_p(P, Q) by optimal transport."""
     x, y = (part[:80] for part in reference_images())
     model = reference_network("adversarial")
     found = MinimalDistance(norm=s, steps=10)(model, x, y)
     curve = RobustnessCurve(found.distances)
     delta = curve.budget(curve.clean_accuracy / 2, p) * 1.003
     worst = curve.worst_case(delta, p)
-    movers, mass = explicit_worst_case(worst)
     n = len(x)
+    movers = np.flatnonzero(worst.weights)
+    mass = worst.weights[movers] / n
     stays = np.full(n, 1 / n)
     stays[movers] -= mass
     points = torch.cat([x, found.x_adv[movers]]).double().flatten(1)
@@ -370,11 +372,11 @@ def test_width_of_the_band():
     assert curve.band(0.05, "lower").width == pytest.approx(0.01224, abs=1e-5)
     assert curve.band(0.05, "two").width == pytest.approx(math.sqrt(math.log(40) / 20_000))
     assert curve.band(0.05).level == 0.95
-    low, high = curve.band(0.05, "two").around(0.5)
-    assert high - 0.5 == pytest.approx(0.5 - low)
-    assert curve.band(0.05, "lower").around(0.5)[1] == 1
-    assert curve.band(0.05, "two").around(0.001)[0] == 0
-    assert curve.band(0.05, "two").around(0.999)[1] == 1
+    both = curve.band(0.05, "two")
+    assert (both.lower_end(0.5), both.upper_end(0.5)) == pytest.approx((0.5 - both.width, 0.5 + both.width))
+    assert curve.band(0.05, "lower").upper_end(0.5) == 1
+    assert curve.band(0.05, "upper").lower_end(0.5) == 0
+    assert (both.lower_end(0.001), both.upper_end(0.999)) == (0, 1)
 
 
 def test_shifted_bounds_every_law_within_epsilon():

@@ -11,7 +11,7 @@ import torch
 from lightning import Callback
 from shell import Arrays, adversary, classifier, digits, fitted, loader, run, trainer
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, MinimalDistance, Pool, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils.distributed import default_reducer
@@ -49,7 +49,7 @@ OBJECTIVES = {
     "kl_pgd": WTrades,
 }
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1, "steps": 4}
-TRAINED_ON = {"worst_case": WorstCase, "lagrangian": Lagrangian, "kl_pgd": KLPGD}
+TRAINED_ON = {"worst_case": BoundaryAttack, "lagrangian": Lagrangian, "kl_pgd": KLPGD}
 
 
 def attack_cases():

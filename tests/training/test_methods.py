@@ -13,7 +13,7 @@ from oracles import Linear, norm, own_logit, power_mean, random_batch, small_net
 from shell import Arrays, adversary, classifier, digits, fitted, loader, network, run, trainer
 from torch import nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, Pool, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, Pool
 from wdro_train.evaluation.networks import load_subject
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary, RadiusWarmup
@@ -171,7 +171,9 @@ def test_warmup_leaves_the_judge_alone():
         RadiusWarmup(0)
 
 
-@pytest.mark.parametrize("kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), WorstCase])
+@pytest.mark.parametrize(
+    "kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), BoundaryAttack]
+)
 def test_warmup_moves_the_images_less(kind):
     attack = kind(p=INF, norm=INF, delta=0.1, steps=2)
     callbacks = [DistributionalAdversary(attack, val_attack=None, first_order=None), RadiusWarmup(4)]

@@ -18,7 +18,7 @@ from datafiles import write_folder
 from hydra.utils import instantiate
 from lightning import Callback
 from omegaconf import OmegaConf
-from shell import ROOT, Arrays, adversary, classifier, command, loader, network, run, trainer
+from shell import PATIENCE, ROOT, Arrays, adversary, classifier, command, loader, network, run, trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -128,7 +128,7 @@ def test_killed_run_resumes(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + PATIENCE
         while not last.exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.02)

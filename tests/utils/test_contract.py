@@ -16,7 +16,7 @@ from shell import run, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Lagrangian, MinimalDistance, Pool, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.metrics import CleanAccuracy
 from wdro_train.models import ExpectedLogits, torchvision_model
@@ -153,7 +153,7 @@ ATTACKS = [
     KLPGD(**THREAT, steps=2),
     Lagrangian(**THREAT, steps=2),
     Pool([WFGSM(**THREAT)]),
-    WorstCase(**THREAT, steps=2),
+    BoundaryAttack(**THREAT, steps=2),
     MinimalDistance(norm=2, steps=2),
 ]
 

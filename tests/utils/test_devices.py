@@ -18,7 +18,7 @@ from wdro_train.utils.errors import UserError
 def outcome(tmp_path_factory):
     """What went wrong on each path, from one process."""
     folder = tmp_path_factory.mktemp("device")
-    done = run(ROOT / "tests/device_paths.py", folder / "out.json", cwd=folder)
+    done = run(ROOT / "tests/helpers/device_paths.py", folder / "out.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text())
 

@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from shell import ROOT, run
 
+from wdro_train.attacks import BoundaryAttack
 from wdro_train.config.build import plain
+from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.trusted import checked
 from wdro_train.evaluation.networks import load_arrays, load_subject
 from wdro_train.models import load_weights, small_cnn
 from wdro_train.tools import compare_methods, gradient_masking, step_cost
@@ -31,7 +34,7 @@ from wdro_train.training.build import build_module
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import CONSTRUCTORS, checked, construct, permitted, plain_values
+from wdro_train.utils.plain_values import plain_values
 
 CONF = ROOT / "conf"
 SECRET = "7c1d-not-for-reports"
@@ -517,6 +520,13 @@ def test_the_user_names_constructors_of_others(tmp_path):
         with pytest.raises(UserError, match="--allow"):
             rows(str(path))
     assert gradient_masking.masking_rows(str(path), steps=1, limit=8, allowed={"shell.dropout_cnn"})
+
+
+def test_constructors_renamed_since_are_still_found(tmp_path):
+    old = put(honest()[0], ("attack", "_target_"), "wdro_train.attacks.WorstCase")
+    subject = load_subject(written(tmp_path / "old.ckpt", old))
+    assert subject.config["attack"]["_target_"] == "wdro_train.attacks.BoundaryAttack"
+    assert isinstance(subject.construct("attack"), BoundaryAttack)
 
 
 def test_the_study_builds_what_is_listed_or_allowed(tmp_path):

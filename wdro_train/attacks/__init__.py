@@ -1,7 +1,7 @@
 """Attacks on image classifiers inside Wasserstein balls, one file an attack, one protocol."""
 
 from wdro_train.attacks.base import Attack, AttackResult
-from wdro_train.attacks.boundary import WorstCase
+from wdro_train.attacks.boundary import BoundaryAttack
 from wdro_train.attacks.kl_pgd import KLPGD
 from wdro_train.attacks.lagrangian import Lagrangian
 from wdro_train.attacks.marginal import DualAscent, Fixed, Marginal
@@ -16,6 +16,7 @@ __all__ = [
     "WPGD",
     "Attack",
     "AttackResult",
+    "BoundaryAttack",
     "Distances",
     "DualAscent",
     "Fixed",
@@ -23,5 +24,4 @@ __all__ = [
     "Marginal",
     "MinimalDistance",
     "Pool",
-    "WorstCase",
 ]

@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, forward, input_gradient
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
-from wdro_train.attacks.w_pgd import random_start
-from wdro_train.theory.ball import WassersteinBall, per_image
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits
+from wdro_train.attacks.random_start import random_start
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.box import free_gradient, move, projected_step
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.losses import correct as is_correct
 from wdro_train.theory.power_mean import moment, power_mean
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
 
-class WorstCase:
+class BoundaryAttack:
     """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
 
     grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
@@ -93,10 +96,8 @@ class WorstCase:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        x, y, labels = check_batch(x, y)
         reducer = reducer or LocalReducer()
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels):
             weight = torch.ones_like(y, dtype=torch.float64) if weight is None else weight.double()
             with torch.no_grad():
                 logits = forward(model, x)
@@ -106,11 +107,11 @@ class WorstCase:
             # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
             noise = replace(self.ball, delta=self.random_start * self.ball.delta)
             start = random_start(noise, x, reducer, generator) if noise.delta else x
-            search = _Search(self, model, x, y, start, reach)
+            search = _FirstFlipSearch(self, model, x, y, start, reach)
             search.run(right.nonzero().squeeze(1))
             search.refine()
             flips = torch.where(right, search.flips, 0.0)
-            distances = self.ball.distances(search.points - x)
+            distances = self.ball.ground.distances(search.points - x)
             parts = reducer.gather(torch.stack([flips, weight, search.dual_norms])).transpose(0, 1).flatten(1)
             self.marginal.update(self.ball, parts[0], parts[1])
             return AttackResult(
@@ -152,11 +153,13 @@ class WorstCase:
         return torch.where(flips.isfinite(), importance, self.beyond)
 
 
-class _Search:
+class _FirstFlipSearch:
     """The state of one batch: where every image is, and how far its flip."""
 
-    def __init__(self, attack: WorstCase, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor) -> None:
-        self.attack, self.ball, self.model = attack, attack.ball, model
+    def __init__(
+        self, attack: BoundaryAttack, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor
+    ) -> None:
+        self.attack, self.ground, self.model = attack, attack.ball.ground, model
         self.x, self.y, self.start, self.reach = x, y, start, reach
         self.points = x.clone()
         self.flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -174,11 +177,11 @@ class _Search:
             self.nonfinite += here.nonfinite
             slope = free_gradient(here.gradient, point)
             if step == 0:
-                self.dual_norms[rows] = self.ball.dual_norms(slope)
+                self.dual_norms[rows] = self.ground.dual_norms(slope)
             left = self._settle(rows, point, here.logits)
             rows, point, slope = rows[left], point[left], slope[left]
-            u = ascend(self.ball, point, slope, step_length.expand(len(rows))) - self.x[rows]
-            point = move(self.x[rows], self.ball.shrink(u, self.ball.distances(u), self.reach.expand(len(rows))))
+            lengths, radii = step_length.expand(len(rows)), self.reach.expand(len(rows))
+            point = projected_step(self.ground, self.x[rows], point, slope, lengths, radii)
         if len(rows):
             with torch.no_grad():
                 self._settle(rows, point, forward(self.model, point))
@@ -187,7 +190,7 @@ class _Search:
     def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
         """Put down the images that have flipped; returns the places of the others."""
         flipped = ~is_correct(logits, self.y[rows])
-        distances = self.ball.distances(point - self.x[rows])
+        distances = self.ground.distances(point - self.x[rows])
         self.flips[rows] = torch.where(flipped, distances, math.inf)
         self.points[rows] = point
         return (~flipped).nonzero().squeeze(1)
@@ -207,4 +210,4 @@ class _Search:
             flipped = ~is_correct(forward(self.model, point), self.y[rows])
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
         self.points[rows] = move(x, per_image(high, x) * u)
-        self.flips[rows] = self.ball.distances(self.points[rows] - x)
+        self.flips[rows] = self.ground.distances(self.points[rows] - x)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, forward
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.w_pgd import WPGD
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import kl_divergence

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult, attack_mode, check_logits, checked_loss, input_gradient
-from wdro_train.attacks.w_pgd import random_start
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import input_gradient
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.attacks.random_start import random_start
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import free_gradient, projected_step
 from wdro_train.theory.losses import LossFunction, resolve_loss
-from wdro_train.theory.power_mean import merge, moment, power_mean
-from wdro_train.utils.contract import check_batch
+from wdro_train.theory.sensitivity import upsilon
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
@@ -86,35 +88,31 @@ class Lagrangian:
         generator: torch.Generator | None = None,
     ) -> AttackResult:
         """Perturb a batch; see `Attack`."""
-        x, y, labels = check_batch(x, y)
-        loss = checked_loss(self.loss, labels)
         reducer = reducer or LocalReducer()
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels):
+            loss = checked_loss(self.loss, labels)
             x_adv = random_start(self.ball, x, reducer, generator) if self.random_start else x
             nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
             for step in range(self.steps):
                 here = input_gradient(model, x_adv, y, loss)
                 nonfinite += here.nonfinite
                 slope = free_gradient(here.gradient, x_adv)
-                dual_norms = self.ball.dual_norms(slope)
+                dual_norms = self.ball.ground.dual_norms(slope)
                 if step == 0:
                     check_logits(model, x, here.logits, labels)
                     first, first_norms = here, dual_norms
-                    slopes = reducer.gather(moment(dual_norms, weight, self.ball.q))
-                    upsilon = power_mean(merge(slopes, self.ball.q), self.ball.q)
-                    self._start_price(upsilon)
+                    total = upsilon(dual_norms, self.ball.q, weight, reducer)
+                    self._start_price(total)
                 radii = self._radii(dual_norms, x)
-                u = ascend(self.ball, x_adv, slope, self.step_size / self.steps * radii) - x
-                x_adv = move(x, self.ball.shrink(u, self.ball.distances(u), radii))
-            distances = self.ball.distances(x_adv - x)
+                x_adv = projected_step(self.ball.ground, x, x_adv, slope, self.step_size / self.steps * radii, radii)
+            distances = self.ball.ground.distances(x_adv - x)
             excess = self.ball.spent((distances - self.free * self.ball.delta).clamp_min(0.0), weight, reducer)
             price = self._price().exp()
             self._pay(excess)
             return AttackResult(
                 x_adv=x_adv,
                 distances=distances,
-                upsilon=upsilon,
+                upsilon=total,
                 dual_norms=first_norms,
                 losses=first.losses,
                 logits=first.logits,
@@ -149,7 +147,7 @@ class Lagrangian:
 
     def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
         """Where another unit of distance costs what it wins, shape [B]."""
-        most = self.limit * self.ball.diameter(x)
+        most = self.limit * self.ball.ground.diameter(x)
         if most <= self.ball.delta:
             raise UserError(
                 f"attack.limit={self.limit:g} keeps every image within {most:g}, not more than "

@@ -107,7 +107,7 @@ class DualAscent:
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
         """`safety` times D, and no further than the box."""
-        diameter = ball.diameter(x)
+        diameter = ball.ground.diameter(x)
         self._most = self.limit * diameter
         if self._distance is None or math.isinf(ball.p):
             self._distance = torch.full((), ball.delta, dtype=torch.float64)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits
 from wdro_train.theory.box import ascend, free_gradient, reach
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 _FIRST_RADIUS = 2.0  # in units of the linearised distance
-_SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin
+_SOFTNESS = 1.0  # temperature of the softened margin, in units of the margin's size
 # First step in units of the current radius. Sign steps (norm inf) move all pixels alike and go astray when long.
 _STEP_SIZES = {2.0: 3.0, math.inf: 0.75}
 _LAST_STEP = 0.01
@@ -51,7 +52,7 @@ class Distances:
 class MinimalDistance:
     """Minimum-norm attack with a radius of its own for every image.
 
-    Each step moves up the softened margin, in the best direction inside the box, by a multiple of the image's current
+    Each step moves down the softened margin, in the best direction inside the box, by a multiple of the image's current
     radius and comes back to that radius; the radius shrinks below the best flip found so far, and grows while there
     is none. Step and rate of change fall along a cosine, so that the iterate settles on the boundary (the scheme of
     FMN, Pintor et al. 2021, with steps relative to the radius and exact steps in the box; for s = 1 conditional-
@@ -80,13 +81,13 @@ class MinimalDistance:
         step_size: float | None = None,
         batch_size: int | None = None,
     ) -> None:
-        self.ball = WassersteinBall(math.inf, norm, 0.0)
-        if self.ball.norm not in (1, 2, math.inf):
-            raise UserError(f"attack.norm={self.ball.norm:g} has no minimum-norm attack; choose 1, 2 or inf")
+        self.ground = GroundNorm(norm)
+        if self.ground.order not in (1, 2, math.inf):
+            raise UserError(f"attack.norm={self.ground.order:g} has no minimum-norm attack; choose 1, 2 or inf")
         if steps < 1 or restarts < 1 or targets < 0:
             raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
         self.steps, self.restarts, self.targets = int(steps), int(restarts), int(targets)
-        self.step_size = float(_STEP_SIZES.get(self.ball.norm, 1.0) if step_size is None else step_size)
+        self.step_size = float(_STEP_SIZES.get(self.ground.order, 1.0) if step_size is None else step_size)
         self.batch_size = batch_size
 
     def __call__(
@@ -100,9 +101,7 @@ class MinimalDistance:
             y: Labels, shape [N].
             generator: Source of random starts; None for the default one.
         """
-        x, y, labels = check_batch(x, y)
-        with attack_mode(model):
-            x, y = x.clone().float(), y.clone()
+        with batch_under_attack(model, x, y) as (x, y, labels):
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size)
             check_logits(model, x, logits, labels)
@@ -110,18 +109,18 @@ class MinimalDistance:
             distances = torch.where(robust, math.inf, torch.zeros(len(x), dtype=torch.float64, device=x.device))
             x_adv = x.clone()
             rows = robust.nonzero().squeeze(1)
-            search = _Search(self, model, x[rows], y[rows])
+            search = _NearestFlipSearch(self, model, x[rows], y[rows])
             if len(rows):
                 search.run(logits[rows], generator)
                 distances[rows], x_adv[rows] = search.distances, search.points
             return Distances(distances, x_adv, robust, int(search.nonfinite), int(search.zero))
 
 
-class _Search:
+class _NearestFlipSearch:
     """The state of one batch of correct images: the nearest flip of each so far."""
 
     def __init__(self, attack: MinimalDistance, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        self.attack, self.ball, self.model = attack, attack.ball, model
+        self.attack, self.ground, self.model = attack, attack.ground, model
         self.x, self.y = x, y
         self.points = x.clone()
         self.distances = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -138,9 +137,9 @@ class _Search:
             start = self._start(generator) if 0 < run < self.attack.restarts else self.x
             self.points, self.distances = self.x, torch.full_like(distances, math.inf)
             if rank < 0:
-                self._descend(_soft_margin, self.y, start, first=run == 0)
+                self._descend(_minus_soft_margin, self.y, start, first=run == 0)
             else:
-                self._descend(_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
+                self._descend(_minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
             self._refine()
             self._take(best, distances, distances < math.inf)
         self._recheck()
@@ -175,11 +174,11 @@ class _Search:
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)
-                distances = self.ball.distances(point - self.x)
+                distances = self.ground.distances(point - self.x)
                 self._take(point, distances, flipped)
                 found = torch.where(flipped, torch.minimum(found, distances), found)
                 slope = free_gradient(here.gradient, point)
-                steepness = self.ball.dual_norms(slope)
+                steepness = self.ground.dual_norms(slope)
                 # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
                 linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
                 if radii is None:
@@ -194,7 +193,7 @@ class _Search:
                         torch.minimum(radii, found) * (1 - rate),
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
-                radii = radii.clamp(max=self.ball.diameter(self.x))
+                radii = radii.clamp(max=self.ground.diameter(self.x))
                 point = self._move(point, distances, slope, radii, share)
         with torch.no_grad():
             self._check(point)
@@ -204,26 +203,26 @@ class _Search:
 
         For s = 1 a share of the way to the best vertex.
         """
-        if self.ball.norm == 1:
+        if self.ground.order == 1:
             u = point - self.x
-            u = u + share * (ascend(self.ball, self.x, slope, radii) - self.x - u)
+            u = u + share * (ascend(self.ground, self.x, slope, radii) - self.x - u)
         else:
             length = torch.maximum(share * self.attack.step_size * radii, radii - distances)
-            u = ascend(self.ball, point, slope, length) - self.x
-        return (self.x + self.ball.shrink(u, self.ball.distances(u), radii)).clamp(0, 1)
+            u = ascend(self.ground, point, slope, length) - self.x
+        return (self.x + self.ground.shrink(u, self.ground.distances(u), radii)).clamp(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """A random point half as far away as the nearest flip known."""
         noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
-        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ball.diameter(self.x))
-        return (self.x + noise * per_image(0.5 * known / self.ball.distances(noise), self.x)).clamp(0, 1)
+        known = torch.where(self.distances < math.inf, self.distances, 0.1 * self.ground.diameter(self.x))
+        return (self.x + noise * per_image(0.5 * known / self.ground.distances(noise), self.x)).clamp(0, 1)
 
     def _polish(self) -> None:
         """The foot of the perpendicular from the image on the boundary, linearised at the nearest flip."""
         here = input_gradient(self.model, self.points, self.y, margin, self.attack.batch_size)
         with torch.no_grad():
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
-            foot = reach(self.ball, self.x, here.gradient, -(here.losses.double() + back))
+            foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
             candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
             self._check(torch.where(per_image(self.distances, self.x).isfinite(), candidate, self.points))
 
@@ -249,7 +248,7 @@ class _Search:
     def _check(self, point: Tensor) -> Tensor:
         """Look at points without gradient and keep those that are nearer; returns which are flipped."""
         flipped = ~correct(forward(self.model, point, self.attack.batch_size), self.y)
-        self._take(point, self.ball.distances(point - self.x), flipped)
+        self._take(point, self.ground.distances(point - self.x), flipped)
         return flipped
 
     def _take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:
@@ -265,14 +264,14 @@ class _Search:
         self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
 
 
-def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The margin, [B], with the gradient of tau log sum_j exp(f_j / tau) - f_y, tau a fraction of the margin.
+def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the margin, [B], with the gradient of tau log sum_{j != y} exp(f_j / tau) - f_y, tau the margin's size.
 
     Far from the boundary rivals that lie together pull together, which avoids many local minima; tau vanishes at the
     boundary, and with it the difference from the margin.
     """
     wide = logits.float()
-    hard = margin(wide, labels).detach()
+    hard = -margin(wide, labels).detach()
     resolution = torch.finfo(wide.dtype).eps * wide.detach().abs().amax(1)
     tau = torch.maximum(_SOFTNESS * hard.abs(), resolution).clamp_min(torch.finfo(wide.dtype).tiny)
     rivals = wide.scatter(1, labels[:, None], -math.inf) / tau[:, None]
@@ -280,7 +279,7 @@ def _soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def _margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
-    """f_rival - f_label, [B]: the margin against one class of each image, for rows (label, rival) of `targets`."""
+def _minus_margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
+    """f_rival - f_label, [B]: minus the margin over one class of each image, for rows (label, rival) of `targets`."""
     label, rival = logits.float().gather(1, targets).unbind(1)
     return rival - label

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import Attack, AttackResult, attack_mode, forward
+from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.selection import CheapestFlips
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import ce
@@ -63,7 +65,7 @@ class Pool:
             return replace(
                 results[0],
                 x_adv=x_adv,
-                distances=self.ball.distances(x_adv - x),
+                distances=self.ball.ground.distances(x_adv - x),
                 nonfinite_gradients=torch.stack([r.nonfinite_gradients for r in results]).sum(),
                 adv_logits=keeper.logits,
                 best_mean_loss=None,

@@ -98,7 +98,7 @@ class CheapestFlips(Keeper):
     _price: Tensor | None = None
 
     def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
-        distances = self.ball.distances(x_adv - self.clean)
+        distances = self.ball.ground.distances(x_adv - self.clean)
         price = torch.where(robust, math.inf, distances)
         if self._price is None:
             self._price = price

@@ -5,22 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import (
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    attack_mode,
-    check_logits,
-    checked_loss,
-    input_gradient,
-    resolve_batch_norm,
-)
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import InputGradient, input_gradient
+from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope, resolve_scope
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 
 
@@ -74,13 +68,13 @@ class WFGSM:
         ball, reducer = self.ball, reducer or LocalReducer()
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
-            dual_norms = ball.dual_norms(slope)
+            dual_norms = ball.ground.dual_norms(slope)
             total = merge(reducer.gather(moment(dual_norms, weight, ball.q)), ball.q)
             upsilon = power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
             x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
-                distances=ball.distances(x_adv - x),
+                distances=ball.ground.distances(x_adv - x),
                 upsilon=upsilon,
                 dual_norms=dual_norms,
                 losses=found.losses,
@@ -102,15 +96,12 @@ class WFGSM:
             Moment of ||grad J||_* with exponent q, shape [3]; see `wdro_train.theory.power_mean`.
         """
         _, _, slope = self._slopes(model, x, y)
-        return moment(self.ball.dual_norms(slope), weight, self.ball.q)
+        return moment(self.ball.ground.dual_norms(slope), weight, self.ball.q)
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
         """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
-        x, y, labels = check_batch(x, y)
-        loss = checked_loss(self.loss, labels)
-        with attack_mode(model, self.batch_norm):
-            x, y = x.clone().float(), y.clone().long()
-            found = input_gradient(model, x, y, loss, self.batch_size)
+        with batch_under_attack(model, x, y, self.batch_norm) as (x, y, labels):
+            found = input_gradient(model, x, y, checked_loss(self.loss, labels), self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
             return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
@@ -135,5 +126,5 @@ def push_forward(
     """
     radii = ball.delta * ball.shares(dual_norms, upsilon)
     if box:
-        return ascend(ball, x, slope, radii)
-    return move(x, per_image(radii, x) * ball.direction(slope))
+        return ascend(ball.ground, x, slope, radii)
+    return move(x, per_image(radii, x) * ball.ground.direction(slope))

@@ -8,28 +8,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import (
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    attack_mode,
-    check_logits,
-    checked_loss,
-    forward,
-    input_gradient,
-    resolve_batch_norm,
-)
+from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.gradient import InputGradient, forward, input_gradient
+from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
+from wdro_train.attacks.network_check import check_logits, checked_loss
+from wdro_train.attacks.random_start import random_start
 from wdro_train.attacks.selection import Keep, Keeper, make_keeper
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope, resolve_scope
 from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
-
-_NOISE_BLOCK = 64
 
 
 class WPGD:
@@ -131,7 +124,7 @@ class WPGD:
                     if keeper.finished is not None:
                         found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
                 slope = free_gradient(found.gradient, x_adv) if self.box else found.gradient
-                dual_norms = self.ball.dual_norms(slope)
+                dual_norms = self.ball.ground.dual_norms(slope)
                 upsilon = self._upsilon(dual_norms, weight, reducer, step)
                 if first is None:
                     check_logits(model, x, found.logits, labels)
@@ -145,7 +138,7 @@ class WPGD:
                 x_adv = keeper.choose()
             return AttackResult(
                 x_adv=x_adv.detach(),
-                distances=self.ball.distances(x_adv - x),
+                distances=self.ball.ground.distances(x_adv - x),
                 upsilon=first_upsilon,
                 dual_norms=first_norms,
                 losses=first.losses,
@@ -202,7 +195,7 @@ class WPGD:
         u, distances = self.ascent(x, x_adv, slope, dual_norms, upsilon)
         held = dual_norms == 0
         parts = reducer.gather(self.displacement_moments(distances, held, weight))
-        return move(x, self.ball.shrink(u, distances, self.allowed(distances, held, parts, step)))
+        return move(x, self.ball.ground.shrink(u, distances, self.allowed(distances, held, parts, step)))
 
     @torch.no_grad()
     def ascent(
@@ -211,10 +204,10 @@ class WPGD:
         """The displacement after one step from x_adv, before the projection, and its norms [B]."""
         radii = self.step_size * self.ball.delta / self.steps * self.ball.shares(dual_norms, upsilon)
         if self.box:
-            u = ascend(self.ball, x_adv, slope, radii) - x
+            u = ascend(self.ball.ground, x_adv, slope, radii) - x
         else:
-            u = x_adv + per_image(radii, x) * self.ball.direction(slope) - x
-        return u, self.ball.distances(u)
+            u = x_adv + per_image(radii, x) * self.ball.ground.direction(slope) - x
+        return u, self.ball.ground.distances(u)
 
     def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
         """Moments of the displacements that may shrink and of those that are held, shape [2, 3].
@@ -242,36 +235,3 @@ class WPGD:
         joined = torch.stack([merge(parts[:, k], p) for k in (0, 1)])
         rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
         return torch.where(held, distances, rho * distances)
-
-
-def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise of size delta: every image inside its own ball of radius delta, so inside every W_p ball.
-
-    s = inf: uniform in the cube. Otherwise a Gaussian direction of s-norm delta U^(1/n). The noise of the whole
-    global batch is drawn on every rank and rows rank, rank + world_size, ... are taken, which is how a
-    distributed sampler deals out a batch: the images get the same noise on any number of ranks.
-
-    Args:
-        ball: Gives norm and radius.
-        x: This rank's images, shape [B, ...].
-        reducer: Gives rank and number of ranks.
-        generator: Seeded alike on all ranks, on the device of x.
-
-    Returns:
-        Images in [0, 1], same shape as x.
-    """
-    world, rank = reducer.world_size, reducer.rank
-    size = x[0].numel()
-    # Whole blocks: what is drawn for an image must not change with the padding that fills up the ranks.
-    rows = -(-len(x) * world // _NOISE_BLOCK) * _NOISE_BLOCK
-    noise = x.new_empty(rows, size)
-    if math.isinf(ball.norm):
-        noise.uniform_(-ball.delta, ball.delta, generator=generator)
-        u = noise[rank::world][: len(x)]
-    else:
-        noise.normal_(generator=generator)
-        length = x.new_empty(rows).uniform_(generator=generator)[rank::world][: len(x)]
-        direction = noise[rank::world][: len(x)]
-        radii = ball.delta * length.double().pow(1 / size)
-        u = direction * (radii / ball.distances(direction)).to(direction)[:, None]
-    return move(x, u.view_as(x))

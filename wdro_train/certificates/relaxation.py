@@ -13,13 +13,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, check_logits, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ground_norm import GroundNorm, conjugate, per_image
 from wdro_train.theory.losses import correct, margin
-from wdro_train.utils.contract import check_batch
 from wdro_train.utils.errors import UserError
 
 Method = Literal["crown", "ibp"]
@@ -46,8 +47,8 @@ class LinearRelaxation:
     """
 
     def __init__(self, *, norm: float, method: Method = "crown", tolerance: float = 5e-3, batch_size: int = 16) -> None:
-        self.ball = WassersteinBall(float("inf"), norm, 0.0)
-        self.norm = self.ball.norm
+        self.ground = GroundNorm(norm)
+        self.norm = self.ground.order
         if self.norm not in (1, 2, float("inf")):
             raise UserError(f"norm={self.norm:g} has no linear relaxation here; choose 1, 2 or inf")
         if method not in get_args(Method):
@@ -62,9 +63,7 @@ class LinearRelaxation:
         Raises:
             UserError: A layer without linear relaxation, named.
         """
-        x, y, labels = check_batch(x, y)
-        with attack_mode(model), full_float32():
-            x, y = x.clone().float(), y.clone().long()
+        with batch_under_attack(model, x, y) as (x, y, labels), full_float32():
             fast, exact = (RelaxedNetwork(model, x, dtype, self.method) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
@@ -74,12 +73,12 @@ class LinearRelaxation:
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
                 slack = _ROUNDING * logits[rows].abs().amax(1).double()
-                clean = -margin(logits[rows], y[rows]).double() - slack
-                steepness = self.ball.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
+                clean = margin(logits[rows], y[rows]).double() - slack
+                steepness = self.ground.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
                 with torch.no_grad():
                     radii[rows] = self._certify((fast, exact), x[rows], y[rows], slack, clean, guess)
-            radii = torch.where(radii < self.ball.diameter(x), radii, torch.inf)
+            radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
             return Radii(radii, robust, self.norm, 1.0, "the network itself")
 
     def _certify(
@@ -91,7 +90,7 @@ class LinearRelaxation:
         def spare(rows: Tensor, radii: Tensor, network: RelaxedNetwork = fast) -> Tensor:
             return network.margins(x[rows], y[rows], radii, self.norm) - slack[rows]
 
-        found = largest_root(spare, clean, guess, self.ball.diameter(x), self.tolerance)
+        found = largest_root(spare, clean, guess, self.ground.diameter(x), self.tolerance)
         certified = torch.zeros_like(found)
         open_rows = (found > 0).nonzero().squeeze(1)
         for retreat in _RETREAT:
@@ -106,7 +105,7 @@ class LinearRelaxation:
     def _check_parsed(self, network: RelaxedNetwork, x: Tensor, y: Tensor, logits: Tensor) -> None:
         """At radius 0 the bound is the margin itself."""
         bound = network.margins(x, y, torch.zeros(1, dtype=torch.float64, device=x.device), self.norm)
-        gap = float((bound + margin(logits, y)).abs())
+        gap = float((bound - margin(logits, y)).abs())
         if not gap <= _AGREEMENT * float(logits.abs().amax()):
             raise UserError(
                 f"the network's layers, one after another, miss its margin by {gap:g}; certify a float32 network "
@@ -176,12 +175,12 @@ class RelaxedNetwork:
 
     def _region(self, x: Tensor, radii: Tensor, norm: float) -> Callable[[Form], Tensor]:
         """The bound over all images within the radius: of the box around x, and for other norms of the ball."""
-        ball = WassersteinBall(float("inf"), norm, 0.0)
+        dual = conjugate(norm)
         reach = per_image(radii, x)
         low, high = (x - reach).clamp(0, 1), (x + reach).clamp(0, 1)
         if norm == float("inf"):
             return lambda form: form.over_box(low, high)
-        return lambda form: torch.maximum(form.over_box(low, high), form.over_ball(x, radii, ball.dual))
+        return lambda form: torch.maximum(form.over_box(low, high), form.over_ball(x, radii, dual))
 
 
 def largest_root(

@@ -12,7 +12,8 @@ from scipy.stats import beta
 from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.base import Radii, full_float32
 from wdro_train.theory.losses import correct
 from wdro_train.utils.contract import check_batch, check_labels

@@ -1,8 +1,9 @@
-"""The nearest key or option to one that does not exist."""
+"""What may have been meant by a key or an option that does not exist: its new name, or the one that is most like it."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from hydra import compose, initialize_config_dir
@@ -14,6 +15,43 @@ from omegaconf import DictConfig, OmegaConf
 
 from wdro_train.cli import CONF
 
+_METHODS = frozenset(
+    {
+        "awp",
+        "ema",
+        "first_order_penalty",
+        "lagrangian_at",
+        "mart",
+        "mma",
+        "one_step_at",
+        "pgd_at",
+        "standard",
+        "trades",
+        "udr_at",
+        "w_fgsm_at",
+        "w_pgd_at",
+        "w_trades",
+        "worst_case",
+    }
+)
+"""Options of the group `method` that were options of `experiment` before."""
+
+_MOVED = {
+    "wdro_train.callbacks": "wdro_train.training.callbacks",
+    "wdro_train.csv_logger": "wdro_train.training.csv_logger",
+    "wdro_train.losses": "wdro_train.theory.losses",
+    "wdro_train.module": "wdro_train.training.module",
+    "wdro_train.sensitivity": "wdro_train.theory.sensitivity",
+    "wdro_train.threat": "wdro_train.theory.ball",
+}
+"""Modules whose classes and functions configurations name, by the name that they had before."""
+
+_PLUGINS = {
+    "hydra/launcher": {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray"},
+    "hydra/sweeper": {"optuna": "sweep"},
+}
+"""Options that plugins of Hydra add, with the extra of this package that installs the plugin."""
+
 
 def sentence(error: Exception, config_name: str, arguments: list[str]) -> str | None:
     """What is not there, and what may have been meant; None if the error is about something else.
@@ -23,22 +61,73 @@ def sentence(error: Exception, config_name: str, arguments: list[str]) -> str | 
         config_name: Of the configuration.
         arguments: As typed, without the program's name.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        known = [name for name in error.options if name != option]
-        return f"{group}={option} is not an option{_hint(option, known, f'{group}=')} {group} can be {', '.join(known)}"
     if isinstance(error, ValueError) and "Config group override" in str(error):  # which Hydra has no type for
         empty = next((argument for argument in arguments if argument.endswith("=null")), "null")
         return f"{empty} is no option of a group; name one, --help shows them"
-    if isinstance(error, ConfigCompositionException):
-        for argument in arguments:
-            key = argument.lstrip("+~").partition("=")[0]
-            if f"'{key}'" in str(error).partition("\n")[0]:
-                known = _known(config_name, [a for a in arguments if a != argument and "=" in a])
-                if argument.startswith("+") and key in known:
-                    return f"{argument}: {key} is there already; leave out the +"
-                return f"{key} is not a key{_hint(key, known)} --help shows the groups, --cfg job the keys"
+    if not isinstance(error, ConfigCompositionException):
+        return None
+    renamed = [f"{argument} is now {name}" for argument in arguments if (name := new_option(argument)) is not None]
+    if renamed:
+        return ", and ".join(renamed)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        return _no_option(error.missing_cfg_file, error.options)
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if f"'{key}'" in str(error).partition("\n")[0]:
+            known = _known(config_name, [a for a in arguments if a != argument and "=" in a])
+            if argument.startswith("+") and key in known:
+                return f"{argument}: {key} is there already; leave out the +"
+            return f"{key} is not a key{_hint(key, known)} --help shows the groups, --cfg job the keys"
     return None
+
+
+def new_option(argument: str) -> str | None:
+    """An argument that chooses an option of a group which has another name now, under that name; else None.
+
+    Args:
+        argument: As typed; the value may be a list or a sweep.
+
+    >>> new_option("experiment=pgd_at,trades")
+    'method=pgd_at,trades'
+    >>> new_option("+study=fashion_linf")
+    'study=fashion_linf'
+    >>> new_option("experiment=cifar10_resnet18")
+    """
+    key, _, value = argument.partition("=")
+    if key == "experiment" and _METHODS & set(re.findall(r"\w+", value)):
+        return f"method={value}"
+    if key == "+study":
+        return f"study={value}"
+    return None
+
+
+def new_target(target: str) -> str | None:
+    """The name that a class or function of this package has now, if its module has moved; else None.
+
+    Args:
+        target: The dotted name in a `_target_`.
+
+    >>> new_target("wdro_train.callbacks.RadiusWarmup")
+    'wdro_train.training.callbacks.RadiusWarmup'
+    """
+    module, _, name = target.rpartition(".")
+    return f"{_MOVED[module]}.{name}" if module in _MOVED else None
+
+
+def _no_option(missing: str, options: Iterable[str]) -> str:
+    """The sentence for an option that a group does not have.
+
+    Args:
+        missing: The group and the option, with a slash between them.
+        options: Those that the group has.
+    """
+    group, _, option = missing.rpartition("/")
+    if (renamed := new_option(f"{group}={option}")) is not None:  # in a file of the user's own
+        return f"{group}={option} is now {renamed}"
+    if (extra := _PLUGINS.get(group, {}).get(option)) is not None:
+        return f"{group}={option} needs a plugin of Hydra; run pip install -e '.[{extra}]' to have it"
+    known = [name for name in options if name != option]
+    return f"{group}={option} is not an option{_hint(option, known, f'{group}=')} {group} can be {', '.join(known)}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

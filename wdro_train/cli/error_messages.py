@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from hydra.errors import HydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from wdro_train.utils.errors import IN_WORKER, chain, last_words, user_error_in
@@ -47,7 +47,7 @@ def sentence(error: BaseException) -> str | None:
 
 def _sentence(error: BaseException) -> str | None:
     """The same for one exception of a chain."""
-    if isinstance(error, MisconfigurationException):
+    if _is_lightnings(error):
         return _line(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         where = "CUDA" if "cuda" in str(error).lower() else "the machine"
@@ -65,6 +65,12 @@ def _sentence(error: BaseException) -> str | None:
         place = next((f"{name}: " for name in (error.filename2, error.filename) if isinstance(name, str)), "")
         return f"{place}{reason}; give another path, or make room and access there"
     return None
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning refuses a configuration; where it has not been imported, it has raised nothing."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return lightning is not None and isinstance(error, lightning.MisconfigurationException)
 
 
 def _line(error: BaseException) -> str:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wdro_train.cli import CONF, run
-from wdro_train.config import slurm
+from wdro_train.cli.arguments import comma_list
 from wdro_train.config.resolvers import register_resolvers
 
 register_resolvers()
-OmegaConf.register_new_resolver("run_folder", slurm.run_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def task(cfg: DictConfig) -> float | None:
-    """Compose, instantiate, run."""
+    """One evaluation of a composed configuration: the worst-case accuracy, for sweepers that optimise it."""
     from wdro_train.evaluation.run import evaluate
 
     result: float | None = run.run(evaluate, cfg)
@@ -26,8 +25,8 @@ def task(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The command line."""
-    sys.argv[1:] = run.comma_list(sys.argv[1:], "ckpt_path")
-    run.open_door(task, "evaluate")
+    sys.argv[1:] = comma_list(sys.argv[1:], "ckpt_path")
+    run.run_command_line(task, "evaluate")
 
 
 if __name__ == "__main__":

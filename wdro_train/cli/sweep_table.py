@@ -9,10 +9,9 @@ import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -20,17 +19,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wdro_train.cli import processes
+from wdro_train.cli.endings import leave, leaving_on_error
 from wdro_train.cli.error_messages import sentence
-from wdro_train.config import run_folders, slurm
+from wdro_train.config import new_folders, run_folders, slurm
 from wdro_train.config.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
-from wdro_train.utils import interruption, tables
-from wdro_train.utils.errors import UserError
+from wdro_train.utils import interruption
 from wdro_train.utils.files import write_csv, write_json, write_text
 
 TABLE_FILE = "sweep.csv"
 
 Row = dict[str, str]
-T = TypeVar("T")
 
 
 class SweepTable(Callback):
@@ -73,7 +71,8 @@ class SweepTable(Callback):
         Raises:
             SystemExit: There cannot be such a folder.
         """
-        _or_exit(run_folders.prepare_run, config)
+        with leaving_on_error():
+            new_folders.prepare_run(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Choose the folder of the sweep, which has a table of the jobs done so far even if a signal ends it.
@@ -81,7 +80,8 @@ class SweepTable(Callback):
         Raises:
             SystemExit: There cannot be such a folder.
         """
-        _or_exit(run_folders.prepare_sweep, config)
+        with leaving_on_error():
+            new_folders.prepare_sweep(config)
         interruption.before_leaving(partial(self.on_multirun_end, config))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -120,14 +120,16 @@ class SweepTable(Callback):
         job_return.status = JobStatus.COMPLETED
         self._note(config, dict.fromkeys(self.columns), text.strip().splitlines()[-1])
         if run_folders.holds(folder):
-            _or_exit(write_text, folder / ERROR_FILE, text)
+            with leaving_on_error():
+                write_text(folder / ERROR_FILE, text)
 
     def _note(self, config: DictConfig, values: dict[str, float | None], error: str) -> None:
         """Write down one line of the table: numbers in full, empty where there is none."""
         numbers = {key: "" if value is None else str(value) for key, value in values.items()}
         overrides = [str(item) for item in config.hydra.overrides.task]
         note = {"job": Path(config.hydra.runtime.output_dir).name, "overrides": overrides, **numbers, "error": error}
-        _or_exit(write_json, self._notes(config) / f"{config.hydra.job.num}.json", note)
+        with leaving_on_error():
+            write_json(self._notes(config) / f"{config.hydra.job.num}.json", note)
 
     def _notes(self, config: DictConfig) -> Path:
         return Path(config.hydra.sweep.dir) / f".sweep-{self.sweep}"
@@ -144,15 +146,25 @@ class SweepTable(Callback):
             return
         notes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         overrides: list[list[str]] = [note["overrides"] for note in notes]
-        common = [item for item in overrides[0] if len(notes) > 1 and all(item in o for o in overrides)]
         rows: list[Row] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
-        path = _or_exit(_write_table, rows, folder)
+        with leaving_on_error():
+            self._show(rows, overrides, _write_table(rows, folder))
         shutil.rmtree(self._notes(config), ignore_errors=True)
+        failed = [row["job"] for row in rows if row["error"]]
+        if failed:
+            leave(f"{len(failed)} of {len(rows)} jobs failed: {', '.join(failed)}")
+
+    def _show(self, rows: list[Row], overrides: list[list[str]], path: Path) -> None:
+        """Print the table, with the overrides that all jobs have in common above it."""
+        from wdro_train.utils import tables  # and with it Rich, which commands without a table need not load
+
+        common = [item for item in overrides[0] if len(rows) > 1 and all(item in o for o in overrides)]
         shown = [key for key in self.shown if any(row[key] for row in rows)] or list(self.shown[:1])
         lines = []
         for row, what in zip(rows, overrides, strict=True):
             varied = " ".join(item for item in what if item not in common)
-            lines.append([row["job"], varied, *(_short(row[key]) for key in shown)])
+            numbers = (tables.number(float(row[key]) if row[key] else None) for key in shown)
+            lines.append([row["job"], varied, *numbers])
         tables.show(
             f"sweep of {len(rows)} jobs" + (f", all with {' '.join(common)}" if common else ""),
             ["job", "overrides", *(key.replace("/", "\n") for key in shown)],
@@ -160,10 +172,6 @@ class SweepTable(Callback):
             caption=f"more in {path}",
             texts=2,
         )
-        failed = [row["job"] for row in rows if row["error"]]
-        if failed:
-            print(f"error: {len(failed)} of {len(rows)} jobs failed: {', '.join(failed)}", file=sys.stderr)
-            raise SystemExit(1)
 
 
 class EvaluationTable(SweepTable):
@@ -185,10 +193,6 @@ class EvaluationTable(SweepTable):
         return dict(zip(self.columns, (*found, worst["images_moved"]), strict=True))
 
 
-def _short(value: str) -> str:
-    return tables.number(float(value) if value else None)
-
-
 def _write_table(rows: list[Row], folder: Path) -> Path:
     """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced."""
     jobs_here = {row["job"] for row in rows}
@@ -203,12 +207,3 @@ def _write_table(rows: list[Row], folder: Path) -> Path:
 def _jobs_in(path: Path) -> set[str]:
     with path.open(newline="", encoding="utf-8") as file:
         return {row.get("job", "") for row in csv.DictReader(file)}
-
-
-def _or_exit(work: Callable[..., T], *arguments: Any) -> T:
-    """Do some work; a sentence for the user ends the program, where Hydra would make a warning of it and go on."""
-    try:
-        return work(*arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None

@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from wdro_train.config.constructors import construct
 from wdro_train.data import ImageDataModule
 from wdro_train.models import load_weights
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import construct
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def build_model(node: DictConfig, *, trained_elsewhere: bool = True, only: Colle
     Args:
         node: `_target_`, its arguments, and `weights`: a file to load into whatever it makes.
         trained_elsewhere: False leaves out weights of files and of model zoos, where a checkpoint's replace them.
-        only: See `wdro_train.utils.trusted.construct`.
+        only: See `wdro_train.config.constructors.construct`.
 
     Raises:
         UserError: An argument without default is not given, or the weights are another network's.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from wdro_train.config.constructors import construct
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import construct
 
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 _SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
@@ -54,6 +54,8 @@ def _define_metrics(logger: WandbLogger) -> None:
 def quiet_offline_wandb(nodes: Mapping[str, Any] | None) -> None:
     """Offline, W&B has nothing to say that our own last lines do not; online it gives the run's address."""
     if any(node is not None and node.get("offline") for node in (nodes or {}).values()):
+        import wandb
+
         wandb.setup(wandb.Settings(mode="offline", silent=True))
 
 
@@ -63,11 +65,16 @@ def closing_wandb() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if wandb.run is not None:
-            wandb.finish(exit_code=1)
+        _finish_wandb(exit_code=1)
         raise
-    if wandb.run is not None:
-        wandb.finish()
+    _finish_wandb()
+
+
+def _finish_wandb(exit_code: int | None = None) -> None:
+    """Finish the W&B run if there is one; where nothing has imported W&B there is none."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
 
 
 def offline_runs(loggers: list[Logger]) -> list[str]:

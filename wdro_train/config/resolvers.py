@@ -1,4 +1,4 @@
-"""What `${default_delta:...}` and `${count_folders:...}` mean in a configuration."""
+"""What `${default_delta:...}`, `${count_folders:...}` and `${run_folder:...}` mean in a configuration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wdro_train.data import class_folders
+from wdro_train.config import slurm
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.numbers import parse_norm, parse_number
 
 
 def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
@@ -23,7 +23,7 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
     Raises:
         UserError: Not a norm, or none is known for that norm.
     """
-    key = f"l{parse_number(norm, 'attack.norm'):g}"
+    key = f"l{parse_norm(norm):g}"
     if key not in table:
         raise UserError(f"this dataset has no default radius for attack.norm={norm}; set attack.delta")
     return parse_number(table[key], f"data.delta.{key}")
@@ -39,6 +39,8 @@ def count_folders(root: str, *parts: str | None) -> int:
     Raises:
         UserError: There are none.
     """
+    from wdro_train.data import class_folders  # and with it torch, which only this one question needs
+
     for part in parts:
         if part is not None and (folder := Path(root) / part).is_dir():
             return len(class_folders(folder))
@@ -48,6 +50,10 @@ def count_folders(root: str, *parts: str | None) -> int:
 
 
 def register_resolvers() -> None:
-    """Make `${default_delta:...}` and `${count_folders:...}` known; harmless when called twice."""
-    OmegaConf.register_new_resolver("default_delta", default_delta, replace=True)
-    OmegaConf.register_new_resolver("count_folders", count_folders, replace=True)
+    """Make the resolvers of the configuration files known to OmegaConf; harmless when called twice."""
+    for name, resolver in (
+        ("default_delta", default_delta),
+        ("count_folders", count_folders),
+        ("run_folder", slurm.run_folder),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)

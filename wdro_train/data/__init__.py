@@ -1,9 +1,12 @@
-"""Data modules: images in [0, 1], three disjoint sets."""
+"""Data modules: labelled images in [0, 1], in three disjoint sets for training, validation and test."""
 
-from wdro_train.data.base import ImageArrays, ImageDataModule, ImageFiles, ImageSet, content_digest, describe_sample
+from wdro_train.data.base import ImageDataModule
 from wdro_train.data.decoding import UnreadableImageError
+from wdro_train.data.digest import content_digest
 from wdro_train.data.digits import Digits
-from wdro_train.data.folders import HuggingFaceDataModule, ImageFolderDataModule, class_folders
+from wdro_train.data.folders import ImageFolderDataModule, class_folders
+from wdro_train.data.huggingface import HuggingFaceDataModule
+from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet, describe_sample
 from wdro_train.data.torchvision_sets import GzipDataModule, TorchvisionDataModule
 
 __all__ = [

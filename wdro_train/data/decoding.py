@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from wdro_train.utils.errors import UserError
 
+# The number of the tag, and what undoes each of its values; 1 is upright (Exif 2.32, section 4.6.4).
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,8 +23,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Tags of the TIFF 6.0 specification: bits of a sample, and whether 0 is black or white.
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-6  # floating-point pixels may miss [0, 1] by what rounding in float32 leaves; they are clamped
 
 
 class UnreadableImageError(UserError):
@@ -41,6 +43,9 @@ class UnreadableImageError(UserError):
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """The first frame of an image file, decoded.
+
+    Args:
+        path: Of the file.
 
     Raises:
         UnreadableImageError: No such file, not permitted, not an image, damaged, or larger than Pillow decodes.
@@ -60,7 +65,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """Why an image could not be read, in a few words."""
+    """Why an image could not be read, in a few words for a message.
+
+    Args:
+        error: What Pillow, or the operating system, has raised.
+    """
     if isinstance(error, UnidentifiedImageError):
         return "it is empty or in no format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
@@ -69,11 +78,12 @@ def reason(error: Exception) -> str:
 
 
 class Fit:
-    """Makes an image one of a given shape: whole if it has that shape already, else scaled to cover it and cut.
+    """Brings an image of any size and colour mode to one shape, as evaluation protocols do: scale, then cut the centre.
 
-    The image keeps its proportions: it is scaled just so much that it covers the shape, or with `resize` a box of the
-    shape's proportions whose shorter side has so many pixels, and its centre is cut out. What is in the box already
-    is neither scaled nor changed in any bit.
+    The image keeps its proportions. It is scaled until it just covers the shape, and its centre is cut out. With
+    `resize` it is scaled until it covers a larger box, of the shape's proportions, whose shorter side has `resize`
+    pixels (256 for crops of 224 is usual for ImageNet). An image that covers its box exactly is not scaled, and one
+    that has the shape already keeps every bit.
 
     Colours: one channel is the ITU-R 601 luma, three are RGB; colour profiles are not applied. Transparent pixels are
     laid over white. Grey levels of 16 bits (12 in some TIFF files) keep their depth: the largest integer is 1; colours

@@ -8,11 +8,14 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from wdro_train.data.base import ImageArrays, ImageDataModule
+from wdro_train.data.base import ImageDataModule
+from wdro_train.data.image_sets import ImageArrays
 
 
 class Digits(ImageDataModule):
-    """Digits; the set has no official test part, so a fifth is split off, stratified, always the same.
+    """Handwritten digits, 8x8 pixels with 17 grey levels, 10 classes; nothing has to be downloaded.
+
+    The set has no official test part: a fifth of the images, stratified by class and always the same, is the test set.
 
     Args:
         **kwargs: See `ImageDataModule`.

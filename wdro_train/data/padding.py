@@ -1,4 +1,4 @@
-"""Which images of a batch count: a `DistributedSampler` repeats some to fill up the ranks."""
+"""Which images of a batch count once: a `DistributedSampler` repeats some to give every rank equally many."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from torch.utils.data import DistributedSampler
 
 
 def only_loader(loaders: Any) -> Any:
-    """The one loader of a stage, however Lightning holds it."""
+    """The one loader of a stage, which Lightning holds alone, in a list or in a dictionary.
+
+    Args:
+        loaders: Such as `trainer.val_dataloaders`.
+    """
     if isinstance(loaders, dict):
         return next(iter(loaders.values()))
     return loaders[0] if isinstance(loaders, list | tuple) else loaders
 
 
 def batch_weight(trainer: L.Trainer, size: int, batch_idx: int, device: torch.device) -> Tensor:
-    """1 for real images of the current batch, 0 for those that were repeated.
+    """The weight of each image of the current batch in sums over all ranks: 1, and 0 where it repeats another one.
+
+    Rank r of R gets the images r, r + R, r + 2R, ... of the sampler's order, and what lies beyond the N images of the
+    set repeats the first ones.
 
     Args:
         trainer: Knows the running stage and its loader.
         size: Number of images in this rank's batch.
-        batch_idx: Its index.
+        batch_idx: Index of the batch in its epoch.
         device: Where to put the weights.
 
     Returns:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torchvision import datasets
 
-from wdro_train.data.base import ImageArrays, ImageDataModule
+from wdro_train.data.base import ImageDataModule
+from wdro_train.data.image_sets import ImageArrays
 from wdro_train.utils.errors import UserError
 
 _IDX_FILES = (
@@ -25,12 +26,12 @@ _IDX_FILES = (
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """A dataset of torchvision with `train=True` and `train=False` parts.
+    """A dataset of torchvision that has a part `train=True` and a part `train=False`, held in memory.
 
     Args:
-        name: Class in `torchvision.datasets`.
-        root: Folder in torchvision's layout.
-        download: Fetch what is missing (needs a network).
+        name: Its class in `torchvision.datasets`, such as `CIFAR10`.
+        root: The folder that holds its files, in torchvision's layout.
+        download: Fetch from the internet what is missing in the folder.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -59,7 +60,7 @@ class TorchvisionDataModule(ImageDataModule):
                 ) from error
 
     def load(self) -> tuple[ImageArrays, ImageArrays]:
-        """Training and test part.
+        """The training part and the test part.
 
         Raises:
             UserError: The files are not there, or not whole.
@@ -81,11 +82,11 @@ class TorchvisionDataModule(ImageDataModule):
 
 
 class GzipDataModule(TorchvisionDataModule):
-    """MNIST-like sets, which are also read straight from a folder with their four `.gz` files.
+    """MNIST and sets of its format, which are also read from a folder with their four `.gz` files as published.
 
     Args:
-        gz_folder: Where a system package installs the four files; used when `root` does not hold the set.
-        package: Name of that package, for the error message.
+        gz_folder: Where a package of the operating system installs the four files; used if `root` does not hold them.
+        package: The Debian package that does so, for the error message.
         **kwargs: See `TorchvisionDataModule`.
     """
 
@@ -121,7 +122,7 @@ class GzipDataModule(TorchvisionDataModule):
 
 
 def _has_all(folder: Path, suffix: str = "") -> bool:
-    """Whether the four files are there."""
+    """Whether a folder has the four files of such a set."""
     return all((folder / f"{name}{suffix}").is_file() for name in _IDX_FILES)
 
 

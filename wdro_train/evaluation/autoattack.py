@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.identity import package_version
 from wdro_train.evaluation.piece_store import Arrays
-from wdro_train.theory.ball import WassersteinBall, per_image
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import move
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
 
@@ -57,7 +59,7 @@ def run_peer(
             with torch.no_grad():
                 flipped = ~correct(forward(engine.model, x_adv), y)
                 wrong = ~correct(forward(engine.model, x), y)
-        distances = torch.where(flipped, ball.distances(x_adv - x), math.inf)
+        distances = torch.where(flipped, ball.ground.distances(x_adv - x), math.inf)
         distances = torch.where(wrong, 0.0, distances)
         seconds = time.perf_counter() - started
         return {"distances": distances.cpu().numpy(), "seconds": np.full(1, seconds)}
@@ -125,8 +127,8 @@ def brought_inside(ball: WassersteinBall, x: Tensor, points: Tensor) -> Tensor:
     """
     points = points.clamp(0, 1)
     u = points - x
-    distances = ball.distances(u)
-    inside = move(x, ball.shrink(u, distances, torch.full_like(distances, (1 - _ROUNDING) * ball.delta)))
+    distances = ball.ground.distances(u)
+    inside = move(x, ball.ground.shrink(u, distances, torch.full_like(distances, (1 - _ROUNDING) * ball.delta)))
     return torch.where(per_image(distances > ball.delta, x).bool(), inside, points)
 
 

@@ -23,13 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import attack_mode, check_network, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.network_check import check_network
 from wdro_train.attacks.w_fgsm import push_forward
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.identity import batch_digest, describe, digest, identity
 from wdro_train.evaluation.piece_store import Arrays, PieceStore, concatenate
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import free_gradient
+from wdro_train.theory.ground_norm import GroundNorm, conjugate
 from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.theory.power_mean import moment, power_mean
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -293,7 +296,7 @@ def first_order_grid(
     """
     value = resolve_loss(loss)
 
-    ball = WassersteinBall(2, norm, 0.0)
+    ground = GroundNorm(norm)
 
     def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with attack_mode(engine.model):
@@ -304,7 +307,7 @@ def first_order_grid(
     def slopes(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         losses, right, slope = gradient(x, y)
         return {
-            "dual_norms": ball.dual_norms(slope).cpu().numpy(),
+            "dual_norms": ground.dual_norms(slope).cpu().numpy(),
             "losses": losses.double().cpu().numpy(),
             "right": right.cpu().numpy(),
         }
@@ -312,23 +315,22 @@ def first_order_grid(
     settings = {"norm": norm, "loss": value, "box": box}
     clean = engine.run(Stage(f"slopes_{loss}", settings, slopes), ("dual_norms", "losses", "right"))
     duals = torch.from_numpy(clean["dual_norms"])
-    balls = {p: WassersteinBall(p, norm, 0.0) for p in orders}
-    totals = {p: moment(duals, None, ball.q) for p, ball in balls.items()}
     points = [(p, delta) for p in orders for delta in deltas]
+    balls = [WassersteinBall(p, norm, delta) for p, delta in points]
+    totals = {p: moment(duals, None, conjugate(p)) for p in orders}
 
     def moved(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         _, _, slope = gradient(x, y)
-        dual_norms = ball.dual_norms(slope)
+        dual_norms = ground.dual_norms(slope)
         losses, right, distances = [], [], []
-        for p, delta in points:
-            threat = WassersteinBall(p, norm, delta)
-            upsilon = power_mean(totals[p], threat.q).to(x.device)
-            x_adv = push_forward(threat, x, slope, dual_norms, upsilon, box=box)
+        for ball in balls:
+            upsilon = power_mean(totals[ball.p], ball.q).to(x.device)
+            x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=box)
             with attack_mode(engine.model), torch.no_grad():
                 logits = forward(engine.model, x_adv)
             losses.append(value(logits, y).double())
             right.append(correct(logits, y))
-            distances.append(ball.distances(x_adv - x))
+            distances.append(ground.distances(x_adv - x))
         return {
             "losses": torch.stack(losses).cpu().numpy(),
             "right": torch.stack(right).cpu().numpy(),
@@ -340,14 +342,14 @@ def first_order_grid(
     joined = engine.run(Stage(f"grid_{loss}", settings, moved), ("losses", "right", "distances"))
     wrong = ~clean["right"]
     spent = {
-        point: float(WassersteinBall(point[0], norm, 0.0).spent(torch.from_numpy(joined["distances"][k])))
-        for k, point in enumerate(points)
+        point: float(ball.spent(torch.from_numpy(joined["distances"][k])))
+        for k, (point, ball) in enumerate(zip(points, balls, strict=True))
     }
     return FirstOrderGrid(
         v0=float(clean["losses"].mean()),
         w0=float(clean["losses"][wrong].mean()) if wrong.any() else float("nan"),
         clean_acc=float(clean["right"].mean()),
-        upsilon={p: float(power_mean(totals[p], balls[p].q)) for p in orders},
+        upsilon={p: float(power_mean(totals[p], conjugate(p))) for p in orders},
         v_q={point: float(joined["losses"][k].mean()) for k, point in enumerate(points)},
         fgsm_acc={point: float(joined["right"][k].mean()) for k, point in enumerate(points)},
         spent=spent,

@@ -15,12 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wdro_train.config.build import build_data, build_model, plain, require_values
+from wdro_train.config.constructors import construct, permitted
 from wdro_train.config.resolvers import default_delta
+from wdro_train.config.trusted import checked
 from wdro_train.data import ImageSet
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError, user_error_in
-from wdro_train.utils.trusted import checked, construct, permitted, plain_values, reason, without_special_keys
+from wdro_train.utils.plain_values import plain_values, without_special_keys
+from wdro_train.utils.tensor_files import load_failure
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def load_subject(
     """Rebuild the network of a checkpoint.
 
     A checkpoint is data: of what it asks for, only the constructors of this package are run that
-    `wdro_train.utils.trusted` lists, with plain values. What the user gives is not restricted.
+    `wdro_train.config.constructors` lists, with plain values. What the user gives is not restricted.
 
     Args:
         path: A checkpoint written by `train.py`.
@@ -174,7 +177,7 @@ def _with_given(
                 used[group] = plain_values(OmegaConf.to_container(context[group], resolve=True), f"{group}=...")
             except OmegaConfBaseException as error:
                 raise UserError(
-                    f"{group}=... does not go with {path} ({reason(error)}); give data=... and model=... both"
+                    f"{group}=... does not go with {path} ({load_failure(error)}); give data=... and model=... both"
                 ) from error
     return config | used
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor, nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.base import check_network
+from wdro_train.attacks.network_check import check_network
 from wdro_train.data import ImageSet, describe_sample
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.autoattack import run_peer

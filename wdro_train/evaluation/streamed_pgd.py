@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdro_train.attacks import WPGD
-from wdro_train.attacks.base import attack_mode, forward, input_gradient
+from wdro_train.attacks.gradient import forward, input_gradient
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.theory.box import free_gradient, move
 from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.theory.power_mean import merge, moment, power_mean
@@ -108,7 +109,7 @@ class _Run:
         total = torch.zeros(3, dtype=torch.float64)
         for rows, x, y in self._each():
             u = torch.from_numpy(self.u[rows]).to(self.device)
-            u = self.ball.shrink(u, self.distances[rows].to(x.device), self.allowed[rows].to(x.device))
+            u = self.ball.ground.shrink(u, self.distances[rows].to(x.device), self.allowed[rows].to(x.device))
             x_adv = move(x, u)
             with attack_mode(self.model):
                 if gradient:
@@ -118,13 +119,13 @@ class _Run:
                         logits = forward(self.model, x_adv, self.attack.batch_size)
                         losses = self.loss(logits, y)
             self.u[rows] = (x_adv - x).cpu().numpy()
-            spent[rows] = self.ball.distances(x_adv - x).cpu()
+            spent[rows] = self.ball.ground.distances(x_adv - x).cpu()
             robust[rows] = correct(logits, y).cpu()
             total_loss += float(losses.double().sum())
             if gradient:
                 slope = free_gradient(slope, x_adv) if self.attack.box else slope
                 self.slopes[rows] = slope.cpu().numpy()
-                self.dual_norms[rows] = self.ball.dual_norms(slope).cpu()
+                self.dual_norms[rows] = self.ball.ground.dual_norms(slope).cpu()
                 part = moment(self.dual_norms[rows], None, q)
                 total = merge(torch.stack([total, part]), q)
         sums = torch.tensor([float(robust.sum()), total_loss, float(self.n)], dtype=torch.float64)

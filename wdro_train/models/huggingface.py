@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.optional_imports import optional
-from wdro_train.utils.trusted import reason
+from wdro_train.utils.tensor_files import load_failure
 
 
 class Logits(nn.Module):
@@ -69,8 +69,8 @@ def huggingface_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.name={name} is no image classifier that transformers can read ({reason(error)}); give a folder "
-            "with config.json and its weights, or a name on the hub"
+            f"model.name={name} is no image classifier that transformers can read ({load_failure(error)}); give a "
+            "folder with config.json and its weights, or a name on the hub"
         ) from error
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
         return nn.Sequential(Normalize(mean, std), Logits(network))

@@ -12,7 +12,7 @@ from torch import nn
 
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.optional_imports import optional
-from wdro_train.utils.trusted import reason
+from wdro_train.utils.tensor_files import load_failure
 
 _ZOOS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 
@@ -55,7 +55,7 @@ def robustbench_model(
         network = utils.load_model(name, model_dir=root, dataset=data, threat_model=threat)
     except Exception as error:  # what its download, torch.load and load_state_dict raise has no common base
         raise UserError(
-            f"model.name={name} could not be loaded from {root}/{data}/{threat}/{name}.pt ({reason(error)}); "
+            f"model.name={name} could not be loaded from {root}/{data}/{threat}/{name}.pt ({load_failure(error)}); "
             "put the network's own file there"
         ) from error
     return network

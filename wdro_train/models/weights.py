@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import UnreadableError, read_tensors
+from wdro_train.utils.tensor_files import UnreadableError, read_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "last", "best")
 # "1." is the network after the normalisation in an `nn.Sequential`.

@@ -49,7 +49,7 @@ class FirstOrderPenalty:
         logits = model(x)
         losses = self.loss(logits, y)
         (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
-        norms = _differentiable_norms(gradient, self.ball.dual)
+        norms = _differentiable_norms(gradient, self.ball.ground.dual)
         total = upsilon(norms.detach(), self.ball.q, reducer=reducer)
         penalty = (self.ball.shares(norms.detach(), total).to(norms) * norms).mean()
         value = losses.mean()

@@ -1,6 +1,7 @@
-"""Per-image losses J(x, y) = L(f(x), y), finite with finite gradient at ties (theory: the three losses of the paper).
+"""What is ascended and what counts as a mistake: losses J(x, y) = L(f(x), y) of single images (theory, section 3).
 
-Every loss maps logits [B, m], m >= 2, and integer labels [B] to [B], computed in float32 or wider.
+Every loss maps logits [B, m], m >= 2, and integer labels [B] to [B], computed in float32 or wider; at ties its value
+and its gradient are finite. To add one, write such a function; `LOSSES` lists those that configurations name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """m(x) = max_{j != y} f_j(x) - f_y(x): negative exactly on the correct set S; a tie gives 0.
+    """The lead of the label over its strongest rival, m(x) = f_y(x) - max_{j != y} f_j(x).
+
+    Positive exactly on the correct set S; a tie gives 0. This is the one definition of a margin and of its sign; what
+    attacks ascend is its negative.
 
     Args:
         logits: Shape [B, m], m >= 2.
@@ -29,11 +33,13 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     z, labels = _wide(logits), labels.long()
     own = z.gather(1, labels[:, None])
     rivals = z.scatter(1, labels[:, None], -torch.inf)
-    return rivals.amax(1) - own.squeeze(1)
+    return own.squeeze(1) - rivals.amax(1)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Membership of S: the label's logit is strictly the largest (a tie is wrong, and so is NaN).
+    """Which images are classified correctly: the label's logit is strictly the largest (theory, section 1).
+
+    A tie is wrong, so that the misclassified set is closed, and so is NaN.
 
     Args:
         logits: Shape [B, m].
@@ -42,28 +48,36 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Boolean tensor, shape [B].
     """
-    return margin(logits.detach(), labels) < 0
+    return margin(logits.detach(), labels) > 0
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats, shape [B], in [0, inf)."""
+    """Cross-entropy, -log softmax(z)_y in nats.
+
+    Args:
+        logits: Shape [B, m].
+        labels: Shape [B].
+
+    Returns:
+        Shape [B], in [0, inf).
+    """
     return functional.cross_entropy(_wide(logits), labels.long(), reduction="none")
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)) (Croce and Hein 2020).
+    """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)), z_(k) the k-th largest logit.
 
-    Invariant to shift and scale of the logits. Where z_(1) and z_(3) agree to the last bits of their precision
-    the ratio says nothing; value and gradient are then 0.
+    Croce and Hein 2020 (arXiv 2003.01690). It does not change when the logits are shifted or scaled. Where z_(1) and
+    z_(3) agree to the last bits of their precision the ratio says nothing; value and gradient are then 0.
 
-    Two classes have no z_(3). A third one is imagined that is always e times less likely than the second,
-    z_(3) = z_(2) - 1, which gives d / (1 + |d|) with the margin d = z_{other} - z_y. Nothing that depends on two logits
-    and ignores their shift and scale both is more than the sign of d, so the scale is kept here: the unit is one nat.
-    The value is a strictly increasing function of the margin in (-1, 1), negative exactly on the correct set, like
-    DLR there, so ReDLR >= -1_S and A_delta >= -V_ReDLR(delta) hold as for more classes. Its slope 1 / (1 + |d|)^2
-    does not vanish in floating point where the network is sure, as that of the difference of probabilities
-    tanh(d / 2) does from d = 18 on; and among sure images the ratios of the slopes do not depend on the scale,
-    which W-FGSM shares its budget by.
+    Two classes have no z_(3). A third class is imagined that is always e times less likely than the second,
+    z_(3) = z_(2) - 1, which gives -m / (1 + |m|) with the margin m. A function of two logits that ignores their shift
+    and their scale is a function of the sign of m alone, so the scale is kept here, in nats. The value decreases
+    strictly with the margin, lies in (-1, 1) and is negative exactly on the correct set, as that of DLR is there, so
+    ReDLR >= -1_S and A_delta >= -V_ReDLR(delta) hold as for more classes. The slope 1 / (1 + |m|)^2 does not vanish in
+    floating point where the network is sure, as that of the difference of probabilities tanh(m / 2) does from
+    m = 18 on; and among sure images the ratios of the slopes, by which W-FGSM shares its budget, do not depend on the
+    scale.
 
     Args:
         logits: Shape [B, m], m >= 2.
@@ -74,17 +88,20 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """
     z = _wide(logits)
     if z.shape[1] == 2:
-        return _squashed(margin(z, labels))
+        return _squashed(-margin(z, labels))
     top = z.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
     resolution = torch.finfo(z.dtype).eps * z.detach().abs().amax(1)
     told_apart = spread > resolution
-    ratio = margin(z, labels) / torch.where(told_apart, spread, 1.0)
+    ratio = -margin(z, labels) / torch.where(told_apart, spread, 1.0)
     return torch.where(told_apart, ratio, 0.0 * ratio)
 
 
 def redlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Rectified DLR, min(DLR, 0): DLR on S, 0 with zero gradient elsewhere (Bai, He, Jiang, Obloj 2023).
+    """Rectified DLR, min(DLR, 0): DLR on the correct set, 0 with zero gradient elsewhere.
+
+    Bai, He, Jiang, Obloj 2023. The attacker stops spending on images that are already wrong; since ReDLR >= -1_S, its
+    worst-case mean bounds worst-case accuracy, A_delta >= -V_ReDLR(delta) (theory, section 6).
 
     Args:
         logits: Shape [B, m], m >= 2.
@@ -98,11 +115,14 @@ def redlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(reference) || softmax(logits)) in nats, shape [B], >= 0.
+    """How far predictions are from those of a reference, KL(softmax(reference) || softmax(logits)) in nats.
 
     Args:
         reference: Shape [B, m].
         logits: Shape [B, m].
+
+    Returns:
+        Shape [B], >= 0.
     """
     log_reference, log_other = _wide(reference).log_softmax(1), _wide(logits).log_softmax(1)
     return (log_reference.exp() * (log_reference - log_other)).sum(1)
@@ -112,7 +132,10 @@ LOSSES: dict[str, LossFunction] = {"ce": ce, "dlr": dlr, "redlr": redlr}
 
 
 def resolve_loss(loss: str | LossFunction) -> LossFunction:
-    """A per-image loss from its name (`ce`, `dlr`, `redlr`) or itself.
+    """A per-image loss from its name (`ce`, `dlr` or `redlr`), or the loss itself.
+
+    Args:
+        loss: A name, or a function to be used as it is.
 
     Raises:
         UserError: Unknown name.
@@ -126,9 +149,10 @@ def resolve_loss(loss: str | LossFunction) -> LossFunction:
 
 
 def _squashed(d: Tensor) -> Tensor:
-    """The margin d as d / (1 + |d|), in (-1, 1).
+    """Minus the margin, d, squashed to d / (1 + |d|) in (-1, 1).
 
-    Far out it is written so that the slope 1 / (1 + |d|)^2 is not the difference of two numbers that round alike.
+    For |d| >= 1 it is written as sign(d) (1 - 1 / (1 + |d|)), whose slope is not the difference of two numbers that
+    round to the same one.
     """
     near = d.detach().abs() < 1
     inner = torch.where(near, d, 0.0)
@@ -137,5 +161,5 @@ def _squashed(d: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32: losses are not computed in half precision."""
+    """The logits in float32, or in float64 where they are: losses are not computed in half precision."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

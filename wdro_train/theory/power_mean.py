@@ -1,11 +1,12 @@
-"""Scale-free power means (E v^e)^(1/e) that merge over images, batches and ranks.
+"""Power means (E v^e)^(1/e) of non-negative numbers that lie in several batches and on several ranks.
 
-Upsilon is the power mean of dual gradient norms with exponent q, the Wasserstein cost of a coupling is the
-power mean of displacements with exponent p; both are computed here and nowhere else.
+Upsilon is the power mean of dual gradient norms with exponent q (theory, section 2), and the cost of a coupling is the
+power mean of displacements with exponent p (section 1); both are computed here and nowhere else.
 
-A *moment* is a float64 tensor [3] = (m, s, w): the largest value m, s = sum_i w_i (v_i / m)^e, and the total
-weight w = sum_i w_i. Dividing by the largest value first keeps 1e-20 and 1e+20 alike away from underflow and
-overflow, for any exponent, without a constant that could dominate.
+What is passed around is a *moment*, a float64 tensor [3] = (m, s, w) of the largest value m, the sum
+s = sum_i w_i (v_i / m)^e and the total weight w = sum_i w_i, from which the power mean is m (s / w)^(1/e). Dividing by
+the largest value first keeps 1e-20 and 1e+20 alike from under- and overflow, for any exponent, without a constant that
+could dominate.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 def moment(values: Tensor, weight: Tensor | None, exponent: float) -> Tensor:
-    """Sufficient statistic of the power mean of one batch.
+    """What one batch contributes to a power mean.
 
     Args:
         values: Non-negative numbers, shape [B].
@@ -35,7 +36,7 @@ def moment(values: Tensor, weight: Tensor | None, exponent: float) -> Tensor:
 
 
 def merge(moments: Tensor, exponent: float) -> Tensor:
-    """The moment of the union.
+    """The moment of the union of disjoint parts, such as batches or ranks.
 
     Args:
         moments: Moments of disjoint parts, shape [k, 3].
@@ -50,7 +51,7 @@ def merge(moments: Tensor, exponent: float) -> Tensor:
 
 
 def power_mean(total: Tensor, exponent: float) -> Tensor:
-    """(E v^e)^(1/e), the maximum for e = inf, and 0 when there is nothing to average.
+    """The power mean (E v^e)^(1/e) of a moment: the maximum for e = inf, and 0 when there is nothing to average.
 
     Args:
         total: A moment, shape [3].
@@ -67,7 +68,7 @@ def power_mean(total: Tensor, exponent: float) -> Tensor:
 
 
 def discount(total: Tensor, factor: float) -> Tensor:
-    """The moment with all its weight multiplied by `factor` (what a running estimate forgets)."""
+    """The moment with all its weight multiplied by `factor`, as a running estimate forgets what it has seen."""
     return total * total.new_tensor([1.0, factor, factor])
 
 

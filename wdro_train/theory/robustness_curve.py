@@ -7,7 +7,7 @@ radius delta and every order p < inf
                 = min over lambda >= 0 of  lambda delta^p + (1/N) sum (1 - lambda d_i^p)_+                   (dual)
 
 a fractional knapsack: the cheapest images are moved first and at most one is split. For p = inf,
-1 - A_delta = (1/N) #{d_i <= delta}. Duality: Gao and Kleywegt 2016, Blanchet and Murthy 2019.
+1 - A_delta = (1/N) #{d_i <= delta}. Strong duality: Gao and Kleywegt 2016 (arXiv 1604.02199), Blanchet and Murthy 2019.
 
 Distances found by an attack are upper bounds on d_i and give an upper bound on A_delta; certified radii are lower
 bounds and give a certified lower bound.
@@ -16,7 +16,7 @@ bounds and give a certified lower bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The worst case inside one ball.
+    """The worst-case distribution inside one ball, and the dual value that proves it is the worst.
 
     Attributes:
         accuracy: A_delta, in [0, 1].
@@ -59,8 +59,8 @@ class Band:
 
     The statement is about A_delta of the *true* distances. Distances found by an attack are too long and give an
     accuracy that is too high, so only the upper end may be drawn around them; certified radii are too short, so only
-    the lower end may be drawn around theirs (theory, section 12). A network without gradients, which no attack flips,
-    would otherwise be called robust with confidence.
+    the lower end may be drawn around theirs (theory, section 12). Otherwise a network without gradients, none of whose
+    images an attack can flip, would be called robust with confidence.
 
     Attributes:
         width: Half-width, in accuracy.
@@ -89,13 +89,9 @@ class Band:
         """
         return 1.0 if self.sided == "lower" else min(1.0, attacked + self.width)
 
-    def around(self, accuracy: float) -> tuple[float, float]:
-        """Lower and upper end around the accuracy by *exact* distances, in [0, 1]."""
-        return self.lower_end(accuracy), self.upper_end(accuracy)
-
 
 class RobustnessCurve:
-    """A_delta for every delta and every p in [1, inf], from one vector of distances.
+    """Worst-case accuracy A_delta for every radius delta and every order p, from one vector of distances.
 
     Args:
         distances: d_i, shape [N]: non-negative, 0 for misclassified images, inf where no flip is known.
@@ -124,11 +120,11 @@ class RobustnessCurve:
 
     @property
     def clean_accuracy(self) -> float:
-        """A = A_0."""
+        """Clean accuracy A, the share of images that are not misclassified to begin with."""
         return float((self.distances > 0).mean())
 
     def accuracy(self, delta: float, p: float) -> float:
-        """A_delta.
+        """Worst-case accuracy A_delta in one ball.
 
         Args:
             delta: Radius, >= 0.
@@ -137,11 +133,14 @@ class RobustnessCurve:
         return float(self.accuracies([delta], p)[0])
 
     def accuracies(self, deltas: ArrayLike, p: float) -> Floats:
-        """A_delta on a grid of radii.
+        """Worst-case accuracies A_delta on a grid of radii.
 
         Args:
             deltas: Radii, shape [k].
             p: Wasserstein order in [1, inf].
+
+        Returns:
+            Shape [k], in [0, 1].
         """
         grid = np.atleast_1d(np.asarray(deltas, dtype=np.float64))
         _check(grid, p)
@@ -203,7 +202,7 @@ class RobustnessCurve:
         return scale * math.pow(float(cost.sum()) / n, 1 / p)
 
     def band(self, alpha: float = 0.05, sided: Sided = "two") -> Band:
-        """The dimension-free band of theory section 7, for all delta and all p at once.
+        """How far the curve of the sample may be from that of its distribution (theory, section 7).
 
         With probability >= 1 - alpha over N i.i.d. test images, |A_delta(P) - A_delta(P^)| <= sqrt(log(2/alpha) / 2N)
         for every delta and p (one-sided: log(1/alpha)), by the Dvoretzky-Kiefer-Wolfowitz-Massart inequality.
@@ -220,10 +219,10 @@ class RobustnessCurve:
         return Band(math.sqrt(math.log(factor / alpha) / (2 * len(self))), 1 - alpha, sided)
 
     def shifted(self, delta: float, epsilon: float, p: float) -> float:
-        """A_{delta+eps}(P^), which bounds A_delta(P) from below whenever W_p(P^, P) <= eps (the paper's form).
+        """The paper's out-of-sample bound: A_{delta+eps}(P^) <= A_delta(P) whenever W_p(P^, P) <= eps (section 7).
 
-        The probability 1 - K exp(-K N eps^n) that the paper attaches to the premise is vacuous for images: n is the
-        number of pixels.
+        The paper's probability of that premise, 1 - K exp(-K N eps^n) with n the number of pixels, says nothing for
+        images, so eps is the caller's assumption; `band` needs none.
 
         Args:
             delta: Radius.
@@ -235,7 +234,7 @@ class RobustnessCurve:
         return self.accuracy(delta + epsilon, p)
 
     def _moved(self, delta: float, p: float) -> tuple[int, float]:
-        """How many of the nearest images move whole, and the share of the next one that does."""
+        """How many of the nearest images move as a whole, and the share of the next one that still fits."""
         if math.isinf(p) or delta == 0:
             return int(np.searchsorted(self._sorted, delta, side="right")), 0.0
         n = len(self)
@@ -249,33 +248,18 @@ class RobustnessCurve:
         return whole, min(max(float((n - before) / cost[whole]), 0.0), 1.0)
 
     def _dual(self, delta: float, p: float, marginal: float) -> float:
-        """The dual objective at lambda = marginal^-p, scale-free."""
+        """The dual objective at lambda = marginal^(-p), in ratios of distances, so that no power overflows."""
         if math.isinf(marginal):
             return float(np.isfinite(self.distances).mean())
         relative = np.minimum(self.distances / marginal, 1.0)
         return float((delta / marginal) ** p + np.mean(1 - relative**p))
 
 
-def explicit_worst_case(worst: WorstCase) -> tuple[NDArray[np.intp], Floats]:
-    """The worst-case distribution as a list of moves: everything else stays where it is.
-
-    Args:
-        worst: From `RobustnessCurve.worst_case`.
-
-    Returns:
-        Images that move to their boundary point, and the mass 1/N times share each of them moves.
-    """
-    movers = np.flatnonzero(worst.weights > 0)
-    return movers, worst.weights[movers] / worst.weights.size
-
-
-def budgets_for(curve: RobustnessCurve, accuracies: Sequence[float], p: float) -> Floats:
-    """The inverse curve on a grid of accuracies."""
-    return np.asarray([curve.budget(a, p) for a in accuracies])
-
-
 def _whole_if_rounded(mass: float, n: int) -> float:
-    """A number of images in [0, n], without the rounding of n (1 - k / n), which is an integer but for it."""
+    """A number of images in [0, n] without rounding errors: n (1 - k / n) is the integer n - k only up to those.
+
+    Each of the three operations is off by at most n eps / 2, so 4 n eps covers them.
+    """
     nearest = round(mass)
     return float(nearest) if abs(mass - nearest) <= 4 * n * np.finfo(np.float64).eps else mass
 

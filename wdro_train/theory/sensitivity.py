@@ -1,7 +1,8 @@
-"""Upsilon, the first-order sensitivity of the worst-case loss: streaming over batches, joined over ranks.
+"""Upsilon, the first-order sensitivity of the worst-case loss, and the set of images it is taken over.
 
-V(delta) = V(0) + delta Upsilon + o(delta) with Upsilon = (E_P ||grad_x J||_*^q)^(1/q) (Bai, He, Jiang, Obloj
-2023, arXiv 2306.09844). P is the whole distribution: a mini-batch gives the Upsilon of a mini-batch.
+V(delta) = V(0) + delta Upsilon + o(delta) with Upsilon = (E_P ||grad_x J||_*^q)^(1/q) (theory, section 2; Bai, He,
+Jiang, Obloj 2023, arXiv 2306.09844). P is the whole distribution: a mini-batch gives the Upsilon of a mini-batch. A
+`Scope` says what stands for P in training and in evaluation (theory, section 9).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wdro_train.utils.errors import UserError
 
 
 def upsilon(dual_norms: Tensor, q: float, weight: Tensor | None = None, reducer: Reducer | None = None) -> Tensor:
-    """Upsilon = (E ||g||_*^q)^(1/q) of one global batch.
+    """Upsilon = (E ||grad_x J||_*^q)^(1/q) of one global batch (theory, section 2).
 
     Args:
         dual_norms: ||grad_x J||_* per image, shape [B].
@@ -34,21 +35,33 @@ def upsilon(dual_norms: Tensor, q: float, weight: Tensor | None = None, reducer:
 
 
 class Scope(Protocol):
-    """Over what Upsilon and the spent budget are taken: maps the moment of a global batch to the one to use.
+    """What stands for the distribution P when a batch's budget is shared out: it maps the batch's moment to P's.
 
-    `key` names the quantity and the step (`upsilon/3`), so that estimates of different iterates stay apart.
-    A scope sees only moments that are already joined over ranks, so its state is the same on all of them.
+    A scope sees only moments that are already joined over the ranks, so its state is the same on all of them. To add
+    one, write such a class; `resolve_scope` lists those that configurations name.
+
+    Attributes:
+        name: What it is called in configurations and beside the numbers it led to.
     """
 
     name: str
 
     def __call__(self, key: str, moment: Tensor, exponent: float) -> Tensor:
-        """The moment(s) to normalise with; shape [..., 3] in and out."""
+        """The moment to normalise with.
+
+        Args:
+            key: The quantity and the step it belongs to (`upsilon/3`); estimates of different keys stay apart.
+            moment: Of the global batch, shape [..., 3].
+            exponent: The exponent it was built with.
+
+        Returns:
+            Same shape.
+        """
         ...
 
 
 class BatchScope:
-    """Every global batch is a distribution of its own."""
+    """Every global batch is a distribution of its own, with a ball of its own."""
 
     name = "batch"
 
@@ -58,10 +71,11 @@ class BatchScope:
 
 
 class RunningScope:
-    """A running estimate over batches, so that hard batches get more budget and easy ones less.
+    """P is estimated over the batches so far, so that hard batches get more budget and easy ones less.
 
     Args:
-        decay: What a batch's weight is multiplied by when the next one arrives, in [0, 1).
+        decay: What a batch's weight is multiplied by when the next one arrives, in [0, 1). At 0.95 the estimate is
+            over about 1 / (1 - 0.95) = 20 batches.
     """
 
     name = "running"
@@ -90,7 +104,11 @@ class RunningScope:
 
 
 class WholeSetScope:
-    """A fixed Upsilon that was computed beforehand over the whole set."""
+    """P is a set of images whose moment was computed beforehand, in a pass over all of them.
+
+    Args:
+        total: The whole set's moment, shape [3].
+    """
 
     name = "whole_set"
 
@@ -103,7 +121,10 @@ class WholeSetScope:
 
 
 def resolve_scope(scope: str | Scope) -> Scope:
-    """A new scope from its name (`batch`, `running`), or the scope itself.
+    """A new scope from its name (`batch` or `running`), or the scope itself.
+
+    Args:
+        scope: A name, or an object to be used as it is.
 
     Raises:
         UserError: Unknown name.

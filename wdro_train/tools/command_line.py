@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from wdro_train.cli.run import ending_in_a_sentence
+from wdro_train.cli.endings import ending_in_a_sentence, leave
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
@@ -23,8 +22,7 @@ class Parser(argparse.ArgumentParser):
         Args:
             message: From argparse.
         """
-        print(f"error: {message.removeprefix('argument ')}; {self.prog} --help shows the options", file=sys.stderr)
-        raise SystemExit(1)
+        leave(f"{message.removeprefix('argument ')}; {self.prog} --help shows the options")
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.autoattack import autoattack, require
 from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint
@@ -83,7 +84,7 @@ def measure(name: str, attack: Attacker, model: nn.Module, x: Tensor, y: Tensor,
         inside = ((points >= 0) & (points <= 1)).flatten(1).all(1)
         flipped = ~correct(forward(model, points), y[rows]) & inside
     distances = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    distances[rows] = torch.where(flipped, ball.distances(points - x[rows]), math.inf)
+    distances[rows] = torch.where(flipped, ball.ground.distances(points - x[rows]), math.inf)
     return Outcome(name, distances.cpu().numpy(), passes.forward / len(rows), passes.backward / len(rows), seconds)
 
 

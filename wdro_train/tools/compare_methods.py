@@ -23,10 +23,12 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
 
-from wdro_train.attacks.base import Stateful, attack_mode, forward
+from wdro_train.attacks.base import Stateful
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.run_folders import METRICS_FILE
-from wdro_train.data.base import ImageSet
+from wdro_train.data import ImageSet
 from wdro_train.evaluation.autoattack import autoattack
 from wdro_train.evaluation.engine import robustness_curve
 from wdro_train.evaluation.networks import Subject, load_arrays, load_subject

@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, Lagrangian, WorstCase
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Lagrangian
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
@@ -39,7 +39,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
     yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
     yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
     yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()
-    yield f"worst case, {steps} steps", WorstCase(**threat, steps=steps), Adversarial()
+    yield f"worst case, {steps} steps", BoundaryAttack(**threat, steps=steps), Adversarial()
     if ball.p > 1:
         yield "W-FGSM", WFGSM(**threat), Adversarial()
         yield f"W-PGD, {steps} steps", WPGD(**threat, steps=steps, random_start=True), Adversarial()
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
     kinds = list(methods(ball, given.steps))
     for _, attack, _ in kinds:
-        if isinstance(attack, WorstCase | Lagrangian):  # learn the reach or the price that this network deserves
+        if isinstance(attack, BoundaryAttack | Lagrangian):  # learn the reach or the price that this network deserves
             for _ in range(_ADAPTATION):
                 attack(subject.model, x, y)
     times: list[list[float]] = [[] for _ in kinds]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import check_network
+from wdro_train.attacks.network_check import check_network
 from wdro_train.data.padding import batch_weight
 from wdro_train.utils.contract import CheckedBatch, already_checked, check_batch, check_images, check_labels, unpack
 

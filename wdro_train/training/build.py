@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from wdro_train.config.build import build_model, plain
+from wdro_train.config.constructors import construct
 from wdro_train.config.loggers import build_loggers
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.training.checkpoint_io import ReplacingCheckpointIO
 from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.trusted import construct
 
 
 def build_module(cfg: DictConfig) -> RobustClassifier:

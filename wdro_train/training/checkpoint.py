@@ -9,15 +9,16 @@ from torch import Tensor
 
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.plain_values import plain_values
 from wdro_train.utils.renamed import with_present_names
-from wdro_train.utils.trusted import UnreadableError, plain_values, read_tensors
+from wdro_train.utils.tensor_files import UnreadableError, read_tensors
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of this program: tensors, and a configuration of plain values.
 
     Constructors that the configuration names by where an earlier version had them are named by where they are now.
-    Nothing in the file is run and nothing in its configuration is resolved; see `wdro_train.utils.trusted`.
+    Nothing in the file is run and nothing in its configuration is resolved; see `wdro_train.utils.plain_values`.
 
     Raises:
         UserError: Missing, unreadable or foreign file, or a configuration of more than plain values.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wdro_train.attacks.base import check_logits
+from wdro_train.attacks.network_check import check_logits
 from wdro_train.objectives import Objective, Standard
 from wdro_train.training.adversary import Attacker, CleanJudge, Evidence, Judge
 from wdro_train.training.batches import BatchInspector

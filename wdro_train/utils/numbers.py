@@ -20,3 +20,18 @@ def parse_number(value: float | str, name: str) -> float:
         return float(numerator) / float(denominator) if denominator else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"{name}={value!r} is not a number; write it like 2, 0.5, inf or 8/255") from None
+
+
+def parse_norm(value: float | str) -> float:
+    """The exponent s of a ground norm ||.||_s as people type it, in [1, inf].
+
+    Args:
+        value: A number, or a string that `parse_number` reads.
+
+    Raises:
+        UserError: Anything else.
+    """
+    norm = parse_number(value, "attack.norm")
+    if not norm >= 1:
+        raise UserError(f"attack.norm={norm:g} is not a norm; choose norm in [1, inf]")
+    return norm

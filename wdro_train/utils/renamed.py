@@ -26,6 +26,7 @@ RENAMED: Mapping[str, str] = {
     # Stored by version 0.1.0.
     **{f"wdro_train.callbacks.{name}": f"wdro_train.training.callbacks.{name}" for name in _CALLBACKS},
     "wdro_train.csv_logger.RunCSVLogger": "wdro_train.training.csv_logger.RunCSVLogger",
+    "wdro_train.attacks.WorstCase": "wdro_train.attacks.BoundaryAttack",
 }
 """Stored name -> present name. A class that is moved or renamed adds a line here, and no line is ever taken out."""
 

@@ -1,4 +1,4 @@
-"""The configuration of a door against its schema, before anything is made."""
+"""Checks every value of a configuration before anything is made of it, and says what does not fit in one sentence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ValidationError
 
-from wdro_train.cli.did_you_mean import nearest
+from wdro_train.cli.did_you_mean import nearest, new_target
 from wdro_train.cli.error_messages import sentence
-from wdro_train.cli.schemas.doors import DOORS
+from wdro_train.cli.schemas.constructors import COMMON, part_of
 from wdro_train.cli.schemas.fields import SAID, is_node
-from wdro_train.cli.schemas.parts import COMMON, PARTS
+from wdro_train.cli.schemas.top_level import TOP_LEVELS
 from wdro_train.cli.schemas.trial import try_out
 from wdro_train.utils.errors import UserError
 
@@ -37,7 +37,7 @@ class _Unknown:
 _UNKNOWN = _Unknown()
 
 
-def check(cfg: DictConfig, door: str) -> None:
+def check(cfg: DictConfig, command: str) -> None:
     """Refuse values that cannot work.
 
     Types, ranges and choices come first, then settings that a constructor does not take, values that could not be
@@ -46,31 +46,31 @@ def check(cfg: DictConfig, door: str) -> None:
 
     Args:
         cfg: The composed configuration, with or without Hydra's own part.
-        door: `train` or `evaluate`.
+        command: `train` or `evaluate`.
 
     Raises:
         UserError: One sentence on the first value that does not fit.
     """
     with _Composed(cfg) as own:
         plain, derived, failures = resolve(own)
-    text = refusal(plain, door, derived, failures)
+    text = refusal(plain, command, derived, failures)
     if text is not None:
         raise UserError(text)
-    try_out(plain, door)
+    try_out(plain, command)
 
 
 def refusal(
-    plain: Mapping[str, Any], door: str, derived: Collection[Path] = (), failures: Mapping[Path, str] | None = None
+    plain: Mapping[str, Any], command: str, derived: Collection[Path] = (), failures: Mapping[Path, str] | None = None
 ) -> str | None:
     """The first value that does not fit its schema, in one sentence; None if all do.
 
     Args:
         plain: The values of a configuration.
-        door: `train` or `evaluate`.
+        command: `train` or `evaluate`.
         derived: Where values follow from others.
         failures: What could not be worked out, with the reason.
     """
-    wrong = list(_wrong(DOORS[door], plain, ()))
+    wrong = list(_wrong(TOP_LEVELS[command], plain, ()))
     for path, node in _nodes(plain, ()):
         wrong += _wrong_node(path, node)
     typed = [(path, text) for path, text in wrong if not _follows(path, derived)]
@@ -171,10 +171,12 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
         made = _located(target)
     except Exception as error:
         reason = " ".join(str(error).split())
-        yield where, f"{_dotted(where)}={target} cannot be imported ({reason}); give package.module.Constructor"
+        renamed = new_target(target)
+        fix = "give package.module.Constructor" if renamed is None else f"its name is now {renamed}"
+        yield where, f"{_dotted(where)}={target} cannot be imported ({reason}); {fix}"
         return
     settings = {key: value for key, value in node.items() if key not in _HYDRAS}
-    part = PARTS.get(made, COMMON.get(str(path[0])) if len(path) == 1 else None)
+    part = part_of(made) or (COMMON.get(str(path[0])) if len(path) == 1 else None)
     if part is not None and not node.get("_args_"):
         yield from _wrong(part, settings, path)
     taken = _parameters(made)

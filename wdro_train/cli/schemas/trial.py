@@ -27,12 +27,12 @@ _HARMLESS = ("wdro_train.", "torch.", "torchvision.transforms.", "lightning.")
 _NETWORKS = {f"wdro_train.models.{name}" for name in ("small_cnn", "resnet18", "preact_resnet18", "wide_resnet")}
 
 
-def try_out(plain: Mapping[str, Any], door: str) -> None:
+def try_out(plain: Mapping[str, Any], command: str) -> None:
     """Make the parts of a run that are only settings, and forget them.
 
     Args:
         plain: The values of a configuration that fit their schema.
-        door: `train` or `evaluate`.
+        command: `train` or `evaluate`.
 
     Raises:
         UserError: Settings that do not go together.
@@ -42,7 +42,7 @@ def try_out(plain: Mapping[str, Any], door: str) -> None:
             with _quiet(), _one_sentence(group, plain[group]):
                 _TRIALS.get(group, _make)(plain)(plain[group])
     with _quiet(), _one_sentence("accelerator, devices", {}):
-        (_judging if door == "evaluate" else _callbacks)(plain)
+        (_judging if command == "evaluate" else _callbacks)(plain)
 
 
 def _make(plain: Mapping[str, Any]) -> Callable[[Any], Any]:

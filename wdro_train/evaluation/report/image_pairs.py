@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.evaluation.engine import Engine, distance_stage
-from wdro_train.theory.ball import image_norms
 
 
 class Pairs(NamedTuple):
@@ -52,4 +51,4 @@ def flipped_pairs(engine: Engine, attack: MinimalDistance, indices: Sequence[int
         if len(found) == len(wanted):
             break
     clean, adversarial = (torch.stack([found[i][k] for i in indices]) for k in (0, 1))
-    return Pairs(clean, adversarial, image_norms(adversarial - clean, attack.ball.norm))
+    return Pairs(clean, adversarial, attack.ground.distances(adversarial - clean))

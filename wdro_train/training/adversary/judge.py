@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from wdro_train.attacks import WFGSM, Attack, AttackResult, MinimalDistance
-from wdro_train.attacks.base import attack_mode, forward
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, MeanLoss, WorstCaseAccuracy
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct

@@ -57,9 +57,9 @@ class DistributionalAdversary(L.Callback):
         seed: int = 0,
     ) -> None:
         ball = attack.ball
-        if distances is not None and distances.ball.norm != ball.norm:
+        if distances is not None and distances.ground.order != ball.norm:
             raise UserError(
-                f"distances in the l_{distances.ball.norm:g} norm say nothing about an l_{ball.norm:g} ball"
+                f"distances in the l_{distances.ground.order:g} norm say nothing about an l_{ball.norm:g} ball"
             )
         if val_attack == "default":
             val_attack = default_validation_attack(ball)

@@ -92,6 +92,6 @@ def table_rows(
         ball: Gives the norm of the distances.
     """
     before, after = ([wandb.Image(to_pil_image(image.float())) for image in images] for images in (x, x_adv))
-    distances = ball.distances(x_adv.float() - x.float())
+    distances = ball.ground.distances(x_adv.float() - x.float())
     numbers = (part.tolist() for part in (y, clean, adv, distances))
     return [list(row) for row in zip(before, after, *numbers, strict=True)]

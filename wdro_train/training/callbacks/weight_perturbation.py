@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import attack_mode
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.errors import UserError
 

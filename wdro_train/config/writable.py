@@ -1,4 +1,4 @@
-"""Where a run writes: refused before any work if that cannot be."""
+"""A folder that a run cannot write to is refused before any work is done for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys of the two doors themselves: what `conf/train.yaml` and `conf/evaluate.yaml` hold beside the groups."""
+"""The values that `conf/train.yaml` and `conf/evaluate.yaml` themselves may have, beside those of the groups."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ class Evaluate(Keys):
     logger: fields.Nodes | None = None
 
 
-DOORS: dict[str, type[Keys]] = {"train": Train, "evaluate": Evaluate}
-"""By the name of the door's configuration."""
+TOP_LEVELS: dict[str, type[Keys]] = {"train": Train, "evaluate": Evaluate}
+"""By the name of the command."""

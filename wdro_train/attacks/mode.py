@@ -1,0 +1,74 @@
+"""The mode that a network is in while it is attacked, and what it is afterwards: exactly as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.utils.contract import CheckedBatch, check_batch
+from wdro_train.utils.errors import UserError
+
+BatchNormMode = Literal["eval", "train"]
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator[None]:
+    """The model in the mode an attack runs in; afterwards all flags and buffers are as before, per submodule.
+
+    Leaves inference mode and turns gradients on. `eval` freezes BatchNorm and dropout; `train` keeps every
+    submodule's own flag, and undoes what the forward passes did to its buffers. The autocast weight cache is
+    off inside, since casts cached under inference mode cannot be differentiated.
+    """
+    flags = {module: module.training for module in model.modules()}
+    cached = torch.is_autocast_cache_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        buffers = [(b, b.clone()) for b in model.buffers()] if batch_norm == "train" else []
+        try:
+            torch.set_autocast_cache_enabled(False)
+            if batch_norm == "eval":
+                model.eval()
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+            for module, training in flags.items():
+                module.training = training
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+@contextmanager
+def batch_under_attack(
+    model: nn.Module, x: Tensor, y: Tensor, batch_norm: BatchNormMode = "eval"
+) -> Iterator[CheckedBatch]:
+    """What every attack begins with: a checked batch in float32, and the model in `attack_mode` while it works on it.
+
+    The tensors inside are copies, since those of inference mode (in which a trainer validates) take no gradient.
+
+    Args:
+        model: See `attack_mode`.
+        x: Images in [0, 1], floating point of any width, shape [B, ...].
+        y: Labels of any integer type, shape [B].
+        batch_norm: See `attack_mode`.
+
+    Raises:
+        UserError: See `check_batch`.
+    """
+    x, y, labels = check_batch(x, y)
+    with attack_mode(model, batch_norm):
+        yield CheckedBatch(x.clone().float(), y.clone(), labels)
+
+
+def resolve_batch_norm(mode: str) -> BatchNormMode:
+    """The mode the model runs in during an attack.
+
+    Raises:
+        UserError: Neither `eval` nor `train`.
+    """
+    if mode in get_args(BatchNormMode):
+        return cast(BatchNormMode, mode)
+    raise UserError(f"attack.batch_norm={mode!r} is unknown; choose eval or train")

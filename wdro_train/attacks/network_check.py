@@ -1,0 +1,108 @@
+"""A look at a network before an attack or a metric relies on it: what it returns are logits, one for every label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.theory.losses import LossFunction
+from wdro_train.utils.contract import (
+    LabelRange,
+    NonFiniteLogitsError,
+    check_batch,
+    check_images,
+    check_labels,
+    look_like_probabilities,
+    nonfinite_weights,
+)
+from wdro_train.utils.errors import UserError
+
+_PROBES = 16  # images of a look at a network: enough that nothing holds for all of them by chance
+
+
+def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
+    """Look at what a network says about the first images of a real batch, before any work is done.
+
+    Modes, buffers and random numbers are afterwards as before.
+
+    Args:
+        model: Should map images in [0, 1] to logits.
+        x: Images, shape [B, ...], on the network's device.
+        y: Labels, shape [B]; None where there are none.
+
+    Returns:
+        The number of classes that the network has an output for.
+
+    Raises:
+        UserError: See `wdro_train.utils.contract` and `check_logits`; or the network does not take such images.
+    """
+    labels = None
+    if y is None:
+        x = check_images(x)
+    else:
+        x, _, labels = check_batch(x, y)
+    with attack_mode(model), torch.no_grad(), _same_random_numbers(x.device):
+        x = x[:_PROBES].clone().float()
+        logits = forward(model, x)
+        check_logits(model, x, logits, labels)
+    return logits.shape[1]
+
+
+def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange | None = None) -> None:
+    """Refuse what a network says about its images where no attack or metric could make sense of it.
+
+    Costs one transfer to the host; the network is only asked again when its answers look like probabilities, since
+    two scores of one image may add up to 1 by chance, but not everywhere.
+
+    Args:
+        model: The network; call inside `attack_mode`.
+        x: The images it was given, shape [B, ...].
+        logits: What it said, shape [B, m].
+        labels: Range of the images' labels; None where there are none.
+
+    Raises:
+        NonFiniteLogitsError: NaN or infinite logits, which would count as mistakes of the network.
+        UserError: A label without output; probabilities, whose gradients vanish in floating point where it is sure.
+    """
+    if labels is not None:
+        check_labels(labels, logits.shape[1])
+    bad, suspicious = torch.stack([(~logits.isfinite()).any(1).sum(), look_like_probabilities(logits).long()]).tolist()
+    if bad:
+        broken = nonfinite_weights(model)
+        if broken is not None:
+            layer = broken.rpartition(".")[0] or "the network itself"
+            raise NonFiniteLogitsError(
+                f"the weights of layer {layer} ({broken}) are not finite; train again or load another checkpoint"
+            )
+        raise NonFiniteLogitsError(
+            f"the network returns NaN or infinite logits on {bad} of {len(logits)} images; repair it, or compute it in "
+            "float32"
+        )
+    if suspicious:
+        noise = torch.rand(_PROBES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+        with torch.no_grad(), _same_random_numbers(x.device):
+            elsewhere = forward(model, noise)
+        if look_like_probabilities(elsewhere):
+            raise UserError("the network returns probabilities, not logits; return what goes into its softmax")
+
+
+def checked_loss(loss: LossFunction, labels: LabelRange) -> LossFunction:
+    """The loss behind a check that the network has an output for every label (on a GPU the loss would abort)."""
+
+    def checked(logits: Tensor, y: Tensor) -> Tensor:
+        check_labels(labels, logits.shape[1])
+        return loss(logits, y)
+
+    return checked
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Random networks draw inside; afterwards the generators stand where they stood."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

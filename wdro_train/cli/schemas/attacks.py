@@ -1,0 +1,97 @@
+"""Which values the settings of attacks and objectives may have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wdro_train.cli.schemas import fields
+from wdro_train.cli.schemas.fields import Said
+from wdro_train.cli.schemas.part import Part
+
+
+class Attack(Part):
+    """What attacks have in common."""
+
+    p: fields.Number = 2
+    norm: fields.Number = 2
+    delta: fields.FiniteNumber = 0
+    loss: fields.Loss = "ce"
+    steps: fields.Count = 1
+    step_size: fields.Positive = 1.0
+    box: fields.Flag = True
+    scope: Annotated[Literal["batch", "running"] | fields.Node, Said("is unknown", "choose batch or running")] = "batch"
+    batch_norm: Annotated[Literal["eval", "train"], Said("is unknown", "choose eval or train")] = "eval"
+    batch_size: fields.Count | None = None
+
+
+class WPGD(Attack):
+    """Of `WPGD`."""
+
+    random_start: fields.Flag = False
+    keep: Annotated[Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")] = "last"
+
+
+class Lagrangian(Attack):
+    """Of `Lagrangian`."""
+
+    free: fields.BelowOne = 0.0
+    random_start: fields.Flag = True
+    rate: fields.NotNegative = 0.05
+    limit: fields.UpToOne = 0.6
+
+
+class BoundaryAttack(Attack):
+    """Of `BoundaryAttack`."""
+
+    random_start: fields.NotNegative = 0.2
+    bisections: fields.Natural = 0
+    weighted: fields.Flag = False
+    beyond: fields.NotNegative = 0.5
+    marginal: fields.Node | None = None
+
+
+class DualAscent(Part):
+    """Of `DualAscent`."""
+
+    rate: fields.NotNegative = 0.05
+    limit: fields.UpToOne = 0.6
+    safety: fields.AtLeastOne = 1.0
+
+
+class Fixed(Part):
+    """Of `Fixed`."""
+
+    distance: fields.FiniteNumber
+
+
+class MinimalDistance(Part):
+    """Of `MinimalDistance`."""
+
+    norm: fields.Number
+    steps: fields.Count = 30
+    restarts: fields.Count = 1
+    targets: fields.Natural = 0
+    step_size: fields.Positive | None = None
+    batch_size: fields.Count | None = None
+
+
+class Pool(Part):
+    """Of `Pool`."""
+
+    attacks: Annotated[
+        list[fields.Node],
+        Field(strict=True, min_length=1),
+        Said("is not a list of attacks", "give each with its _target_", "is empty"),
+    ]
+
+
+class Objective(Part):
+    """What objectives have in common."""
+
+    beta: fields.NotNegative = 1.0
+    p: fields.Number = 2
+    norm: fields.Number = 2
+    delta: fields.FiniteNumber = 0
+    loss: fields.Loss = "ce"

@@ -1,0 +1,11 @@
+"""What the schemas of all objects have in common."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Part(BaseModel):
+    """Settings of one object; what is not listed is left to its constructor."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())

@@ -1,0 +1,136 @@
+"""Chooses and makes the folder of a run or of a sweep before Hydra does, so that no two have the same by accident.
+
+A folder that is named by the time (the default) is made by the run itself; if two runs start in the same second, the
+second one's name ends in `-1`. Folders that were made for a run which then left nothing in them are removed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from wdro_train.config import run_folders, slurm
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.files import cannot_write
+
+# Another process may remove a parent folder between two steps of ours; each time takes a run that ends just then.
+_RETRIES = 10
+
+_made: list[list[Path]] = []
+
+
+def prepare_run(config: DictConfig) -> None:
+    """Choose the folder of a single run before Hydra makes it.
+
+    Args:
+        config: With the node `hydra`, whose `run.dir` is changed if another run has that folder.
+
+    Raises:
+        UserError: The folder has no name, or cannot be made.
+    """
+    if slurm.started_rank() > 0:
+        return
+    wanted = _typed(config)
+    folder = Path(run_folders.named(config.hydra.run.dir, "hydra.run.dir") if wanted is None else wanted)
+    if wanted is None and _is_dated(config.hydra.run):
+        folder = new_folder(folder)
+    else:
+        _make(folder)
+    _set(config, "run", folder)
+
+
+def prepare_sweep(config: DictConfig) -> None:
+    """The same for the folder of a sweep. One that the user names may be shared; its jobs claim folders of their own.
+
+    Args:
+        config: With the node `hydra`, whose `sweep.dir` is changed if another sweep has that folder.
+
+    Raises:
+        UserError: The folder has no name or cannot be made, or all jobs would have the same.
+    """
+    if slurm.started_rank() > 0:
+        return
+    if (one := _typed(config)) is not None:
+        raise UserError(f"run_dir={one} would be one folder for all jobs of the sweep; use hydra.sweep.dir={one}")
+    wanted = Path(run_folders.named(config.hydra.sweep.dir, "hydra.sweep.dir"))
+    if not _is_dated(config.hydra.sweep):
+        _make(wanted)
+        return
+    folder = new_folder(wanted)
+    if folder != wanted:
+        _set(config, "sweep", folder)
+        with read_write(config.hydra.overrides), open_dict(config.hydra.overrides):
+            # The configuration of every job is composed afresh from these.
+            quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make a folder that nobody has: the one that is wanted, or else the first free one with a number at its end.
+
+    Args:
+        wanted: The name without a number.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    for number in itertools.count():
+        folder = wanted.with_name(f"{wanted.name}-{number}") if number else wanted
+        if _make(folder):
+            return folder
+    raise AssertionError
+
+
+def remove_unused() -> None:
+    """Remove the folders that this process made and in which no run has left anything; their empty parents too."""
+    for made in _made:
+        folder, parents = made[0], made[1:]
+        with suppress(OSError):
+            if not run_folders.is_unused(folder):
+                continue
+            shutil.rmtree(folder)
+            for path in parents:
+                path.rmdir()
+    _made.clear()
+
+
+def _typed(config: DictConfig) -> str | None:
+    """`run_dir`, if it is not the folder that Hydra chooses."""
+    if "run_dir" not in config or OmegaConf.is_interpolation(config, "run_dir"):
+        return None
+    return run_folders.named(config.run_dir, "run_dir")
+
+
+def _is_dated(node: DictConfig) -> bool:
+    """Whether the time is in the name of a folder, so that nobody can mean an earlier run's by it."""
+    name = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
+    return "${now:" in name and not ("${run_folder:" in name and slurm.in_slurm_step())
+
+
+def _set(config: DictConfig, mode: str, folder: Path) -> None:
+    if config.hydra[mode].dir != str(folder):
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra[mode].dir = str(folder)
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder and remember it; False if it is there already."""
+    try:
+        for _ in range(_RETRIES):
+            missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+            with suppress(FileNotFoundError):  # another process has just removed a parent that it did not use
+                for parent in reversed(missing[1:]):
+                    parent.mkdir(exist_ok=True)
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    return False
+                _made.append([path.absolute() for path in missing])
+                return True
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return False

@@ -1,0 +1,141 @@
+"""How long displacements and gradients are: the ground norm ||.||_s of images, and its dual norm ||.||_*.
+
+Shapes: images, displacements and gradients are [B, ...]; what is said of each image is [B]. Lengths are float64, in
+units of the norm (pixels in [0, 1]); images keep their type. Everything is scale-free: the largest entry of an image is
+divided out before powers are taken, so that neither 1e-20 nor 1e+20 under- or overflows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wdro_train.utils.numbers import parse_norm
+
+
+def conjugate(exponent: float) -> float:
+    """The e' with 1/e + 1/e' = 1 (theory, section 1); 1 and infinity are each other's."""
+    if math.isinf(exponent):
+        return 1.0
+    return math.inf if exponent == 1 else exponent / (exponent - 1)
+
+
+def image_norms(u: Tensor, order: float) -> Tensor:
+    """The l_s norm of every image, ||u_i||_s = (sum_j |u_ij|^s)^(1/s).
+
+    Args:
+        u: Shape [B, ...].
+        order: s in [1, inf].
+
+    Returns:
+        Shape [B], float64.
+    """
+    size = u.detach().flatten(1).abs()
+    largest = size.amax(1)
+    if math.isinf(order):
+        return largest.double()
+    ratio = size / _nonzero(largest)[:, None]
+    if order == 1:
+        total = ratio.sum(1)
+    elif order == 2:
+        total = torch.linalg.vector_norm(ratio, dim=1)
+    else:
+        total = ratio.pow(order).sum(1).pow(1 / order)
+    return largest.double() * total.double()
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """One number for each image, ready to multiply the images: [B] as [B, 1, ...], in the type of `like`."""
+    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class GroundNorm:
+    """The norm ||.||_s in which displacements of images are measured, and everything that follows from s alone.
+
+    Attributes:
+        order: s in [1, inf]; in configurations `attack.norm`.
+
+    >>> norm = GroundNorm("inf")
+    >>> norm.dual, norm.distances(torch.tensor([[0.5, -2.0]])).item()
+    (1.0, 2.0)
+    """
+
+    order: float
+
+    def __post_init__(self) -> None:
+        """Parse and check the order.
+
+        Raises:
+            UserError: It is not a number in [1, inf].
+        """
+        object.__setattr__(self, "order", parse_norm(self.order))
+
+    @property
+    def dual(self) -> float:
+        """Exponent s' of the dual norm ||.||_*: 1/s + 1/s' = 1."""
+        return conjugate(self.order)
+
+    def distances(self, u: Tensor) -> Tensor:
+        """Lengths ||u_i||_s of displacements [B, ...], shape [B], float64."""
+        return image_norms(u, self.order)
+
+    def dual_norms(self, g: Tensor) -> Tensor:
+        """Dual norms ||g_i||_* of gradients [B, ...], shape [B], float64."""
+        return image_norms(g, self.dual)
+
+    def diameter(self, x: Tensor) -> float:
+        """The length ||(1, ..., 1)||_s of the diagonal of the box [0, 1]^n, which no displacement inside it exceeds.
+
+        Args:
+            x: Images, shape [B, ...], for their n.
+        """
+        return 1.0 if math.isinf(self.order) else float(math.prod(x.shape[1:]) ** (1 / self.order))
+
+    def direction(self, g: Tensor) -> Tensor:
+        """The steepest direction h(g): unit s-norm with <h(g), g> = ||g||_* (theory, section 2); 0 where g = 0.
+
+        s = inf: sign(g). 1 < s < inf: sign(g) (|g| / ||g||_*)^(s'-1). s = 1: all mass on the coordinates of
+        largest |g|, split equally over ties.
+
+        Args:
+            g: Gradients, shape [B, ...], finite.
+
+        Returns:
+            Directions of the same shape and type.
+        """
+        if math.isinf(self.order):
+            return g.sign()
+        ratio = g / per_image(_nonzero(g.flatten(1).abs().amax(1)), g)
+        if self.order == 1:
+            ratio = ratio.sign() * (ratio.abs() >= 1)
+            return ratio / per_image(_nonzero(image_norms(ratio, 1)), g)
+        unit = ratio / per_image(_nonzero(image_norms(ratio, self.dual)), g)
+        return unit if self.order == 2 else unit.sign() * unit.abs().pow(self.dual - 1)
+
+    def shrink(self, u: Tensor, distances: Tensor, radii: Tensor) -> Tensor:
+        """The displacements brought to at most `radii`, image by image.
+
+        s = inf: coordinates are clipped (the nearest point, and the one that keeps most of the displacement);
+        other norms: scaled by min(1, radius / distance).
+
+        Args:
+            u: Displacements, shape [B, ...].
+            distances: Their norms, shape [B].
+            radii: Allowed norms, shape [B].
+
+        Returns:
+            Same shape as u.
+        """
+        if math.isinf(self.order):
+            bound = per_image(radii, u)
+            return torch.maximum(torch.minimum(u, bound), -bound)
+        return u * per_image((radii / _nonzero(distances)).clamp(max=1.0), u)
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    """`values` with zeros replaced by one, to divide by."""
+    return torch.where(values > 0, values, 1.0)
