@@ -227,7 +227,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     options = ["logger=csv", "callbacks.images=null", "trainer.limit_train_batches=4", "trainer.max_epochs=1"]
     options += ["trainer=cpu", "model.width=4", "hydra.sweep.dir=out"]
-    done = run("train.py", "-m", f"experiment={','.join(RECIPES)}", *options, cwd=folder)
+    done = run("train.py", "-m", f"method={','.join(RECIPES)}", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
@@ -242,7 +242,7 @@ def test_recipes_train(trained, number):
 
 def test_averaged_weights_are_tested_as_they_are_kept(tmp_path):
     options = ["logger=none", "callbacks.images=null", "trainer.limit_train_batches=4", "trainer.max_epochs=2"]
-    done = run("train.py", "experiment=ema", *options, "trainer=cpu", "hydra.run.dir=out", cwd=tmp_path)
+    done = run("train.py", "method=ema", *options, "trainer=cpu", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     judged = run("evaluate.py", "ckpt_path=out/checkpoints/best.ckpt", "poster=null", "hydra.run.dir=e", cwd=tmp_path)

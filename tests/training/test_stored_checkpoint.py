@@ -19,7 +19,7 @@ from wdro_train.utils.renamed import RENAMED, present_name, with_present_names
 
 STORED = ROOT / "tests/reference/checkpoint_0.1.0.ckpt"
 SAME = [
-    "experiment=worst_case",
+    "method=worst_case",
     "model.width=4",
     "trainer.limit_train_batches=10",
     "logger=csv",
