@@ -20,9 +20,8 @@ from wdro_train.training.adversary import Attacker, CleanJudge, Evidence, Judge
 from wdro_train.training.batches import BatchInspector
 from wdro_train.training.divergence import diverged, refuse_nonfinite
 from wdro_train.training.epoch_metrics import JudgedMetrics, TrainingMetrics
-from wdro_train.training.optimizer_state import carry_over
+from wdro_train.training.optimization import make_optimization
 from wdro_train.training.resuming import TakenUp, take_up
-from wdro_train.training.schedule import make_schedule
 from wdro_train.utils.contract import NonFiniteLogitsError, images_of, logits_of
 from wdro_train.utils.distributed import default_reducer
 from wdro_train.utils.errors import UserError
@@ -137,16 +136,8 @@ class RobustClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the scheduler if there is one; in a resumed run with the checkpoint's buffers to come."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        made = None if self.make_scheduler is None else make_schedule(self.make_scheduler, optimizer, self._trainer)
-        if self.taken_up is not None:
-            position = 0 if made is None else made.position(self.taken_up.resumption, self.trainer)
-            scheduler = None if made is None else made.scheduler
-            carry_over(self.taken_up.checkpoint, self.make_optimizer, optimizer, scheduler, position)
-            self.taken_up = None
-        if made is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": made.scheduler, "interval": made.interval}}
+        taken_up, self.taken_up = self.taken_up, None
+        return make_optimization(self.parameters(), self.make_optimizer, self.make_scheduler, self._trainer, taken_up)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration beside the weights, as plain data."""
