@@ -69,7 +69,7 @@ class RunWriter(ExperimentWriter):
         super().save()
 
     def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's warns here that it will delete the file, which does not happen."""
+        """Do nothing, where Lightning's writer deletes an earlier file: it is looked at with the first row."""
 
     def _begin(self, file: Path) -> None:
         """Before the first row: keep the earlier rows that belong to this run, and move or delete a file of another."""

@@ -16,9 +16,8 @@ class OverfittingWarning(L.Callback):
     is better than free").
 
     Args:
-        tolerance: How far the multi-step accuracy may fall without a warning. 0.02 is 2 points, twice the standard
-            error of an accuracy near one half on the 2,500 validation images of a small set, so that chance alone
-            seldom warns.
+        tolerance: How far the multi-step accuracy may fall without a warning. 0.02 is 2 points, which is two standard
+            errors of an accuracy near one half on 2,500 images; with fewer validation images choose more.
         one_step: Key of the one-step accuracy.
         multi_step: Key of the multi-step accuracy.
     """

@@ -17,7 +17,7 @@ from wdro_train.utils.errors import UserError
 class AdversarialWeightPerturbation(L.Callback):
     """Takes the gradient of the loss at weights that are moved up the loss, and applies it to the weights themselves.
 
-    Each weight matrix w is moved by v = gamma ||w|| g / ||g||, with g the gradient of the loss with respect to it, as in
+    Each weight matrix w is moved by gamma ||w|| g / ||g||, with g the gradient of the loss with respect to it, as in
     Wu, Xia, Wang 2020, "Adversarial weight perturbation helps robust generalization". This costs one more forward and
     backward pass a step. BatchNorm statistics see the batch once.
 
