@@ -261,6 +261,15 @@ def test_without_callback_it_trains_normally():
     assert logged == pytest.approx(expected, rel=1e-6)
 
 
+def test_an_adversary_judges_the_runs_whose_callback_it_is():
+    """What it has measured of one set says nothing about the next."""
+    module, batches = classifier(fitted()), loader(41, 16)
+    before = validated(module, None, batches)
+    assert set(validated(module, adversary(), batches)) >= KEYS
+    assert validated(module, None, batches) == before
+    assert set(before) == {"val/clean_acc", "val/loss"}
+
+
 def test_training_values_are_means_over_images():
     """The epoch's loss weighs the short last batch by its size."""
     module = classifier(optimizer=partial(torch.optim.SGD, lr=0.0))
