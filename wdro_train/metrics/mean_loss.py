@@ -31,8 +31,9 @@ class MeanLoss(SummedMetric):
 
     def update(self, clean_logits: Tensor, labels: Tensor, weight: Tensor) -> None:
         """Count a batch: logits [B, m], labels [B], weight [B]."""
-        self.value += (ce(clean_logits, labels).detach().double() * weight).sum()
-        self.total += weight.sum()
+        counts = weight > 0
+        self.value += torch.where(counts, ce(clean_logits, labels).detach().double(), 0.0).sum()
+        self.total += counts.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The mean over the set."""

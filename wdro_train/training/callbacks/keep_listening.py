@@ -10,8 +10,8 @@ from wdro_train.utils.interruption import listen_again
 class KeepListening(L.Callback):
     """Puts the program's handlers of SIGTERM and SIGINT back in their place.
 
-    Lightning puts a handler of its own before them when it starts to fit. That one asks all ranks for a broadcast, which
-    ranks that were not told to stop never join, so that the run would hang.
+    Lightning puts a handler of its own before them when it starts to fit. That one asks all ranks for a broadcast,
+    which ranks that were not told to stop never join, so that the run would hang.
     """
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
