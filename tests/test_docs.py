@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from shell import ROOT, digits, fitted, loader, run
 
 from wdro_train.cli import schemas
-from wdro_train.cli.run import comma_list
+from wdro_train.cli.arguments import comma_list
 from wdro_train.config import slurm
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.utils.errors import UserError
@@ -61,6 +61,7 @@ def write_images(folder):
         matplotlib.image.imsave(path, image[0].numpy(), cmap="gray", vmin=0, vmax=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_page(page, tmp_path):
     write_files(DOCS / page, tmp_path)
@@ -235,6 +236,17 @@ def locate(name):
             found = getattr(found, part, None)
         return found
     return None
+
+
+def test_names_of_the_package_exist():
+    """Every dotted name that a page mentions; the changelog alone may speak of the past."""
+    found = {
+        (page.name, name.rstrip("."))
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"\bwdro_train(?:\.\w+)+", page.read_text())
+    }
+    assert len(found) > 30
+    assert [(page, name) for page, name in found if locate(name) is None] == []
 
 
 def test_sections_that_docstrings_cite_exist():

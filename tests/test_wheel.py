@@ -9,6 +9,8 @@ import venv
 import pytest
 from shell import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def call(*command, cwd, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}

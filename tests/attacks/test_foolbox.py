@@ -7,6 +7,8 @@ from oracles import reference_images, reference_network
 
 from wdro_train.attacks import WFGSM, WPGD
 
+pytestmark = pytest.mark.slow
+
 FGSM = {"inf": fb.attacks.LinfFastGradientAttack, 2: fb.attacks.L2FastGradientAttack}
 PGD = {"inf": fb.attacks.LinfProjectedGradientDescentAttack, 2: fb.attacks.L2ProjectedGradientDescentAttack}
 DELTA = {("adversarial", "inf"): 0.1, ("adversarial", 2): 1.0, ("standard", "inf"): 0.02, ("standard", 2): 0.25}

@@ -279,6 +279,7 @@ def reference_distances(name, s):
     return MinimalDistance(norm=s)(reference_network(name), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("name", ["adversarial", "standard"])
 def test_reference_points_are_what_they_say(name, s):
@@ -287,6 +288,7 @@ def test_reference_points_are_what_they_say(name, s):
     assert torch.isfinite(reference_distances(name, s).distances).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "most"), [(INF, 0.27), (2, 0.245)])
 def test_reference_knapsack_accuracy(s, most):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
@@ -294,12 +296,14 @@ def test_reference_knapsack_accuracy(s, most):
     assert 0.05 < curve.accuracy(DELTA[s], p=2) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", AUTOATTACK)
 def test_pointwise_accuracy_is_autoattacks(s):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
     assert curve.accuracy(DELTA[s], p=INF) <= AUTOATTACK[s] + 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "record"),
     [
@@ -314,6 +318,7 @@ def test_never_above_a_recorded_attack(name, record):
     assert left <= min(record["wpgd50_min_accuracy"], record["wfgsm_accuracy"]) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_costs_no_more_than_one_w_pgd(s):
     x, y = (part[:100] for part in reference_images())
@@ -327,6 +332,7 @@ def test_costs_no_more_than_one_w_pgd(s):
     assert ours.forward + ours.backward <= theirs.forward + theirs.backward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_further_runs_never_lose(s):
     x, y = (part[:60] for part in reference_images())
@@ -343,6 +349,7 @@ def test_further_runs_never_lose(s):
         assert more.sum() < once.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_batching_changes_nothing(s):
     x, y = (part[:60] for part in reference_images())
@@ -357,6 +364,7 @@ def test_batching_changes_nothing(s):
         assert other.mean().item() == pytest.approx(whole.distances.mean().item(), rel=3e-2 if s == 1 else 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"targets": 9}, {"restarts": 2, "targets": 4}])
 @pytest.mark.parametrize("s", [INF, 2])  # the l_1 path is chaotic: an ulp may send it elsewhere
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -384,6 +392,7 @@ def test_distances_end_at_the_boundary(s, classes):
     assert (found.distances[right] / exact[right]).median() < 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_the_generator_decides():
     x, y = (part[:40] for part in reference_images())
     model = reference_network("adversarial")

@@ -75,6 +75,7 @@ def accuracy(model, x, y):
     return correct(model(x), y).double().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [1.5, 2.0, INF])
 @pytest.mark.parametrize("norm", [2, INF])
 @pytest.mark.parametrize("loss", ["ce", "redlr"])
@@ -112,6 +113,7 @@ def test_best_is_the_minimum_over_iterates():
     assert result.best_mean_loss.item() == pytest.approx(max(v for _, v in seen), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [1.5, 2.0, INF])
 def test_pool_is_at_least_as_strong_as_each_member(p):
     x, y = (v[:150] for v in reference_images())

@@ -15,7 +15,7 @@ from torch import nn
 from wdro_train.attacks import WPGD
 from wdro_train.attacks.minimal_distance import MinimalDistance
 from wdro_train.certificates import LinearRelaxation, RandomizedSmoothing
-from wdro_train.certificates.relaxation import RelaxedNetwork
+from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.models import Normalize, small_cnn
 from wdro_train.theory.losses import correct, margin
 from wdro_train.theory.robustness_curve import RobustnessCurve

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import importlib
 import math
 import os
 import re
@@ -27,7 +26,6 @@ from wdro_train.cli.schemas.check import refusal, resolve
 from wdro_train.cli.schemas.trial import try_out
 from wdro_train.config import places
 from wdro_train.config.resolvers import register_resolvers
-from wdro_train.tools import command_line
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.errors import UserError
 
@@ -261,6 +259,7 @@ BEFORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", BEFORE, ids=[" ".join(one) for one in BEFORE])
 def test_nothing_is_left(arguments, tmp_path):
     done = run(*arguments, cwd=tmp_path)
@@ -293,6 +292,7 @@ def children(pid):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGTERM, ["logger=default"]), (signal.SIGINT, ["trainer=ddp_sim"])]
 )
@@ -326,6 +326,7 @@ def test_a_signal_ends_training(number, options, tmp_path):
         assert read_checkpoint(tmp_path / "more/checkpoints/last.ckpt")["epoch"] == epoch + 1
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep(tmp_path):
     """The jobs that were done are in its table; no further one is begun."""
     sweep = ["-m", "trainer.max_epochs=1,100000,2", *QUICK, "hydra.sweep.dir=out"]
@@ -350,6 +351,7 @@ def checkpoint(tmp_path_factory):
     return last.rename(last.with_name("epoch=0-step=2.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation(checkpoint, tmp_path):
     slow = [f"ckpt_path={checkpoint}", "distances.steps=100000", "batch_size=8", "accelerator=cpu"]
     with start("evaluate.py", *slow, cwd=tmp_path) as process:
@@ -362,6 +364,7 @@ def test_a_signal_ends_an_evaluation(checkpoint, tmp_path):
     assert printed.startswith("interrupted; the same command goes on from what is finished: python ")
 
 
+@pytest.mark.slow
 def test_first_order_values_are_left_out_at_p_1(checkpoint, tmp_path):
     """With the default poster; the file has a name of Lightning's own."""
     few = ["limit=20", "distances.steps=3", "pictures=0", "accelerator=cpu", "hydra.run.dir=out"]
@@ -423,30 +426,3 @@ def test_folders_that_cannot_be_written(path, said, tmp_path, monkeypatch):
         places.refuse_unwritable("run_dir", path)
     places.refuse_unwritable("run_dir", "new/run")
     assert not (tmp_path / "new").exists()
-
-
-COMMANDS = {
-    "masking": [[], ["no.ckpt"], ["{ckpt}", "--limit", "-1"], ["{ckpt}", "--steps", "0"], ["{ckpt}", "--steps", "2.5"]],
-    "benchmark": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
-    "step_cost": [["no.ckpt"], ["{ckpt}", "--batch", "0"], ["{ckpt}", "--repeats", "abc"]],
-    "study": [["nowhere", "--out", "out"], [".", "--out", "out", "--deltas", "a,b"], [".", "--out", "out"]],
-    "dashboard": [[], ["--json", "/dev/null/x.json"]],
-}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_commands_beside_the_doors(name, checkpoint, tmp_path, monkeypatch, capsys):
-    """Wrong arguments are one sentence and exit code 1, as at the doors, before anything is made."""
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"wdro_train.{name}")
-    for arguments in COMMANDS[name]:
-        typed = [item.format(ckpt=checkpoint) for item in arguments]
-        monkeypatch.setattr("sys.argv", [name, *typed])
-        with pytest.raises(SystemExit) as caught:
-            command_line.run(module.main)
-        said = capsys.readouterr().err
-        assert caught.value.code == 1, said
-        assert said.startswith("error: "), said
-        assert said.count("\n") == 1, said
-    assert list(tmp_path.iterdir()) == []
-    assert "commandline.run(main)" in Path(module.__file__).read_text()

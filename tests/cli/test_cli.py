@@ -9,6 +9,8 @@ import pytest
 import torch
 from shell import run
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu"]
 LIGHT = ["logger=csv", "callbacks.progress=null", "callbacks.images=null", "data.eval_batch_size=64"]
 

@@ -6,6 +6,8 @@ import json
 import pytest
 from shell import run
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
 QUICK += ["test=false", "callbacks.progress=null", "callbacks.images=null", "model.width=8", "hydra.sweep.dir=out"]
 LAUNCHERS = {

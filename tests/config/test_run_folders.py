@@ -13,6 +13,8 @@ from shell import PATIENCE, SMALL, run, start
 
 from wdro_train.utils.files import write_json
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     *SMALL,
     "trainer.max_epochs=1",

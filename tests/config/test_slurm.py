@@ -4,11 +4,11 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import time
+from contextlib import ExitStack
 
 import pytest
-from shell import PATIENCE, command
+from shell import PATIENCE, start
 
 from wdro_train.config import slurm
 from wdro_train.training.checkpoint import read_checkpoint
@@ -28,14 +28,21 @@ def step(cwd, rank, ranks, door, *arguments, restarts=0):
     tools = cwd / "bin"
     tools.mkdir(exist_ok=True)
     note_taker(tools)
-    settings = command(door, *arguments, cwd=cwd)
-    settings["env"] |= {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
-    settings["env"] |= {"SLURM_NTASKS": str(ranks), "SLURM_NTASKS_PER_NODE": str(ranks), "SLURM_NNODES": "1"}
-    settings["env"] |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"}
-    settings["env"] |= {"SLURM_JOB_NAME": "robust"} | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})
-    return subprocess.Popen(**settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
+    env |= {"SLURM_NTASKS": str(ranks), "SLURM_NTASKS_PER_NODE": str(ranks), "SLURM_NNODES": "1"}
+    env |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"}
+    env |= {"SLURM_JOB_NAME": "robust"} | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})
+    return start(door, *arguments, cwd=cwd, env=env)
 
 
+def ended(tasks):
+    """Exit codes and error messages of tasks that end by themselves."""
+    with ExitStack() as stack:
+        codes = [stack.enter_context(task).wait() for task in tasks]
+        return codes, [task.stderr for task in tasks]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_preempted_job_goes_on(ranks, tmp_path):
     job = ["train.py", *QUICK, f"trainer={'cpu' if ranks == 1 else 'ddp_sim'}"]
@@ -56,7 +63,8 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     finally:
         for task in tasks:
             task.kill()
-            task.communicate()
+            task.wait()
+            task.close()
     assert (tmp_path / "requeued.txt").read_text() == "requeue 4711\n"
     assert not list(folder.glob("hpc_ckpt_*"))
     seen = read_checkpoint(last)["epoch"] + 1
@@ -65,8 +73,8 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     before = (folder / "csv/metrics.csv").read_text()
     more = f"trainer.max_epochs={seen + 1}"
     tasks = [step(tmp_path, rank, ranks, *job, more, restarts=1) for rank in range(ranks)]
-    said = [task.communicate(timeout=PATIENCE) for task in tasks]
-    assert [task.returncode for task in tasks] == [0] * ranks, said
+    codes, said = ended(tasks)
+    assert codes == [0] * ranks, said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "requeued.txt", "runs"]
     assert [path.name for path in (tmp_path / "runs/slurm").iterdir()] == ["4711.0"]
     assert read_checkpoint(last)["epoch"] == seen
@@ -78,8 +86,8 @@ def test_preempted_job_goes_on(ranks, tmp_path):
     if ranks == 2:  # they judge the network too, and leave one folder
         judge = ["evaluate.py", "devices=2", "accelerator=cpu", "limit=20", "poster=null", "pictures=0"]
         tasks = [step(tmp_path, rank, ranks, *judge, "distances.steps=2") for rank in range(ranks)]
-        said = [task.communicate(timeout=PATIENCE) for task in tasks]
-        assert [task.returncode for task in tasks] == [0] * ranks, said
+        codes, said = ended(tasks)
+        assert codes == [0] * ranks, said
         assert [path.name for path in (tmp_path / "runs/evaluate").glob("*/*/report.json")] == ["report.json"]
         assert sorted(path.name for path in (tmp_path / "runs/evaluate/slurm").iterdir()) == ["4711.0"]
 

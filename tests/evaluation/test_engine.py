@@ -11,10 +11,12 @@ from shell import run
 
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.evaluation import robustness_curve
-from wdro_train.evaluation.engine import Engine, find_distances, first_order_grid
-from wdro_train.evaluation.first_order import pgd_whole_set
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order_grid import first_order_grid
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
+from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
 from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import LocalReducer
 
@@ -58,11 +60,11 @@ def test_ranks_share_the_work_and_agree(tmp_path):
 
     alone = work(LocalReducer(), reference_network("adversarial"))
     assert PieceStore(tmp_path / "two", {}).discard()
-    for distances, (accuracy, value, flips) in on_ranks(2, work, reference_network("adversarial")):
+    for distances, attacked in on_ranks(2, work, reference_network("adversarial")):
         np.testing.assert_allclose(distances, alone[0], rtol=1e-6)
-        assert accuracy == alone[1][0]
-        assert value == pytest.approx(alone[1][1], abs=1e-6)
-        np.testing.assert_allclose(flips, alone[1][2], rtol=1e-4)
+        assert attacked.accuracy == alone[1].accuracy
+        assert attacked.largest_mean_loss == pytest.approx(alone[1].largest_mean_loss, abs=1e-6)
+        np.testing.assert_allclose(attacked.flips, alone[1].flips, rtol=1e-4)
 
 
 def test_finished_batches_are_not_done_again(tmp_path):
@@ -91,8 +93,8 @@ def test_slope_of_pgd_is_upsilon(tmp_path, loss, box):
     ours = Engine(model.eval(), found, PieceStore(tmp_path, {}))
     delta = 2e-4
     grid = first_order_grid(ours, norm=math.inf, loss=loss, orders=[2.0], deltas=[delta], box=box)
-    _, value, _ = pgd_whole_set(ours, norm=math.inf, loss=loss, p=2.0, delta=delta, steps=10, box=box)
-    assert (value - grid.v0) / delta == pytest.approx(grid.upsilon[2.0], rel=0.02)
+    attacked = pgd_whole_set(ours, norm=math.inf, loss=loss, p=2.0, delta=delta, steps=10, box=box)
+    assert (attacked.largest_mean_loss - grid.v0) / delta == pytest.approx(grid.upsilon[2.0], rel=0.02)
 
 
 class _Stretch(torch.nn.Module):
@@ -144,6 +146,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_report(run_folder):
     for name, devices in (("one", 1), ("two", 2)):
         done = run("evaluate.py", *OPTIONS, f"devices={devices}", f"hydra.run.dir={name}", cwd=run_folder)
@@ -155,6 +158,7 @@ def test_two_processes_write_the_same_report(run_folder):
         assert ours == pytest.approx(theirs, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_door_says_what_it_judges_and_what_is_wrong(run_folder):
     newest = run("evaluate.py", "limit=5", "poster=null", "hydra.run.dir=newest", cwd=run_folder)
     assert newest.returncode != 0

@@ -25,10 +25,13 @@ import wdro_train
 from wdro_train.attacks import MinimalDistance
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
-from wdro_train.evaluation.engine import Engine, find_distances, first_order_grid
-from wdro_train.evaluation.first_order import pgd_whole_set
-from wdro_train.evaluation.identity import code_identity, describe, identity
+from wdro_train.evaluation.describe import describe
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order_grid import first_order_grid
+from wdro_train.evaluation.identity import code_identity, identity
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
 from wdro_train.models import ExpectedLogits, Normalize
 from wdro_train.utils.errors import UserError
 
@@ -89,7 +92,7 @@ def test_every_setting_of_the_attack_makes_pieces_of_its_own(argument):
 
 def _poster(engine, **change):
     given = {"norm": 2, "loss": "ce", "p": 2.0, "delta": 0.5, "steps": 2, "box": True} | change
-    return pgd_whole_set(engine, **given)[2]
+    return pgd_whole_set(engine, **given).flips
 
 
 def _grid(engine, **change):
@@ -99,7 +102,7 @@ def _grid(engine, **change):
 
 def _certificate(engine, **change):
     given = {"norm": 2.0, "images": 4, "sigma": 0.25, "samples": 30, "alpha": 0.01, "batch_size": 64} | change
-    return certified_curve(engine, make_certificate("smoothing", **given), "smoothing")[0].distances
+    return certified_curve(engine, make_certificate("smoothing", **given), "smoothing").curve.distances
 
 
 @pytest.mark.parametrize(
@@ -218,6 +221,7 @@ def _stages(engine):
     return find_distances(engine, MinimalDistance(norm=2, steps=2)).distances, _grid(engine), _poster(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_join", [False, True], ids=["rerun", "join"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
@@ -243,6 +247,7 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
     assert len(told) == (damage != "lost")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 3000), st.booleans())
 def test_any_bytes_are_a_piece_or_absent(tmp_path_factory, content, place, cut):
@@ -289,6 +294,7 @@ def test_the_last_one_removes_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_locks_survive_a_race(tmp_path):
     """Processes that open, use and finish one store as fast as they can never lose what they are using."""
     program = tmp_path / "race.py"
@@ -412,6 +418,7 @@ def whole(trained):
     return evaluated(trained / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, where):
     """One evaluation, killed five times at random moments and resumed each time, is bitwise the uninterrupted one."""
@@ -450,7 +457,7 @@ def _edit_code(folder):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "wdro_train", folder / "edited/wdro_train", ignore=ignored)
     shutil.copytree(ROOT / "conf", folder / "edited/conf")
-    file = folder / "edited/wdro_train/attacks/minimal_distance.py"
+    file = folder / "edited/wdro_train/attacks/nearest_flip_search.py"
     file.write_text(file.read_text().replace("_FIRST_RADIUS = 2.0", "_FIRST_RADIUS = 40.0"))
     door = folder / "door.py"
     door.write_text(
@@ -472,6 +479,7 @@ def unchanged(trained):
     return evaluated(trained / "before")["models"][0]["distances"]["values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_swap_classes, _replace_images, _edit_code])
 def test_what_changes_between_kill_and_rerun_counts(trained, unchanged, tmp_path, change):
     for name in ("folders", "images"):
@@ -496,6 +504,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.slow
 def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path):
     """Each reports what it reports alone; the last one to finish removes what they share."""
 
@@ -517,6 +526,7 @@ def test_evaluations_of_one_checkpoint_run_side_by_side(trained, whole, tmp_path
         assert report == alone.get(name, whole)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_batches(trained, tmp_path):
     """The default batch size takes all digits at once: the second rank takes part without a batch."""
     line = ["evaluate.py", "ckpt_path=digits/checkpoints/best.ckpt", "limit=60", *COMMON]

@@ -71,6 +71,7 @@ def judge(*arguments, folder, cifar=CIFAR10):
     return report["models"][0], done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("robustbench") is None, reason="robustbench is not installed")
 @pytest.mark.parametrize(
     ("protocol", "name", "threat", "cifar", "figures"),
@@ -95,6 +96,7 @@ def test_recipe_as_typed(protocol, name, threat, cifar, figures, tmp_path):
     assert ("published beside ours" in printed) == bool(figures)
 
 
+@pytest.mark.slow
 def test_published_stand_beside_ours(tmp_path):
     """The network's name is known from its file."""
     network = preact_resnet18((3, 32, 32), 10, mean=[0] * 3, std=[1] * 3, width=2)

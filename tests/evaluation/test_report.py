@@ -27,12 +27,14 @@ from test_cli import wandb_history
 from wdro_train.attacks import MinimalDistance
 from wdro_train.config.build import plain
 from wdro_train.config.resolvers import register_resolvers
-from wdro_train.evaluation.engine import Engine, distance_stage, find_distances
+from wdro_train.evaluation.distances import distance_stage, find_distances
+from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.report import build as reports
 from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.publish import scalars
+from wdro_train.evaluation.report.schema import SCHEMA as SCHEMA_NUMBER
 from wdro_train.evaluation.run import evaluate
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training.build import build_module
@@ -113,7 +115,7 @@ def invalid(report):
 
 def test_reports_follow_the_schema(report):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert SCHEMA["properties"]["schema"]["const"] == reports.SCHEMA == report["schema"]
+    assert SCHEMA["properties"]["schema"]["const"] == SCHEMA_NUMBER == report["schema"]
     assert not invalid(report)
 
 
@@ -424,6 +426,7 @@ def website():
         server.shutdown()
 
 
+@pytest.mark.slow
 @in_browser
 def test_page_draws_and_fetches_nothing(folder, report, browse, tmp_path):
     page = Path(report["config"]["run_dir"]) / "report.html"
@@ -443,6 +446,7 @@ def fetched(log):
     return {one["url"] for one in requests if one.get("initiator", "not an origin") != "not an origin"}
 
 
+@pytest.mark.slow
 @in_browser
 def test_hostile_text_does_nothing(both, browse, website, tmp_path):
     url, asked = website
@@ -459,6 +463,7 @@ def test_hostile_text_does_nothing(both, browse, website, tmp_path):
     assert fetched(tmp_path / "net.json") == {url}
 
 
+@pytest.mark.slow
 @in_browser
 def test_policy_stops_scripts_that_slipped_in(both, browse, website, tmp_path):
     url, asked = website
@@ -481,6 +486,7 @@ MEASURE = """<body style="margin:0">
 }}, 3000)</script>"""
 
 
+@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
@@ -493,6 +499,7 @@ def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
     assert not wide
 
 
+@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_screenshot_is_light_or_dark(folder, browse, tmp_path, dark):
@@ -507,6 +514,7 @@ def test_screenshot_is_light_or_dark(folder, browse, tmp_path, dark):
 # The door, and W&B
 
 
+@pytest.mark.slow
 def test_door_writes_everything_and_logs_it(folder):
     options = ["ckpt_path=first.ckpt", "limit=40", "poster=null", "logger=wandb", "hydra.run.dir=door"]
     done = run("evaluate.py", *options, cwd=folder)

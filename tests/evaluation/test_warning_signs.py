@@ -1,6 +1,7 @@
 """Each alarm goes off on a network with the defect, and stays silent on a sound one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.evaluation import warning_signs
-from wdro_train.evaluation.autoattack import brought_inside, run_peer
+from wdro_train.evaluation.autoattack import brought_inside, run_reference_attack
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
-from wdro_train.evaluation.engine import Engine, find_distances
-from wdro_train.evaluation.first_order import poster_rows
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase, first_order_rows
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.metrics.functional import first_order_quantities
 from wdro_train.models import ExpectedLogits
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import per_image
@@ -107,67 +110,74 @@ def test_a_sound_network_raises_nothing(sound):
 def test_masked_gradients_are_seen(tmp_path):
     masked = found(Quantised(reference_network("standard")), tmp_path)
     alarm = warning_signs.zero_gradients(masked)
-    assert alarm["figure"] == 1.0
-    assert "100.0%" in alarm["text"]
-    assert warning_signs.never_flipped(masked)["figure"] > 0.5
+    assert alarm.figure == 1.0
+    assert "100.0%" in alarm.text
+    assert warning_signs.never_flipped(masked).figure > 0.5
 
 
 def test_nan_gradients_are_counted(tmp_path):
     rooted = found(Rooted(reference_network("adversarial")), tmp_path, steps=8)
-    assert warning_signs.nonfinite_gradients(rooted)["figure"] == 8 * rooted.correct.sum()
-    assert warning_signs.zero_gradients(rooted)["figure"] == 1.0
+    assert warning_signs.nonfinite_gradients(rooted).figure == 8 * rooted.correct.sum()
+    assert warning_signs.zero_gradients(rooted).figure == 1.0
     assert np.isinf(rooted.distances[rooted.correct]).all()
-    assert "raise distances.steps" in warning_signs.never_flipped(rooted)["text"]
+    assert "raise distances.steps" in warning_signs.never_flipped(rooted).text
 
 
 def test_a_constant_network_is_never_flipped(tmp_path):
     constant = found(Constant(), tmp_path)
-    assert warning_signs.never_flipped(constant)["figure"] == pytest.approx(constant.correct.mean())
+    assert warning_signs.never_flipped(constant).figure == pytest.approx(constant.correct.mean())
 
 
 def test_random_output_is_seen_and_expectation_calms_it():
     x, _ = reference_images()
     noisy = Noisy(reference_network("standard")).eval()
     torch.manual_seed(0)
-    one = warning_signs.randomness(noisy, x[:50])["figure"]
-    many = warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50])["figure"]
+    one = warning_signs.randomness(noisy, x[:50]).figure
+    many = warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50]).figure
     assert many < one / 3
-    assert "judge it with expectation=20" in warning_signs.randomness(noisy, x[:50])["text"]
-    assert "raise expectation=64" in warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50])["text"]
+    assert "judge it with expectation=20" in warning_signs.randomness(noisy, x[:50]).text
+    assert "raise expectation=64" in warning_signs.randomness(ExpectedLogits(noisy, 64), x[:50]).text
     with pytest.raises(UserError, match="expectation=0"):
         ExpectedLogits(noisy, 0)
 
 
 def test_cheaper_flips_elsewhere_are_seen(sound):
     better = RobustnessCurve(sound.distances / 2)
-    assert warning_signs.cheaper_elsewhere(sound, better, 2, 0.05)["figure"] > 0.01
+    assert warning_signs.cheaper_elsewhere(sound, better, 2, 0.05).figure > 0.01
 
 
 def test_gradients_that_mislead_make_the_stronger_attack_worse(tmp_path):
     def rows(model, name):
         grid = {"losses": ["ce"], "orders": [2.0, math.inf], "deltas": [0.1], "steps": 20}
-        return poster_rows(engine(model, tmp_path / name, n=120), norm=math.inf, box=True, flips=[], **grid)
+        return first_order_rows(engine(model, tmp_path / name, n=120), norm=math.inf, box=True, **grid)
 
     honest = rows(reference_network("adversarial"), "honest")
     # Under W_2 the cross-entropy is raised further on images that are wrong already: no sign of anything.
-    assert honest[0]["pgd_acc"] > honest[0]["fgsm_acc"] + 0.01
+    assert honest[0].pgd_acc > honest[0].quantities.fgsm_acc + 0.01
     assert warning_signs.stronger_does_worse(honest) is None
     alarm = warning_signs.stronger_does_worse(rows(Shattered(reference_network("adversarial")), "masked"))
-    assert alarm["figure"] > 0.02
-    assert "W_inf" in alarm["text"]
+    assert alarm.figure > 0.02
+    assert "W_inf" in alarm.text
 
 
-ROW = {"loss": "redlr", "p": 2.0, "delta": 0.1, "fgsm_acc": 0.5, "pgd_acc": 0.4, "ratio": 0.4, "ratio_lower": 0.3}
+def row(pgd_acc=0.4, v_q=-0.35):
+    """ReDLR: W(0) = 0, V(0) = -0.5, Q_delta(S) = 0.5; R^l = 1 - |V(0) - E_Q[J]| / |V(0)|, which is -v_q / 0.5 here."""
+    means = {"v0": -0.5, "w0": 0.0, "v_q": v_q, "upsilon": 0.0, "delta": 0.1}
+    quantities = first_order_quantities(**means, clean_acc=1.0, fgsm_acc=0.5, fgsm_spent=0.1)
+    return FirstOrderRow("redlr", BALL, quantities, v_pgd=v_q, pgd_acc=pgd_acc, ratio_pgd=pgd_acc, flips=np.zeros(1))
 
 
-@pytest.mark.parametrize(
-    ("check", "change"),
-    [(warning_signs.stronger_does_worse, {"pgd_acc": 0.6}), (warning_signs.bound_above_ratio, {"ratio_lower": 0.5})],
-)
-def test_rows_that_contradict_each_other(check, change):
-    assert check([ROW]) is None
-    assert check([]) is None
-    assert check([ROW, ROW | change])["figure"] == pytest.approx(0.1)
+def test_w_pgd_that_leaves_more_than_one_step_is_seen():
+    assert warning_signs.stronger_does_worse([row()]) is None
+    assert warning_signs.stronger_does_worse([]) is None
+    assert warning_signs.stronger_does_worse([row(), row(pgd_acc=0.6)]).figure == pytest.approx(0.1)
+
+
+def test_an_asymptotic_bound_above_the_ratio_is_seen():
+    below, above = (RowWithWorstCase(row(v_q=v_q), worst_acc=0.8, ratio=0.8) for v_q in (-0.35, -0.45))
+    assert warning_signs.bound_above_ratio([below]) is None
+    assert warning_signs.bound_above_ratio([]) is None
+    assert warning_signs.bound_above_ratio([below, above]).figure == pytest.approx(0.1)
 
 
 def test_black_box_beats_white_box_on_masked_gradients(tmp_path):
@@ -175,11 +185,12 @@ def test_black_box_beats_white_box_on_masked_gradients(tmp_path):
     masked = engine(Quantised(reference_network("standard")), tmp_path)
     white = find_distances(masked, MinimalDistance(norm=math.inf, steps=4)).curve
     ball = WassersteinBall(math.inf, math.inf, 0.3)
-    row, flips = run_peer(masked, ball, attacks=["square"], name="Square", batches=1)
-    assert row["images"] == 30 == len(flips)
-    assert (flips[np.isfinite(flips)] <= 0.3).all()
-    assert warning_signs.black_box_wins(white, flips.tolist(), 0.3)["figure"] > 0.05
-    assert warning_signs.peer_wins(white, row | {"accuracy": white.accuracy(0.3, math.inf) - 0.1})["figure"] > 0.09
+    square = run_reference_attack(masked, ball, attacks=["square"], name="Square", batches=1)
+    assert len(square.flips) == 30
+    assert (square.flips[np.isfinite(square.flips)] <= 0.3).all()
+    assert warning_signs.black_box_wins(white, square.flips.tolist(), 0.3).figure > 0.05
+    stronger = replace(square, accuracy=white.accuracy(0.3, math.inf) - 0.1)
+    assert warning_signs.peer_wins(white, stronger).figure > 0.09
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,22 +221,22 @@ def test_curve_reaches_the_reference_attack(tmp_path):
     pytest.importorskip("pyautoattack", reason="the reference attacks are an extra")
     ours = engine(reference_network("adversarial"), tmp_path)
     curve = find_distances(ours, MinimalDistance(norm=math.inf, steps=30)).curve
-    row, flips = run_peer(ours, WassersteinBall(math.inf, math.inf, 0.1), attacks=["apgd-ce"], name="APGD")
-    assert abs(row["accuracy"] - RobustnessCurve(flips).accuracy(0.1, math.inf)) < 1e-9
-    assert curve.accuracy(0.1, math.inf) <= row["accuracy"] + 0.02
+    apgd = run_reference_attack(ours, WassersteinBall(math.inf, math.inf, 0.1), attacks=["apgd-ce"], name="APGD")
+    assert abs(apgd.accuracy - RobustnessCurve(apgd.flips).accuracy(0.1, math.inf)) < 1e-9
+    assert curve.accuracy(0.1, math.inf) <= apgd.accuracy + 0.02
 
 
 @pytest.mark.parametrize(("method", "norm"), [("ibp", math.inf), ("crown", 2.0), ("smoothing", 2.0)])
 def test_certified_curve_stays_below_the_attack(tmp_path, method, norm):
     ours = engine(reference_network("adversarial"), tmp_path, n=4)
     settings = {"images": 4, "sigma": 0.25, "samples": 200, "alpha": 0.01, "batch_size": 256}
-    sure, about = certified_curve(ours, make_certificate(method, norm=norm, **settings), method)
-    assert about["level"] == (1.0 if method != "smoothing" else pytest.approx(0.99))
-    assert about["radii"] == sure.distances.tolist()
+    sure = certified_curve(ours, make_certificate(method, norm=norm, **settings), method)
+    assert sure.level == (1.0 if method != "smoothing" else pytest.approx(0.99))
+    assert ("smoothed" in sure.about) == (method == "smoothing")
     if method != "smoothing":  # which speaks of another network
         attack = find_distances(ours, MinimalDistance(norm=norm, steps=10))
-        assert (sure.distances <= attack.distances).all()
-    assert sure.accuracy(0.01, 2) > 0
+        assert (sure.curve.distances <= attack.distances).all()
+    assert sure.curve.accuracy(0.01, 2) > 0
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
-from wdro_train.evaluation.engine import Engine, find_distances
-from wdro_train.evaluation.first_order import poster_rows
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
@@ -94,10 +95,10 @@ def evaluation(size, device):
             ours = Engine(model, batches(size), PieceStore(folder, {"at": place.type}), place, reducer=reducer)
             found = find_distances(ours, MinimalDistance(norm=math.inf, steps=2))
             grid = {"losses": ["ce"], "orders": [2.0, math.inf], "deltas": [0.1], "steps": 2}
-            rows = poster_rows(ours, norm=math.inf, box=True, flips=[], **grid)
+            rows = first_order_rows(ours, norm=math.inf, box=True, **grid)
             sure = make_certificate("smoothing", norm=2.0, images=30, sigma=0.25, samples=20, alpha=0.1, batch_size=200)
-            radii = certified_curve(ours, sure, "smoothing")[0].distances
-            return found.distances, [row["pgd_acc"] for row in rows], (radii > 0).mean(keepdims=True).round(0)
+            radii = certified_curve(ours, sure, "smoothing").curve.distances
+            return found.distances, [row.pgd_acc for row in rows], (radii > 0).mean(keepdims=True).round(0)
 
         compare(everything, device)
 

@@ -151,6 +151,10 @@ class Process:
         if self.poll() is None:
             self.kill()
             self.wait()
+        self.close()
+
+    def close(self):
+        """Give back its output, when it has ended."""
         for file in (self._answers, self._connection, self._out, self._err):
             file.close()
 

@@ -10,7 +10,7 @@ from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
 from scipy.optimize import brentq, linprog, minimize
 
 from wdro_train.attacks import WFGSM, WPGD
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import ascend, free_gradient, move, projected_step
 from wdro_train.theory.ground_norm import GroundNorm
 
 INF = math.inf
@@ -97,6 +97,20 @@ def test_ascend_stays_without_gradient():
     x, g = grid()
     for s in NORMS:
         assert torch.equal(ascend(GroundNorm(s), x, 0 * g, torch.ones(len(x)).double()), x)
+
+
+@pytest.mark.parametrize("s", NORMS)
+def test_projected_step_stays_within_the_radius_of_the_image(s):
+    x, g = grid()
+    first = free_gradient(g, x)
+    lengths, radii = torch.full((len(x),), 0.4).double(), torch.full((len(x),), 0.5).double()
+    point = projected_step(GroundNorm(s), x, x, first, lengths, radii)
+    assert torch.equal(point, ascend(GroundNorm(s), x, first, lengths))  # the radius does not bind yet
+    again = projected_step(GroundNorm(s), x, point, free_gradient(g, point), lengths, radii)
+    moved = norm(again.double() - x.double(), s)
+    assert (moved <= 0.5 * (1 + 1e-6)).all()
+    assert (moved > norm(point.double() - x.double(), s) * (1 + 1e-3)).any()
+    assert ((again >= 0) & (again <= 1)).all()
 
 
 def attack_gain(attack, x, g):

@@ -14,7 +14,7 @@ from wdro_train.evaluation.autoattack import require
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_attacks
-from wdro_train.tools.compare_attacks import compare, measure, peers, rows
+from wdro_train.tools.compare_attacks import compare, measure, other_attacks, rows
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
@@ -82,7 +82,7 @@ def test_leads_its_peers_at_the_same_number_of_gradients(name, s):
 
 
 def test_l1_has_its_peer_too():
-    assert [name for name, _ in peers(1.0, 5, 10)] == ["FMN", "FMN, step 0.1"]
+    assert [name for name, _ in other_attacks(1.0, 5, 10)] == ["FMN", "FMN, step 0.1"]
 
 
 @pytest.mark.parametrize("package", ["foolbox", "pyautoattack"])
@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
     return where
 
 
+@pytest.mark.slow
 def test_command(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     outcomes = compare_attacks.main(["--norm", "2", "--delta", "0.3", "--limit", "40", "--steps", "5", "--p", "1"])
@@ -111,6 +112,7 @@ def test_command(folder, monkeypatch, capsys):
         assert outcome.name[:8] in printed
 
 
+@pytest.mark.slow
 def test_command_says_what_is_wrong(tmp_path):
     done = run("-m", "wdro_train.tools.compare_attacks", "none.ckpt", cwd=tmp_path)
     assert done.returncode == 1

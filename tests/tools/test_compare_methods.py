@@ -10,7 +10,7 @@ import torch
 from shell import run
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.evaluation.networks import load_arrays, load_subject
+from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
 from wdro_train.utils.errors import UserError
@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "120"]
@@ -36,10 +37,10 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
     for method, row in rows.items():
         worst, clean = [], []
         for seed in (0, 1):
-            subject = load_subject(runs / f"{method}_{seed}/checkpoints/best.ckpt")
-            arrays = load_arrays(subject.config, "test", 120)
+            network = load_network(runs / f"{method}_{seed}/checkpoints/best.ckpt")
+            arrays = load_arrays(network.config, "test", 120)
             x = arrays.batch(torch.arange(120))
-            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(subject.model, x, arrays.labels).distances)
+            curve = RobustnessCurve(MinimalDistance(norm=math.inf)(network.model, x, arrays.labels).distances)
             worst.append(100 * curve.accuracy(0.05, 2))
             clean.append(100 * curve.clean_accuracy)
         assert row["seeds"] == "2"
@@ -64,6 +65,7 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
     assert all(value in printed for row in rows.values() for value in row.values())
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
     command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
     compare_methods.main(command)
@@ -73,11 +75,12 @@ def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
         raise AssertionError("judged again")
 
     monkeypatch.setattr(compare_methods, "judge", never)
-    monkeypatch.setattr(compare_methods, "load_subject", lambda path: (_ for _ in ()).throw(AssertionError))
+    monkeypatch.setattr(compare_methods, "chosen_network", never)
     compare_methods.main(command)
     assert (tmp_path / "table.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_autoattack_joins_the_table(runs, tmp_path):
     command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
     compare_methods.main([*command, "--autoattack", "worst_case", "--autoattack-images", "20"])
@@ -90,6 +93,7 @@ def test_autoattack_joins_the_table(runs, tmp_path):
     assert rows["worst_case"]["AutoAttack 0.05"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--autoattack", "--effort", "--curves"])
 def test_an_unknown_method_is_named_before_anything_is_judged(runs, tmp_path, option):
     with pytest.raises(UserError, match=f"{option}: no run of pgd_et; choose from pgd_at, worst_case"):
@@ -97,6 +101,7 @@ def test_an_unknown_method_is_named_before_anything_is_judged(runs, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_questions_need_another_folder(runs, tmp_path):
     command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
     compare_methods.main([*command, "--effort", "pgd_at", "--effort-images", "10"])
@@ -112,6 +117,7 @@ def test_other_questions_need_another_folder(runs, tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
     (tmp_path / "best").symlink_to(runs / "pgd_at_0")
     with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):
@@ -123,6 +129,7 @@ def test_an_empty_folder_says_so(tmp_path):
         compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_step_cost(runs, capsys):
     checkpoint = str(runs / "worst_case_0/checkpoints/best.ckpt")
     found = {name: pairs for name, pairs, _ in step_cost.main([checkpoint, "--steps", "4", "--repeats", "1"])}

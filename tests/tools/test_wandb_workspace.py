@@ -12,6 +12,8 @@ from shell import run
 
 from wdro_train.training.callbacks.images import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
 QUICK += ["callbacks.progress=null", "model.width=8", "logger=wandb"]
 

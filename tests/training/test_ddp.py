@@ -16,6 +16,8 @@ from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils.distributed import default_reducer
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = {
     "w_fgsm": WFGSM,
     "w_pgd": partial(WPGD, steps=3, random_start=True),

@@ -14,7 +14,7 @@ from shell import Arrays, adversary, classifier, digits, fitted, loader, network
 from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, Pool
-from wdro_train.evaluation.networks import load_subject
+from wdro_train.evaluation.networks import load_network
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary, RadiusWarmup
 from wdro_train.training.finetuning import start_from
@@ -232,14 +232,16 @@ def trained(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RECIPES)), ids=RECIPES)
 def test_recipes_train(trained, number):
     report = json.loads((trained / str(number) / "metrics.json").read_text())
     assert 0 <= report["val"][report["monitor"].removeprefix("val/")] <= report["test"]["clean_acc"] + 0.2
-    subject = load_subject(str(trained / str(number) / "checkpoints/best.ckpt"))
-    assert subject.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    network = load_network(str(trained / str(number) / "checkpoints/best.ckpt"))
+    assert network.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_tested_as_they_are_kept(tmp_path):
     options = ["logger=none", "callbacks.images=null", "trainer.limit_train_batches=4", "trainer.max_epochs=2"]
     done = run("train.py", "method=ema", *options, "trainer=cpu", "hydra.run.dir=out", cwd=tmp_path)

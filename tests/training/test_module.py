@@ -281,6 +281,7 @@ def test_training_values_are_means_over_images():
     assert float(door.callback_metrics["train/clean_acc"]) == pytest.approx(right, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "persistent_workers": True}, {"num_workers": 1}])
 def test_ordinary_dataloaders(workers):
     """Default collation, workers or not: the same numbers in every epoch, in training and outside it."""

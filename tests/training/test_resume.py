@@ -3,11 +3,8 @@
 import copy
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 import warnings
 from functools import partial
@@ -18,7 +15,7 @@ from datafiles import write_folder
 from hydra.utils import instantiate
 from lightning import Callback
 from omegaconf import OmegaConf
-from shell import PATIENCE, ROOT, Arrays, adversary, classifier, command, loader, network, run, trainer
+from shell import PATIENCE, ROOT, Arrays, adversary, classifier, loader, network, run, start, trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -69,6 +66,7 @@ def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path, on_train_epoch_en
     assert again.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_command_line_resumes_at_an_epoch_boundary(tmp_path):
     """The same through `train.py`, with dropout in the network."""
     common = [*QUICK, "model._target_=shell.dropout_cnn", "attack.scope=running", "scheduler.T_max=3"]
@@ -118,24 +116,18 @@ def test_resumed_run_remembers_the_best_epoch(tmp_path):
     assert fourth.best_model_path == str(tmp_path / "fourth/best.ckpt")
 
 
+@pytest.mark.slow
 def test_killed_run_resumes(tmp_path):
     """kill -9 in the middle of an epoch."""
     common = [*QUICK, "test=false"]
     last = tmp_path / "killed/checkpoints/last.ckpt"
-    process = subprocess.Popen(
-        **command("train.py", *common, "trainer.max_epochs=1000", "hydra.run.dir=killed", cwd=tmp_path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with start("train.py", *common, "trainer.max_epochs=1000", "hydra.run.dir=killed", cwd=tmp_path) as process:
         deadline = time.monotonic() + PATIENCE
         while not last.exists() and time.monotonic() < deadline:
-            assert process.poll() is None
+            assert process.poll() is None, process.stderr
             time.sleep(0.02)
         time.sleep(0.3)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     seen = read_checkpoint(last)["epoch"] + 1
     more = [f"trainer.max_epochs={seen + 1}", f"ckpt_path={last}", "hydra.run.dir=resumed"]
     done = run("train.py", *common, *more, cwd=tmp_path)
@@ -145,6 +137,7 @@ def test_killed_run_resumes(tmp_path):
     assert read_checkpoint(tmp_path / "resumed/checkpoints/last.ckpt")["epoch"] == seen
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_the_run(tmp_path):
     """One sentence with epoch and batch; the last good checkpoint stays and can be resumed."""
     arguments = [*QUICK, "model._target_=shell.breaking_cnn", "trainer.max_epochs=3", "hydra.run.dir=nan"]
@@ -452,6 +445,7 @@ def test_what_an_attack_has_learnt_belongs_to_it(tmp_path, key, value, kept):
     assert (callbacks[1].state_key in checkpoint["callbacks"]) == (key != "attack.delta")
 
 
+@pytest.mark.slow
 def test_command_line_resumes_under_another_configuration(tmp_path):
     """A larger radius, a smaller rate, another optimizer, the same folder: each does what its command says."""
     base = [*QUICK, "callbacks.progress=null", "test=false", "attack.steps=1", "data.eval_batch_size=64"]
@@ -488,6 +482,7 @@ def test_command_line_resumes_under_another_configuration(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_replaced_images_start_the_history_afresh(tmp_path):
     """The configuration is the same, but what it names is not."""
     write_folder(tmp_path / "images", size=(8, 8), n=10)

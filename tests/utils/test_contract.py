@@ -8,22 +8,20 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from datafiles import write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import random_batch, small_network
-from shell import run, trainer
+from shell import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
-from wdro_train.evaluation.engine import robustness_curve
+from wdro_train.evaluation import robustness_curve
 from wdro_train.metrics import CleanAccuracy
-from wdro_train.models import ExpectedLogits, torchvision_model
 from wdro_train.objectives import Adversarial
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.training.module import RobustClassifier
-from wdro_train.utils.contract import check_batch, check_labels, logits_of
+from wdro_train.utils.contract import check_batch, check_labels
 from wdro_train.utils.errors import UserError
 
 INF = math.inf
@@ -386,38 +384,3 @@ def test_predict(change, adversary):
     torch.testing.assert_close(logits, network.inner(X))
     with pytest.raises(UserError, match="images range over"):
         trainer(callbacks).predict(RobustClassifier(network), DataLoader([change(255 * X, Y)], batch_size=None))
-
-
-def test_outputs_are_averaged_by_what_they_are():
-    network = Wrapped(WORK["object with logits"])
-    torch.testing.assert_close(ExpectedLogits(network, 3)(X), network.inner(X))
-    assert logits_of((X.flatten(1), X), 12) is not None
-
-
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 16), ("inception_v3", 75)])
-def test_networks_with_auxiliary_classifiers(name, size):
-    kwargs = {"num_classes": 3, "mean": [0.5], "std": [0.5], "name": name}
-    network = torchvision_model((1, size, size), **kwargs).train()
-    x, y = torch.rand(4, 1, size, size), torch.tensor([0, 1, 2, 0])
-    assert network(x).shape == (4, 3)
-    assert not any("aux" in part.lower() for part, _ in network.named_parameters())
-    assert WFGSM(**THREAT)(network, x, y).x_adv.isfinite().all()
-
-
-def test_googlenet_from_the_command_line(tmp_path):
-    """Documented networks: one is trained and judged, the other refuses such small images before anything is made."""
-    common = ["model=torchvision", "trainer=cpu", "logger=none", "callbacks.images=null", "callbacks.progress=null"]
-    quick = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "attack.steps=1"]
-    quick += ["test=false", "data.batch_size=4", "data.eval_batch_size=4", "data.val_fraction=0.5"]
-    folder = ["data=image_folder", f"data.root={write_folder(tmp_path / 'images')}", "data.shape=[3,16,16]"]
-    arguments = [*common, *quick, "model.name=googlenet", "hydra.run.dir=run"]
-    done = run("train.py", *arguments, *folder, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    judge = ["limit=4", "poster=null", "distances.steps=2", "accelerator=cpu", "hydra.run.dir=judged"]
-    done = run("evaluate.py", "ckpt_path=run/checkpoints/last.ckpt", *judge, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = run("train.py", *common, *quick, "model.name=inception_v3", "hydra.run.dir=other", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "error: the network does not take images of shape (1, 8, 8)" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "other").glob("**/*.ckpt"))

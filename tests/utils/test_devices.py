@@ -23,6 +23,7 @@ def outcome(tmp_path_factory):
     return json.loads((folder / "out.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_ranks_meet_on_the_device_of_the_network(outcome, path):
     assert not outcome[path], outcome[path]

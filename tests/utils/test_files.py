@@ -35,6 +35,7 @@ def strict(path):
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_every_json_file_is_json(tmp_path):
     """At p = inf, and in a sweep, whose table reads it."""
     short = [*QUICK, "trainer.max_epochs=1", "attack.p=inf", "trainer.limit_test_batches=1"]
@@ -117,6 +118,7 @@ def test_disk_that_cannot_be_written(name, trouble, small_disk):
     assert [file.name for file in path.parent.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_disk_is_full_in_the_middle_of_a_run(small_disk, tmp_path):
     """At a checkpoint and at a report: exit code 1, one sentence, the previous checkpoint still loads."""
     folder = small_disk / "run"
@@ -140,6 +142,7 @@ def test_disk_is_full_in_the_middle_of_a_run(small_disk, tmp_path):
     assert read_checkpoint(last)["epoch"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["train.py", "evaluate.py"])
 def test_folder_that_cannot_be_written(door, small_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -160,6 +163,7 @@ def elsewhere(tmp_path):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_readers_never_see_a_part_of_a_checkpoint(elsewhere, tmp_path):
     last = elsewhere / "run/checkpoints/last.ckpt"
     command = [
@@ -191,6 +195,7 @@ def uninterrupted(tmp_path_factory):
     return strict(folder / "run/metrics.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_five_times(seed, uninterrupted, elsewhere, tmp_path):
     """kill -9 at random moments: what is there loads, and in the end the numbers are those of a run left in peace.

@@ -1,4 +1,9 @@
-"""What an attack is: a protocol, and the result it returns."""
+"""What an attack is: a map from a batch of images to a perturbed batch, and what it returns beside the images.
+
+To add an attack, write a class with a `ball` and the call of `Attack`, in a file of its own, and export it in
+`wdro_train.attacks`. Everything an attack does to the network goes through `wdro_train.attacks.gradient`, inside
+`wdro_train.attacks.mode.batch_under_attack`, which leave parameters, their gradients, buffers and modes as they were.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +25,8 @@ class AttackResult:
         x_adv: Perturbed images in [0, 1], float32, shape [B, C, H, W].
         distances: ||x'_i - x_i||_s, float64, shape [B].
         upsilon: (E ||grad J||_*^q)^(1/q) at the attack's first iterate, over the attack's scope; float64 scalar.
-        dual_norms: ||grad J||_* at the first iterate, float64, shape [B]. With W-PGD's keep="cheapest" images that
-            are misclassified there count as gradient 0, in Upsilon too: the attack has nothing to do on them.
+        dual_norms: ||grad J||_* at the first iterate, float64, shape [B]. With W-PGD's keep="cheapest", images that
+            are misclassified at the first iterate count as gradient 0, in Upsilon too, since the attack leaves them.
         losses: J at the first iterate, shape [B].
         logits: Logits at the first iterate (the clean images unless the start is random), shape [B, m].
         zero_gradients: Number of images whose first gradient vanished, int64 scalar.
@@ -49,8 +54,12 @@ class AttackResult:
 class Attack(Protocol):
     """A map from a batch to its worst case inside a Wasserstein ball.
 
+    What it returns is a function of the images of the global batch, whatever their order and their distribution over
+    ranks; every rank takes part in every collective, also with images that are misclassified to begin with.
+
     Attributes:
-        ball: The threat. A radius warm-up assigns it anew every epoch, so what is kept elsewhere must follow it.
+        ball: The threat. A warm-up of the radius assigns a new ball every epoch, so whatever an attack derives from
+            the ball must be derived in the call.
     """
 
     ball: WassersteinBall
@@ -80,7 +89,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What learns from batch to batch, and belongs into checkpoints."""
+    """An attack or a scope that learns from batch to batch: its state goes into checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

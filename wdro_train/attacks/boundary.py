@@ -26,30 +26,33 @@ from wdro_train.utils.errors import UserError
 
 
 class BoundaryAttack:
-    """Worst-case-dual attack: correct images move until they flip or reach the marginal distance (theory, section 10).
+    """Images at their boundary points: correct ones move until they flip or have gone the marginal distance D.
 
-    grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D], D = lambda^(-1/p): what lowers the exact
-    worst-case accuracy are the images nearer to the boundary than D, at their boundary points. Images stop where they
-    flip, and may be pulled back to the boundary by bisection; those that do not stay at distance D, which keeps them
-    there; misclassified images stay clean. D follows from the ball and the network through `marginal`.
+    grad_theta (1 - A_delta) = -lambda p E[d^(p-1) grad_theta d; 0 < d < D] with D = lambda^(-1/p) (theory, section 10):
+    worst-case accuracy rises with the distances of the images that are nearer to the boundary than D, and these rise
+    when the loss at their boundary points falls. So images stop where they flip, and may be pulled back to the boundary
+    by bisection; images that do not flip within D are trained on at distance D, which keeps their boundary that far
+    away; misclassified images stay clean. D follows from the ball and the network through `marginal`.
 
-    The result is a training set, not a point of the ball: images that do not flip cost more than the budget.
+    The result is a training set and no point of the ball: images that do not flip may cost more than the budget.
 
-    One forward pass over the batch, a forward and a backward pass a step over the images that have not flipped yet,
-    and a forward pass a bisection over those that have. One collective under DDP.
+    It takes one forward pass over the batch, a forward and a backward pass a step over the images that have not flipped
+    yet, and a forward pass a bisection over those that have; under DDP one collective.
+
+    The defaults were chosen on Fashion-MNIST; docs/results/fashion_linf/ablations.md has what others lead to.
 
     Args:
         p: Wasserstein order in [1, inf].
-        norm: Ground norm: 2 or inf (others work where `box.ascend` does).
+        norm: Ground norm in [1, inf].
         delta: Radius.
         loss: What the steps ascend.
         steps: Number of gradient steps.
         step_size: Length of the whole path in units of the reach.
-        random_start: Start from uniform noise of so many times delta; 0 starts at the image. Small, as noise that
-            does not help to flip takes a near image past its boundary point.
+        random_start: Start from noise of so many times delta; 0 starts at the image. It should be small, since noise
+            that does not help to flip takes near images past their boundary points.
         bisections: Halvings of the segment from the image to its flip; with 0 the flip stays where a step found it.
         weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
-        beyond: Importance of the images that did not flip, beside 1 for the others; 0 leaves them out, as margin
+        beyond: Importance of the images that did not flip, where the others have 1; 0 leaves them out, as margin
             maximisation does.
         marginal: How far to reach; by default dual ascent on the multiplier.
     """
@@ -104,7 +107,7 @@ class BoundaryAttack:
             check_logits(model, x, logits, labels)
             right = is_correct(logits, y)
             reach = self.marginal.reach(self.ball, x)
-            # Drawn for the whole global batch, whichever images need it, so that ranks and masks do not change it.
+            # Drawn for all images, also those that need none, so that nobody's noise depends on whose image is correct.
             noise = replace(self.ball, delta=self.random_start * self.ball.delta)
             start = random_start(noise, x, reducer, generator) if noise.delta else x
             search = _FirstFlipSearch(self, model, x, y, start, reach)
@@ -132,17 +135,18 @@ class BoundaryAttack:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The marginal distance."""
+        """The state of the marginal distance."""
         return self.marginal.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from it."""
+        """Continue from a checkpoint's marginal distance."""
         self.marginal.load_state_dict(state_dict)
 
     def _importance(self, flips: Tensor, reach: Tensor) -> Tensor | None:
-        """(d / reach)^(p-1) for flips, `beyond` where there is none and 1 for misclassified images, [B].
+        """The weight of each image in the loss, [B]; None where all are 1.
 
-        At p = inf all flips count the same; at delta = 0 there is no far image, and training is standard.
+        Images that did not flip have `beyond`, flips (d / reach)^(p-1) if weights are asked for, and all others 1, as
+        flips have at p = inf. At delta = 0 nothing is weighted, and training is standard.
         """
         if self.ball.delta == 0 or (not self.weighted and self.beyond == 1):
             return None
@@ -154,7 +158,14 @@ class BoundaryAttack:
 
 
 class _FirstFlipSearch:
-    """The state of one batch: where every image is, and how far its flip."""
+    """The search for the first flip of each image of a batch on a path of gradient steps.
+
+    Attributes:
+        points: Where each image is: at its flip, at the end of its path, or where it was; shape [B, ...].
+        flips: Distance of each flip, inf where there is none, float64, shape [B].
+        dual_norms: ||grad J||_* at the start, 0 for images that were not moved, float64, shape [B].
+        nonfinite: Number of gradients that were not finite, int64 scalar.
+    """
 
     def __init__(
         self, attack: BoundaryAttack, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, reach: Tensor
@@ -167,7 +178,11 @@ class _FirstFlipSearch:
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def run(self, rows: Tensor) -> None:
-        """Move the images `rows` until they flip (one transfer to the host a step: how many are left)."""
+        """Move images until they flip; a step takes one transfer to the host, of how many are left.
+
+        Args:
+            rows: Which images of the batch to move, int64, shape [k].
+        """
         point = self.start[rows]
         step_length = self.attack.step_size / self.attack.steps * self.reach
         for step in range(self.attack.steps):
@@ -188,7 +203,7 @@ class _FirstFlipSearch:
             self.points[rows] = point
 
     def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
-        """Put down the images that have flipped; returns the places of the others."""
+        """Record where images are and which have flipped; returns the places in `rows` of those that have not."""
         flipped = ~is_correct(logits, self.y[rows])
         distances = self.ground.distances(point - self.x[rows])
         self.flips[rows] = torch.where(flipped, distances, math.inf)
@@ -197,7 +212,7 @@ class _FirstFlipSearch:
 
     @torch.no_grad()
     def refine(self) -> None:
-        """Pull flips back along the segment to their image, as far as they stay flips."""
+        """Pull flips back towards their images along the segment between them, as far as they stay flips."""
         rows = self.flips.isfinite().nonzero().squeeze(1)
         if not len(rows) or not self.attack.bisections:
             return

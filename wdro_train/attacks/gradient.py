@@ -11,11 +11,19 @@ from wdro_train.theory.losses import LossFunction
 from wdro_train.utils.contract import logits_of
 from wdro_train.utils.errors import UserError
 
+# float16 holds 6e-8 to 65504: under this scale gradients of the activations from 1.5e-11 to 16 survive the way back.
 _FP16_LOSS_SCALE = 2.0**12
 
 
 class InputGradient(NamedTuple):
-    """J and grad_x J of a batch; gradients that were not finite are 0 and counted."""
+    """J and grad_x J of a batch.
+
+    Attributes:
+        logits: Shape [B, m].
+        losses: J, shape [B].
+        gradient: grad_x J, float32, shape of the images; 0 for an image whose gradient or loss is not finite.
+        nonfinite: How many such images there are, int64 scalar.
+    """
 
     logits: Tensor
     losses: Tensor
@@ -26,17 +34,16 @@ class InputGradient(NamedTuple):
 def input_gradient(
     model: nn.Module, x: Tensor, y: Tensor, loss: LossFunction, batch_size: int | None = None
 ) -> InputGradient:
-    """One forward and one backward with respect to the images only; parameter gradients are not touched.
+    """Losses and their gradient with respect to the images alone; those of the parameters are not touched.
+
+    One forward and one backward pass.
 
     Args:
         model: Maps images to logits; call inside `attack_mode`.
         x: Images, shape [B, ...], float32.
         y: Labels, shape [B], or whatever else the loss is told about each image, one row an image.
-        loss: Per-image loss. It is called batch by batch, so it must know of the images what `y` says and no more.
+        loss: Per-image loss. It is called batch by batch, so all it may know of an image is the image's row of `y`.
         batch_size: Images per forward pass; None for all at once.
-
-    Returns:
-        Logits [B, m], losses [B], gradient [B, ...] float32, and the number of non-finite gradients.
     """
     if batch_size is not None and len(x) > batch_size:
         chunks = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
@@ -52,7 +59,7 @@ def input_gradient(
     losses = loss(logits, y)
     scale = _loss_scale(x.device)
     gradient = torch.zeros_like(x)
-    if losses.requires_grad:  # a network of steps (quantised, say) has no gradient, which is worth a count, not a crash
+    if losses.requires_grad:  # a piecewise constant network (quantised, say) has none: its images count as gradient 0
         (found,) = torch.autograd.grad(losses.sum() * scale, x, allow_unused=True)
         gradient = gradient if found is None else found
     finite = gradient.flatten(1).isfinite().all(1) & losses.detach().isfinite()
@@ -62,12 +69,15 @@ def input_gradient(
 
 
 def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tensor:
-    """Logits of float32 images, cast to the parameters' type on the way in (true half precision).
+    """Logits of images, which are cast to the type of the network's parameters on the way in.
 
     Args:
         model: Maps images to logits.
-        x: Images, shape [B, ...].
+        x: Images, float32, shape [B, ...].
         batch_size: Images per forward pass; None for all at once.
+
+    Returns:
+        Shape [B, m].
 
     Raises:
         UserError: The network does not take such images, or returns something else than logits.
@@ -78,7 +88,7 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
         outputs = [logits_of(model(chunk.to(parameter.dtype)), len(chunk)) for chunk in chunks]
     except (UserError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # what a network's own checks and layers raise has no common base
+    except Exception as error:  # a network's own checks and layers may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the network does not take images of shape {tuple(x.shape[1:])} ({reason}); give images of the size and "
@@ -88,6 +98,6 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
 
 
 def _loss_scale(device: torch.device) -> float:
-    """A power of two that keeps float16 gradients from underflowing; the attack itself is scale-free."""
+    """What the loss is multiplied by for the backward pass: a power of two, so that dividing by it again is exact."""
     half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
     return _FP16_LOSS_SCALE if half else 1.0

@@ -1,4 +1,4 @@
-"""TRADES' inner attack: away from the network's own prediction instead of away from the label."""
+"""KL-PGD, the attack inside TRADES: away from the network's own prediction instead of away from the label."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from wdro_train.utils.errors import UserError
 
 
 class KLPGD:
-    """W-PGD on J = KL(f(x) || f(x')), f(x) the network's prediction on the clean image (Zhang et al. 2019).
+    """W-PGD on J(x') = KL(f(x) || f(x')), with f(x) the network's prediction on the clean image.
 
-    One forward pass more than W-PGD. The KL has no gradient at x' = x, so the start is always random.
+    Zhang et al. 2019 (TRADES, arXiv 1901.08573), here in any Wasserstein ball. It takes one forward pass more than
+    W-PGD. The KL has no gradient at x' = x, so the start is always random.
 
     Args:
         **threat: Arguments of `WPGD` (p, norm, delta, steps, step_size, ...) but `loss`, `keep`, `random_start` and
@@ -45,7 +46,7 @@ class KLPGD:
 
     @property
     def scope(self) -> Scope:
-        """Over what Upsilon is taken; a running one belongs into checkpoints."""
+        """What Upsilon is taken over; a running estimate goes into checkpoints."""
         return self._attack.scope
 
     def __call__(

@@ -1,4 +1,4 @@
-"""The penalised worst case: every image pays for its own displacement at a common price."""
+"""The penalised worst case: every image pays for its displacement, at one price for all images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from wdro_train.utils.errors import UserError
 
 
 class Lagrangian:
-    """x' maximises J(x') - lambda (||x' - x||_s - r)_+^p, image by image, r = free delta; lambda follows the budget.
+    """Maximise J(x') - lambda (||x' - x||_s - r)_+^p over x', image by image, with r = free delta.
 
-    The Lagrangian of the Wasserstein ball (Sinha, Namkoong, Duchi 2018), with the price lambda found by dual ascent
-    instead of fixed: log lambda <- log lambda + rate (spent - budget^p) / budget^p, spent = E (||x' - x|| - r)_+^p over
-    the global batch, budget = (1 - free) delta. With free > 0 displacements up to a hard radius cost nothing and the
-    excess is charged: the soft ball of unified distributional robustness (Bui et al. 2022, in their spirit rather than
-    by their formulas). Either way what meets its budget is inside the ball of radius delta.
+    This is the Lagrangian of the Wasserstein ball (Sinha, Namkoong, Duchi 2018, arXiv 1710.10571; theory, section 9),
+    with a price lambda that follows the budget instead of being fixed: by dual ascent, log lambda <- log lambda + rate
+    (spent - budget^p) / budget^p, with spent = E (||x' - x||_s - r)_+^p over the global batch and budget =
+    (1 - free) delta. With free > 0 displacements up to r cost nothing and only the excess is charged, in the spirit of
+    the soft ball of unified distributional robustness (Bui et al. 2022, arXiv 2202.13437), though not by its formulas.
+    Either way, what keeps to its budget is inside the ball of radius delta.
 
     A step goes up the loss and comes back to the radius at which, to first order, another unit of distance costs what
     it wins: r + (||g||_* / (p lambda))^(1/(p-1)).
@@ -42,8 +43,8 @@ class Lagrangian:
         step_size: Length of the whole path in units of each image's radius.
         free: Share of delta that costs nothing, in [0, 1).
         random_start: Start from uniform noise of size delta.
-        rate: Of the dual ascent.
-        limit: Largest displacement, as a share of the box's diameter.
+        rate: Step of the dual ascent.
+        limit: Largest displacement, as a share of the diameter of the box.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Lagrangian:
         self._log_price = state_dict.get("log_price", self._log_price)
 
     def _budget(self) -> float:
-        """What the excess may cost, in units of the norm."""
+        """How large the excess over the free radius may be, (E excess^p)^(1/p), in units of the norm."""
         return (1 - self.free) * self.ball.delta
 
     def _price(self) -> Tensor:
@@ -138,7 +139,7 @@ class Lagrangian:
         return self._log_price
 
     def _start_price(self, upsilon: Tensor) -> None:
-        """At first the price at which W-FGSM spends the budget: p lambda budget^(p-1) = Upsilon."""
+        """The first price is the one at which W-FGSM spends the budget: p lambda budget^(p-1) = Upsilon."""
         if self._log_price is None and upsilon > 0:
             self._log_price = (upsilon / (self.ball.p * self._budget() ** (self.ball.p - 1))).log()
         elif self._log_price is None:
@@ -146,7 +147,11 @@ class Lagrangian:
         self._log_price = self._log_price.to(upsilon.device)
 
     def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
-        """Where another unit of distance costs what it wins, shape [B]."""
+        """The distances at which another unit of distance costs what it wins, shape [B].
+
+        Raises:
+            UserError: No image may move as far as delta, so that the budget cannot be spent.
+        """
         most = self.limit * self.ball.ground.diameter(x)
         if most <= self.ball.delta:
             raise UserError(
@@ -157,6 +162,10 @@ class Lagrangian:
         return (self.free * self.ball.delta + worth).clamp(max=most)
 
     def _pay(self, excess: Tensor) -> None:
-        """One step of dual ascent on the price."""
+        """One step of dual ascent on the price, which is at most multiplied by e.
+
+        While the price is far too low the excess may be many budgets, and its p-th power would lift the price far above
+        the right one. The smallest rate of 1e-6 stands for a rate of 0, at which the price stays.
+        """
         overspent = ((excess / self._budget()).pow(self.ball.p) - 1).clamp(max=1 / max(self.rate, 1e-6))
         self._log_price = self._price() + self.rate * overspent

@@ -1,6 +1,7 @@
-"""How far the worst case reaches: the marginal distance D = lambda^(-1/p) of theory, sections 5 and 10.
+"""How far the worst case reaches: the marginal distance D = lambda^(-1/p) (theory, sections 5 and 10).
 
-Images nearer to the decision boundary than D are worth the adversary's budget, the others are not.
+Images nearer to the decision boundary than D are worth the adversary's budget, the others are not. To add another
+estimate of D, write a class with the methods of `Marginal`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ import torch
 from torch import Tensor
 
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import DISTANCE_ROUNDING
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
-
-_ROUNDING = 1 + 1e-6  # a flip at distance D between float32 images is a flip at D
 
 
 class Marginal(Protocol):
     """A running estimate of the marginal distance."""
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
-        """How far to attack, scalar, float64.
+        """How far to attack.
 
         Args:
             ball: The threat.
             x: The images to be attacked, for their device and size.
+
+        Returns:
+            In units of the ground norm, scalar, float64.
         """
         ...
 
     def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
-        """Learn from the global batch, the same on every rank.
+        """Learn from the flips of the global batch, which every rank is given.
 
         Args:
             ball: The threat.
@@ -51,7 +54,7 @@ class Marginal(Protocol):
 
 
 class Fixed:
-    """The same reach for ever, whatever the ball (margin maximisation, Ding et al. 2020).
+    """The same reach throughout training, whatever the ball, as in margin maximisation (MMA, Ding et al. 2020).
 
     Args:
         distance: In units of the ground norm, > 0.
@@ -84,16 +87,16 @@ class Fixed:
 
 
 class DualAscent:
-    """Follows the multiplier of the knapsack, so that ball and network alone decide how far to attack.
+    """Dual ascent on the multiplier of the knapsack, so that ball and network alone decide how far to attack.
 
-    log D <- log D + rate (delta^p - spent) / delta^p, with spent = E[d^p; 0 < d <= D] over the global batch: while the
-    flips nearer than D cost less than the budget, D grows. D stays in [delta, limit ||(1, ..., 1)||_s]. At p = inf the
-    marginal distance is delta.
+    log D <- log D + rate (delta^p - spent) / delta^p, with spent = E[d^p; 0 < d <= D] over the global batch (theory,
+    section 10): while the flips nearer than D cost less than the budget, D grows. D stays between delta and
+    limit ||(1, ..., 1)||_s. At p = inf the marginal distance is delta.
 
     Args:
-        rate: Of the ascent, >= 0.
-        limit: Largest D, as a share of the box's diameter.
-        safety: The attack reaches safety * D, at least 1; flips beyond D are trained on and not charged.
+        rate: Step of the ascent, >= 0.
+        limit: Largest D, as a share of the diameter of the box.
+        safety: The attack reaches as far as safety times D, safety >= 1; flips beyond D are trained on and not charged.
     """
 
     def __init__(self, rate: float = 0.05, limit: float = 0.6, safety: float = 1.0) -> None:
@@ -106,7 +109,7 @@ class DualAscent:
         self._distance: Tensor | None = None
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
-        """`safety` times D, and no further than the box."""
+        """`safety` times D, but no more than the diameter of the box."""
         diameter = ball.ground.diameter(x)
         self._most = self.limit * diameter
         if self._distance is None or math.isinf(ball.p):
@@ -115,11 +118,11 @@ class DualAscent:
         return (self.safety * self._distance).clamp(max=diameter)
 
     def update(self, ball: WassersteinBall, flips: Tensor, weight: Tensor) -> None:
-        """One step of ascent."""
+        """One step of the ascent."""
         assert self._distance is not None
         if math.isinf(ball.p) or ball.delta == 0:
             return
-        near = torch.where(flips <= _ROUNDING * self._distance, flips, 0.0) / ball.delta
+        near = torch.where(flips <= DISTANCE_ROUNDING * self._distance, flips, 0.0) / ball.delta
         spent = (weight * near.pow(ball.p)).sum() / weight.sum()
         most = max(self._most, ball.delta)
         self._distance = (self._distance * (self.rate * (1 - spent)).exp()).clamp(ball.delta, most)

@@ -17,11 +17,15 @@ BatchNormMode = Literal["eval", "train"]
 
 @contextmanager
 def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterator[None]:
-    """The model in the mode an attack runs in; afterwards all flags and buffers are as before, per submodule.
+    """The model in the mode an attack runs in; afterwards the flags and buffers of every submodule are as before.
 
-    Leaves inference mode and turns gradients on. `eval` freezes BatchNorm and dropout; `train` keeps every
-    submodule's own flag, and undoes what the forward passes did to its buffers. The autocast weight cache is
-    off inside, since casts cached under inference mode cannot be differentiated.
+    Inside, inference mode is left and gradients are on. The autocast weight cache is off, since casts that were cached
+    under inference mode cannot be differentiated.
+
+    Args:
+        model: The network.
+        batch_norm: `eval` freezes BatchNorm and dropout. `train` keeps every submodule's own flag, and what the forward
+            passes do to its buffers is undone afterwards.
     """
     flags = {module: module.training for module in model.modules()}
     cached = torch.is_autocast_cache_enabled()
@@ -64,7 +68,10 @@ def batch_under_attack(
 
 
 def resolve_batch_norm(mode: str) -> BatchNormMode:
-    """The mode the model runs in during an attack.
+    """The mode that a configuration asks for.
+
+    Args:
+        mode: `attack.batch_norm`.
 
     Raises:
         UserError: Neither `eval` nor `train`.

@@ -22,13 +22,14 @@ from wdro_train.utils.contract import (
 )
 from wdro_train.utils.errors import UserError
 
-_PROBES = 16  # images of a look at a network: enough that nothing holds for all of them by chance
+# Images of a look at a network. Two scores of one image may add up to 1 by chance, but not those of 16 images.
+_PROBES = 16
 
 
 def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
-    """Look at what a network says about the first images of a real batch, before any work is done.
+    """Refuse a network, or a batch, that no attack could work with: one look at a real batch before any work is done.
 
-    Modes, buffers and random numbers are afterwards as before.
+    Modes, buffers and random numbers are as before afterwards.
 
     Args:
         model: Should map images in [0, 1] to logits.
@@ -54,15 +55,15 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
 
 
 def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange | None = None) -> None:
-    """Refuse what a network says about its images where no attack or metric could make sense of it.
+    """Refuse logits that no attack or metric could make sense of: not finite, too few, or probabilities.
 
-    Costs one transfer to the host; the network is only asked again when its answers look like probabilities, since
-    two scores of one image may add up to 1 by chance, but not everywhere.
+    Costs one transfer to the host. Where all rows look like probabilities the network is asked about noise images as
+    well, since the logits of a small batch may add up to 1 by chance.
 
     Args:
         model: The network; call inside `attack_mode`.
         x: The images it was given, shape [B, ...].
-        logits: What it said, shape [B, m].
+        logits: What it returned, shape [B, m].
         labels: Range of the images' labels; None where there are none.
 
     Raises:
@@ -92,7 +93,14 @@ def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange
 
 
 def checked_loss(loss: LossFunction, labels: LabelRange) -> LossFunction:
-    """The loss behind a check that the network has an output for every label (on a GPU the loss would abort)."""
+    """The loss, but for a check that the network has an output for every label.
+
+    On a GPU a label without output would end the process inside the loss.
+
+    Args:
+        loss: Per-image loss.
+        labels: Range of the labels it will be given.
+    """
 
     def checked(logits: Tensor, y: Tensor) -> Tensor:
         check_labels(labels, logits.shape[1])
@@ -103,6 +111,6 @@ def checked_loss(loss: LossFunction, labels: LabelRange) -> LossFunction:
 
 @contextmanager
 def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Random networks draw inside; afterwards the generators stand where they stood."""
+    """Whatever a random network draws inside the block, the generators afterwards stand where they stood before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -20,7 +20,10 @@ from wdro_train.utils.errors import UserError
 
 
 class Pool:
-    """Runs every attack and pays for the cheapest misclassified point of each image, cheapest first.
+    """All attacks of a list, of whose points the cheapest misclassified one of each image is kept.
+
+    The budget pays for these points, cheapest first (see `CheapestFlips`), so that the pool flips at least as many
+    images as each of its attacks.
 
     Args:
         attacks: Attacks on the same ball.
@@ -51,7 +54,7 @@ class Pool:
         reducer: Reducer | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
-        """Perturb a batch; first-iterate fields of the result are those of the first attack. See `Attack`."""
+        """Perturb a batch; what the result says of the first iterate is that of the first attack. See `Attack`."""
         reducer = reducer or LocalReducer()
         x, y, _ = check_batch(x, y)
         results = [attack(model, x, y, weight=weight, reducer=reducer, generator=generator) for attack in self.attacks]

@@ -11,18 +11,21 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import move
 from wdro_train.utils.distributed import Reducer
 
+# Rows of noise are drawn in whole blocks. On a CPU torch draws normal numbers in groups of 16 and an incomplete last
+# group anew, so that otherwise the noise of an image would depend on how many images are drawn after it.
 _NOISE_BLOCK = 64
 
 
 def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise of size delta: every image inside its own ball of radius delta, so inside every W_p ball.
+    """Images plus noise that moves each of them by at most delta, which is inside the W_p ball for every p.
 
-    s = inf: uniform in the cube. Otherwise a Gaussian direction of s-norm delta U^(1/n). The noise of the whole
-    global batch is drawn on every rank and rows rank, rank + world_size, ... are taken, which is how a
-    distributed sampler deals out a batch: the images get the same noise on any number of ranks.
+    s = inf: uniform in the cube of half-width delta. Otherwise a Gaussian direction, scaled to an s-norm of
+    delta U^(1/n) with U uniform in [0, 1] and n the number of pixels. The noise of the whole global batch is drawn on
+    every rank, and a rank takes the rows rank, rank + world_size, ..., which is how a distributed sampler deals out a
+    batch: an image gets the same noise on any number of ranks.
 
     Args:
-        ball: Gives norm and radius.
+        ball: Gives the norm and the radius.
         x: This rank's images, shape [B, ...].
         reducer: Gives rank and number of ranks.
         generator: Seeded alike on all ranks, on the device of x.
@@ -32,7 +35,6 @@ def random_start(ball: WassersteinBall, x: Tensor, reducer: Reducer, generator: 
     """
     world, rank = reducer.world_size, reducer.rank
     size = x[0].numel()
-    # Whole blocks: what is drawn for an image must not change with the padding that fills up the ranks.
     rows = -(-len(x) * world // _NOISE_BLOCK) * _NOISE_BLOCK
     noise = x.new_empty(rows, size)
     if math.isinf(ball.norm):

@@ -1,9 +1,9 @@
-"""What an iterative attack returns out of all the points it visits.
+"""What an iterative attack returns, out of all the points it has visited.
 
-The 2023 code keeps the iterate of lowest accuracy. Under a W_p ball with p < inf that leaves much on the table:
-budget lies on images that never flip, and others are pushed further than they need. The worst case is a
-knapsack (theory, section 5), and over the points an attack has visited it is solved by paying for the cheapest
-misclassified point of each image, cheapest first.
+The 2023 code keeps the iterate of lowest accuracy. In a W_p ball with p < inf that wastes budget: some of it lies on
+images that never flip, and others are pushed further than they need to be. The worst case is a knapsack (theory,
+section 5), and over the points an attack has visited it is solved by paying for the cheapest misclassified point of
+each image, cheapest first.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import DISTANCE_ROUNDING
 from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 
 Keep = Literal["last", "best", "cheapest"]
-_ROUNDING = 1 + 1e-6  # a price is a distance between float32 images; one that spends delta must be affordable
 
 
 class Keeper(ABC):
-    """Sees every iterate, all of them inside the ball, and chooses what the attack returns.
+    """Is shown every iterate of an attack, each of them inside the ball, and chooses what the attack returns.
 
     Attributes:
         logits: Logits of the points chosen so far.
@@ -57,11 +57,11 @@ class Keeper(ABC):
 
     @property
     def finished(self) -> Tensor | None:
-        """Which images take no more steps, boolean [B]; None if there is no such thing."""
+        """Which images take no more steps, boolean [B]; None if all of them go on."""
         return None
 
     def hold(self, x_adv: Tensor) -> Tensor:
-        """Where to go on from."""
+        """The points from which the next step starts, given the iterate."""
         return x_adv
 
     def choose(self) -> Tensor:
@@ -70,11 +70,33 @@ class Keeper(ABC):
 
     @abstractmethod
     def _better(self, x_adv: Tensor, robust: Tensor, number_robust: Tensor, mean_loss: Tensor) -> Tensor:
-        """Which images' points to take over, boolean [B]."""
+        """The images whose points are better than those chosen so far, boolean [B].
+
+        Args:
+            x_adv: The iterate, shape of the images.
+            robust: The images that are correct there, shape [B].
+            number_robust: Their weighted number over the global batch, scalar.
+            mean_loss: Mean loss over the global batch, scalar.
+        """
+
+
+def is_better_iterate(correct: Tensor, loss: Tensor, fewest: Tensor, loss_of_fewest: Tensor) -> Tensor:
+    """Whether an iterate is stronger than the strongest so far: fewer correct images, ties by higher loss.
+
+    Args:
+        correct: Number (or weight) of the images that it leaves correct, scalar.
+        loss: Its loss, summed or averaged over the same images for all iterates, scalar.
+        fewest: `correct` of the strongest so far.
+        loss_of_fewest: `loss` of the strongest so far.
+    """
+    return (correct < fewest) | ((correct == fewest) & (loss > loss_of_fewest))
 
 
 class BestIterate(Keeper):
-    """The iterate with the fewest correct images, ties by highest mean loss (the 2023 code's choice)."""
+    """The iterate with the fewest correct images of the batch, and among those the one of highest mean loss.
+
+    The choice of the 2023 code.
+    """
 
     _fewest: Tensor | None = None
 
@@ -82,7 +104,7 @@ class BestIterate(Keeper):
         if self._fewest is None:
             self._fewest, self._loss = number_robust, mean_loss
             return torch.ones_like(robust)
-        better = (number_robust < self._fewest) | ((number_robust == self._fewest) & (mean_loss > self._loss))
+        better = is_better_iterate(number_robust, mean_loss, self._fewest, self._loss)
         self._fewest = torch.where(better, number_robust, self._fewest)
         self._loss = torch.where(better, mean_loss, self._loss)
         return better.expand_as(robust)
@@ -91,8 +113,8 @@ class BestIterate(Keeper):
 class CheapestFlips(Keeper):
     """The cheapest misclassified point of every image; `choose` pays for them, cheapest first.
 
-    Images that never flip, or whose flip the budget does not reach, stay clean and cost nothing.
-    Offer the clean images first.
+    Images that never flip, or whose flip the budget does not reach, stay clean and cost nothing. The clean images must
+    be offered first.
     """
 
     _price: Tensor | None = None
@@ -109,11 +131,11 @@ class CheapestFlips(Keeper):
 
     @property
     def finished(self) -> Tensor | None:
-        """Flipped images, the misclassified ones included."""
+        """The images that have flipped, those included that were misclassified to begin with."""
         return None if self._price is None else self._price < math.inf
 
     def hold(self, x_adv: Tensor) -> Tensor:
-        """Flipped images stay where their flip was cheapest."""
+        """Images that have flipped stay where their flip was cheapest."""
         assert self.finished is not None
         return torch.where(self.finished.view(-1, *[1] * (x_adv.dim() - 1)), self.x_adv, x_adv)
 
@@ -125,7 +147,7 @@ class CheapestFlips(Keeper):
 
     @torch.no_grad()
     def choose(self) -> Tensor:
-        """The flips the budget pays for, clean images elsewhere."""
+        """The flips that the budget pays for, and clean images elsewhere."""
         assert self._price is not None
         paid = self._price <= affordable_price(self.ball, self._price, self.weight, self.reducer)
         self.logits = torch.where(paid[:, None], self.logits, self._clean_logits)
@@ -133,7 +155,7 @@ class CheapestFlips(Keeper):
 
 
 def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, reducer: Reducer) -> Tensor:
-    """The largest price up to which all flips together fit into the ball: mean of price^p <= delta^p.
+    """The largest price up to which all flips together fit into the ball, (1/N) sum price^p <= delta^p.
 
     Args:
         ball: Gives p and delta.
@@ -144,7 +166,7 @@ def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, redu
     Returns:
         Scalar, float64; delta itself at p = inf.
     """
-    radius = ball.delta * _ROUNDING
+    radius = ball.delta * DISTANCE_ROUNDING
     if math.isinf(ball.p):
         return prices.new_tensor(radius)
     both = reducer.gather(torch.stack([prices, weight])).transpose(0, 1).flatten(1)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.ascent import slope_in_box, upsilon_in_scope
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import ascend, move
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
-from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
 from wdro_train.utils.distributed import LocalReducer, Reducer
 
 
 class WFGSM:
-    """The push-forward x -> x + delta h(g) (||g||_* / Upsilon)^(q-1) (Bai, He, Jiang, Obloj 2023).
+    """The first-order worst case Q_delta: the push-forward x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), g = grad_x J.
 
-    One forward and one backward pass.
+    V(delta) = E_{Q_delta}[J] + o(delta) (theory, section 2; Bai, He, Jiang, Obloj 2023). It takes one forward and one
+    backward pass, and one collective under DDP.
 
     Args:
         p: Wasserstein order in (1, inf].
@@ -64,13 +66,13 @@ class WFGSM:
         reducer: Reducer | None = None,
         generator: torch.Generator | None = None,
     ) -> AttackResult:
-        """Push the batch forward to its part of Q_delta; see `Attack`."""
+        """Move the batch to where Q_delta has its mass; see `Attack`."""
         ball, reducer = self.ball, reducer or LocalReducer()
         x, found, slope = self._slopes(model, x, y)
         with torch.no_grad():
             dual_norms = ball.ground.dual_norms(slope)
-            total = merge(reducer.gather(moment(dual_norms, weight, ball.q)), ball.q)
-            upsilon = power_mean(self.scope("upsilon/0", total, ball.q), ball.q)
+            parts = reducer.gather(moment(dual_norms, weight, ball.q))
+            upsilon = upsilon_in_scope(parts, ball.q, self.scope, step=0)
             x_adv = push_forward(ball, x, slope, dual_norms, upsilon, box=self.box)
             return AttackResult(
                 x_adv=x_adv,
@@ -84,7 +86,7 @@ class WFGSM:
             )
 
     def gradient_moment(self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None) -> Tensor:
-        """This batch's contribution to Upsilon, for a pass over the whole set before the attack.
+        """What this batch contributes to Upsilon, for a pass over the whole set that precedes the attack.
 
         Args:
             model: Maps images in [0, 1] to logits.
@@ -99,19 +101,19 @@ class WFGSM:
         return moment(self.ball.ground.dual_norms(slope), weight, self.ball.q)
 
     def _slopes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, InputGradient, Tensor]:
-        """The images in float32, J with its gradient there, and the gradient (free of the box if asked)."""
+        """The images in float32, J and grad_x J at them, and the gradient to step along (free of the box if asked)."""
         with batch_under_attack(model, x, y, self.batch_norm) as (x, y, labels):
             found = input_gradient(model, x, y, checked_loss(self.loss, labels), self.batch_size)
             check_logits(model, x, found.logits, labels)
         with torch.no_grad():
-            return x, found, free_gradient(found.gradient, x) if self.box else found.gradient
+            return x, found, slope_in_box(found.gradient, x, box=self.box)
 
 
 @torch.no_grad()
 def push_forward(
     ball: WassersteinBall, x: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor, *, box: bool
 ) -> Tensor:
-    """Q_delta's map x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), kept in [0, 1]^n.
+    """The map of Q_delta, x -> x + delta h(g) (||g||_* / Upsilon)^(q-1), kept in [0, 1]^n (theory, section 2).
 
     Args:
         ball: The threat, p > 1.
@@ -119,7 +121,7 @@ def push_forward(
         slope: grad_x J, free of the box if `box`, same shape.
         dual_norms: ||slope||_*, shape [B].
         upsilon: Upsilon of the whole distribution, scalar.
-        box: Spend in full inside the box; False: clamp afterwards.
+        box: Step along the free gradient and spend the radii in full inside the box; False: clamp afterwards.
 
     Returns:
         Images in [0, 1], same shape as x.

@@ -1,13 +1,13 @@
-"""W-PGD: projected gradient ascent on the whole batch as one distribution (PGD is the case p = inf)."""
+"""W-PGD: projected gradient ascent on the whole batch as one distribution; PGD is the case p = inf."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.ascent import ProjectedStep, slope_in_box, upsilon_in_scope
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, forward, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
@@ -15,10 +15,8 @@ from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.attacks.random_start import random_start
 from wdro_train.attacks.selection import Keep, Keeper, make_keeper
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
-from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
-from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
 from wdro_train.utils.contract import check_batch
 from wdro_train.utils.distributed import LocalReducer, Reducer
@@ -26,11 +24,11 @@ from wdro_train.utils.errors import UserError
 
 
 class WPGD:
-    """x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
+    """Many steps of W-FGSM: x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
-    One forward and one backward pass a step, and one more forward unless the last iterate is kept; with
-    `keep="cheapest"` over the images that have not flipped yet only. Two small
-    collectives a step under DDP (three unless the last iterate is kept). Departures from the 2023 code:
+    Theory, section 4. A step takes one forward and one backward pass (with `keep="cheapest"` over the images that have
+    not flipped yet only), and unless the last iterate is kept the attack ends with one more forward pass. Under DDP a
+    step takes two small collectives, three unless the last iterate is kept. Departures from the 2023 code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
     - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
@@ -43,7 +41,8 @@ class WPGD:
         delta: Radius.
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
         steps: Number of gradient steps.
-        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps.
+        step_size: Length of the whole path in units of delta; a step is step_size * delta / steps. 1.875 is that of
+            the 2023 code.
         random_start: Start from uniform noise of size delta instead of the clean images.
         keep: What is returned: the `last` iterate, the `best` one (lowest accuracy over the batch), or the
             `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the
@@ -90,6 +89,11 @@ class WPGD:
         self.batch_size = batch_size
         self.progress = progress
 
+    @property
+    def rule(self) -> ProjectedStep:
+        """The formulas of a step, in the ball and with the scope that the attack has now."""
+        return ProjectedStep(self.ball, self.step_size * self.ball.delta / self.steps, self.box, self.scope)
+
     def __call__(
         self,
         model: nn.Module,
@@ -123,9 +127,10 @@ class WPGD:
                     x_adv = keeper.hold(x_adv)
                     if keeper.finished is not None:
                         found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
-                slope = free_gradient(found.gradient, x_adv) if self.box else found.gradient
+                slope = slope_in_box(found.gradient, x_adv, box=self.box)
                 dual_norms = self.ball.ground.dual_norms(slope)
-                upsilon = self._upsilon(dual_norms, weight, reducer, step)
+                parts = reducer.gather(moment(dual_norms, weight, self.ball.q))
+                upsilon = upsilon_in_scope(parts, self.ball.q, self.scope, step)
                 if first is None:
                     check_logits(model, x, found.logits, labels)
                     first, first_norms, first_upsilon = found, dual_norms, upsilon
@@ -173,12 +178,6 @@ class WPGD:
         logits = forward(model, x, self.batch_size)
         keeper.offer(x, logits, loss(logits, y))
 
-    def _upsilon(self, dual_norms: Tensor, weight: Tensor | None, reducer: Reducer, step: int) -> Tensor:
-        """Upsilon at the current iterate, over the attack's scope."""
-        q = self.ball.q
-        total = merge(reducer.gather(moment(dual_norms, weight, q)), q)
-        return power_mean(self.scope(f"upsilon/{step}", total, q), q)
-
     @torch.no_grad()
     def _step(
         self,
@@ -192,46 +191,7 @@ class WPGD:
         step: int,
     ) -> Tensor:
         """One ascent step from x_adv and the projection back onto the ball around x."""
-        u, distances = self.ascent(x, x_adv, slope, dual_norms, upsilon)
-        held = dual_norms == 0
-        parts = reducer.gather(self.displacement_moments(distances, held, weight))
-        return move(x, self.ball.ground.shrink(u, distances, self.allowed(distances, held, parts, step)))
-
-    @torch.no_grad()
-    def ascent(
-        self, x: Tensor, x_adv: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The displacement after one step from x_adv, before the projection, and its norms [B]."""
-        radii = self.step_size * self.ball.delta / self.steps * self.ball.shares(dual_norms, upsilon)
-        if self.box:
-            u = ascend(self.ball.ground, x_adv, slope, radii) - x
-        else:
-            u = x_adv + per_image(radii, x) * self.ball.ground.direction(slope) - x
-        return u, self.ball.ground.distances(u)
-
-    def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
-        """Moments of the displacements that may shrink and of those that are held, shape [2, 3].
-
-        At p = inf the projection is image by image and nothing is communicated: the result is all zero.
-        """
-        p = self.ball.p
-        if math.isinf(p):
-            return distances.new_zeros(2, 3)
-        w = torch.ones_like(distances) if weight is None else weight.to(distances)
-        return torch.stack([moment(distances, w * ~held, p), moment(distances, w * held, p)])
-
-    def allowed(self, distances: Tensor, held: Tensor, parts: Tensor, step: int) -> Tensor:
-        """The norms the projection allows, shape [B].
-
-        Args:
-            distances: Norms before the projection, shape [B].
-            held: Images that keep what they have, shape [B].
-            parts: Displacement moments of all parts of the set, shape [k, 2, 3].
-            step: Number of the step, for the scope.
-        """
-        p = self.ball.p
-        if math.isinf(p):
-            return distances.clamp(max=self.ball.delta)
-        joined = torch.stack([merge(parts[:, k], p) for k in (0, 1)])
-        rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
-        return torch.where(held, distances, rho * distances)
+        rule, held = self.rule, dual_norms == 0
+        u, distances = rule.ascent(x, x_adv, slope, dual_norms, upsilon)
+        parts = reducer.gather(rule.displacement_moments(distances, held, weight))
+        return rule.project(x, u, distances, rule.allowed(distances, held, parts, step))

@@ -1,4 +1,7 @@
-"""Certificates: radii within which no attack can flip an image, and so lower bounds on worst-case accuracy."""
+"""Certificates: radii within which no attack can flip an image, and with them lower bounds on worst-case accuracy.
+
+One protocol (`Certificate`), one file a certificate.
+"""
 
 from wdro_train.certificates.base import Certificate, Radii
 from wdro_train.certificates.relaxation import LinearRelaxation

@@ -1,17 +1,17 @@
-"""What every certificate shares: the protocol and its result.
+"""What a certificate is: a map from a batch of images to radii within which nothing can flip them, and its result.
 
-A certified radius is a lower bound on d_i, the distance from the image to its nearest misclassified point. In place
-of the distances in `RobustnessCurve` certified radii give a lower bound on worst-case accuracy, for every radius and
-every Wasserstein order.
+A certified radius r_i is a lower bound on d_i, the distance from image i to its nearest misclassified point. In the
+place of distances in `RobustnessCurve` certified radii give a lower bound on worst-case accuracy, for every radius and
+every Wasserstein order (theory, sections 5 and 11).
+
+To add a certificate, write a class with the attribute and the call of `Certificate`, in a file of its own, export it in
+`wdro_train.certificates`, and let `wdro_train.evaluation.certified_curve.make_certificate` make it by its name.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ class Radii:
     """Certified radii of a batch.
 
     Attributes:
-        radii: r_i with no misclassified point at ||x' - x_i||_s < r_i, x' in [0, 1]^n; float64, shape [N]; 0 where
-            the image is misclassified or nothing could be certified.
-        correct: The images classified correctly to begin with, boolean, shape [N].
-        norm: Ground norm s.
+        radii: r_i such that no x' in [0, 1]^n with ||x' - x_i||_s < r_i is misclassified; float64, shape [N]; 0 where
+            the image is misclassified or nothing could be certified, inf where every image of the box is certified.
+        correct: The images that are classified correctly to begin with, boolean, shape [N].
+        norm: Order s of the ground norm.
         level: Probability with which all radii hold simultaneously; 1 for a deterministic certificate.
-        about: The classifier that the certificate speaks of, in words.
+        about: The classifier that the certificate speaks of, in words for a report.
     """
 
     radii: Tensor
@@ -38,7 +38,20 @@ class Radii:
 
 
 class Certificate(Protocol):
-    """A map from a batch to certified radii."""
+    """A map from a batch to certified radii.
+
+    The contract:
+
+    - The classifier that `Radii.about` names has no misclassified point nearer than the radius, also as computed in
+      float32; where chance is involved, this holds for all images of the set at once with probability `Radii.level`.
+    - Misclassified images have radius 0.
+    - The network's modes, buffers and gradients are as before afterwards (`batch_under_attack` sees to it), and the
+      arithmetic inside is that of IEEE 754 (`full_float32`), whatever precision the process computes in otherwise.
+    - A network that the certificate does not cover is refused with a `UserError` that names the layer or the reason.
+
+    Attributes:
+        norm: Order s of the ground norm that the radii are in.
+    """
 
     norm: float
 
@@ -52,48 +65,3 @@ class Certificate(Protocol):
             generator: Source of noise; None for the default one.
         """
         ...
-
-
-class _Precision:
-    """Float32 precision of all operations; several threads may ask for the full one at once."""
-
-    def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-        self._before: list[str] = []
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._before = [operation.fp32_precision for operation in self._operations()]
-                for operation in self._operations():
-                    operation.fp32_precision = "ieee"
-            self._users += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                for operation, precision in zip(self._operations(), self._before, strict=True):
-                    operation.fp32_precision = precision
-
-    def _operations(self) -> list[Any]:
-        backends: Any = torch.backends
-        on_gpu = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-        return [*on_gpu, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-
-
-_PRECISION = _Precision()
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Float32 arithmetic as IEEE 754 has it inside the block; afterwards whatever was chosen before.
-
-    Convolutions on a GPU use TF32 by default, and matrix products do if they are allowed to: 10 bits of mantissa, far
-    outside the rounding that a certificate allows for.
-    """
-    _PRECISION.enter()
-    try:
-        yield
-    finally:
-        _PRECISION.leave()

@@ -1,4 +1,4 @@
-"""Affine functions of a layer's values, and their bounds: the objects that linear relaxation carries backwards.
+"""Affine functions of a layer's values and their lower bounds, which linear relaxation carries backwards.
 
 A form holds M functions for each of L windows of a map [C, H, W]. Windows are laid out like those of a convolution
 (kernel, stride, padding), so functions of few pixels, such as the neurons of a convolution, stay small; one window
@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Form:
-    """constant + <coefficients, window>.
+    """Affine functions constant + <coefficients, window> of the windows of a map.
 
     Attributes:
         coefficients: Shape [B, L, M, C, k, k']; B or L may be 1 for what images or windows share. Zero where a
@@ -37,7 +37,12 @@ class Form:
 
     @classmethod
     def both_signs(cls, channels: int, like: Tensor) -> Form:
-        """Every value of a map with `channels` channels, and minus it: M = 2 channels."""
+        """Every value of a map and its negative, whose lower bounds are the map's bounds: M = 2 channels functions.
+
+        Args:
+            channels: Number of the map's channels.
+            like: Gives type and device.
+        """
         eye = torch.eye(channels, dtype=like.dtype, device=like.device)
         coefficients = torch.cat([eye, -eye]).view(1, 1, 2 * channels, channels, 1, 1)
         return cls(coefficients, coefficients.new_zeros(1, 1, 1))
@@ -59,15 +64,15 @@ class Form:
         return self.at((low + high) / 2) - _dot(self.coefficients.flatten(3).abs(), width)
 
     def over_ball(self, x: Tensor, radii: Tensor, dual: float) -> Tensor:
-        """A lower bound of the functions over ||x' - x|| <= radius and x' in [0, 1]^n.
+        """Lower bounds of the functions over ||x' - x||_s <= radius and x' in [0, 1]^n.
 
-        f(x) - radius ||a_free||_*, a_free the coefficients along which a pixel on the edge of the box may still
-        move down the function.
+        f(x) - radius ||a_free||_*, with a_free the coefficients but for 0 where a pixel on the edge of the box would
+        have to leave it to lower the function.
 
         Args:
             x: Images, shape [B, C, H, W].
             radii: Shape [B].
-            dual: Exponent of the dual norm.
+            dual: Exponent s' of the dual norm.
 
         Returns:
             Shape [B, L, M].
@@ -77,10 +82,10 @@ class Form:
         return self.at(x) - radii.to(x)[:, None, None] * lengths
 
     def through_relu(self, low: Tensor, high: Tensor) -> Form:
-        """A lower bound as a form of the values z before a ReLU, for low <= z <= high.
+        """Lower bounds of the functions of relu(z), as a form of z, for low <= z <= high.
 
-        relu(z) <= s (z - low) with s = high / (high - low), and relu(z) >= z or 0, whichever encloses the smaller
-        area (Zhang et al. 2018, CROWN); exact where the sign of z is known.
+        relu(z) <= k (z - low) with k = high / (high - low), and relu(z) >= z or 0, whichever leaves the smaller
+        area between the two lines (CROWN, Zhang et al. 2018); exact where the sign of z is known.
 
         Args:
             low: Shape [B, C, H, W].
@@ -98,12 +103,23 @@ class Form:
         )
 
     def through_scale(self, scale: Tensor, shift: Tensor) -> Form:
-        """The form of z, given that of scale z + shift; scale and shift have shape [C]."""
+        """The form of z, given this form of scale z + shift.
+
+        Args:
+            scale: Shape [C].
+            shift: Shape [C].
+        """
         constant = self.constant + (self.coefficients.sum((-2, -1)) @ shift)
         return replace(self, coefficients=self.coefficients * scale[:, None, None], constant=constant)
 
     def clipped(self, shape: tuple[int, int, int]) -> Form:
-        """Without what hangs over the edge of maps [C, H, W]: zeros there, or for one window only, nothing there."""
+        """The form without the parts of its windows that hang over the edge of the map.
+
+        Their coefficients are set to 0; where there is one window only, they are cut off.
+
+        Args:
+            shape: [C, H, W] of the map.
+        """
         if self.padding == (0, 0):
             return self
         (_, height, width), (top, left) = shape, self.padding

@@ -1,8 +1,8 @@
-"""Randomised smoothing: l_2 certificates for any network, of its smoothed classifier (Cohen, Rosenfeld, Kolter 2019).
+"""Randomised smoothing: l_2 certificates of the smoothed classifier of any network.
 
-The smoothed classifier g(x) is the class that f(x + e), e ~ N(0, sigma^2 I), gives most often. If f(x + e) = y with
-probability at least p > 1/2, then g = y within ||x' - x||_2 < sigma Phi^-1(p) (their theorem 1). Procedure CERTIFY
-bounds p from below with the Clopper-Pearson interval.
+The smoothed classifier g(x) is the class that f(x + e) with e ~ N(0, sigma^2 I) gives most often. If f(x + e) = y with
+probability at least p > 1/2, then g = y wherever ||x' - x||_2 < sigma Phi^-1(p) (Cohen, Rosenfeld, Kolter 2019,
+arXiv 1902.02918, theorem 1). Their procedure CERTIFY bounds p from below by the Clopper-Pearson interval.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.certificates.base import Radii, full_float32
+from wdro_train.certificates.base import Radii
+from wdro_train.certificates.precision import full_float32
 from wdro_train.theory.losses import correct
 from wdro_train.utils.contract import check_batch, check_labels
 from wdro_train.utils.errors import UserError
 
 
 class RandomizedSmoothing:
-    """CERTIFY, over samples and images in one stream of batches.
+    """Radii sigma Phi^-1(p_i) of the smoothed classifier, p_i a lower bound on how often noise leaves image i correct.
 
-    The noise is not clamped: the smoothed classifier is defined on noisy inputs that leave [0, 1], so the network
-    must accept them (`Normalize` does). The error probability is divided by the number of images of the whole set,
-    so all radii of the set, and with them the certified curve, hold simultaneously with probability 1 - alpha.
+    The noise is not clamped: the smoothed classifier is defined by noisy inputs that leave [0, 1], so the network must
+    accept them. The error probability is divided by the number of images of the whole set, so that all radii of the
+    set, and with them the certified curve, hold at once with probability 1 - alpha.
 
-    An image costs n0 forward passes, and n more if the first n0 vote for its label.
+    An image takes n0 forward passes, and n more if most of the first n0 are for its label. Samples and images go
+    through the network in one stream of batches.
+
+    The defaults of n0 and alpha are those of Cohen et al.; their n is 100,000.
 
     Args:
         sigma: Standard deviation of the noise, in pixel units, > 0.
@@ -64,7 +68,7 @@ class RandomizedSmoothing:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Radii:
         """Certify a batch; see `Certificate`.
 
-        `correct` is where the label has the most votes of the n samples: an estimate, which no radius rests on.
+        `correct` says where the label has the most votes of the n samples: an estimate, on which no radius depends.
 
         Raises:
             UserError: More images than `total_images`, or input that no attack would take either.
@@ -87,13 +91,13 @@ class RandomizedSmoothing:
             return Radii(radii, majority, self.norm, 1 - self.alpha, about)
 
     def radius(self, count: Tensor) -> Tensor:
-        """The radius sigma Phi^-1(p), p the Clopper-Pearson lower bound at error alpha / total_images; 0 if p <= 1/2.
+        """The radius sigma Phi^-1(p), with p the Clopper-Pearson lower bound at error alpha / total_images.
 
         Args:
             count: How many of the n samples voted for the label, shape [N].
 
         Returns:
-            Shape [N], float64.
+            Shape [N], float64; 0 where p <= 1/2.
         """
         k = count.cpu().numpy()
         p = beta.ppf(self.alpha / self.total_images, k, self.n - k + 1)  # NaN for k = 0, which abstains too
@@ -101,7 +105,7 @@ class RandomizedSmoothing:
         return torch.where(certified > 0, certified, 0.0)
 
     def _votes(self, model: nn.Module, x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
-        """How often each class is strictly the largest under noise, int64 [N, m]; ties and NaN vote for nobody."""
+        """How often each class has strictly the largest logit under noise, int64 [N, m]; no class at ties and NaN."""
         votes: Tensor | None = None
         pairs = len(x) * samples
         for start in range(0, pairs, self.batch_size):

@@ -5,7 +5,7 @@ from wdro_train.data.decoding import UnreadableImageError
 from wdro_train.data.digest import content_digest
 from wdro_train.data.digits import Digits
 from wdro_train.data.folders import ImageFolderDataModule, class_folders
-from wdro_train.data.huggingface import HuggingFaceDataModule
+from wdro_train.data.huggingface_datasets import HuggingFaceDataModule
 from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet, describe_sample
 from wdro_train.data.torchvision_sets import GzipDataModule, TorchvisionDataModule
 

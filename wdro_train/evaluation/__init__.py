@@ -9,6 +9,6 @@
 True
 """
 
-from wdro_train.evaluation.engine import robustness_curve
+from wdro_train.evaluation.curve import robustness_curve
 
 __all__ = ["robustness_curve"]

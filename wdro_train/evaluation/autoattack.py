@@ -1,10 +1,11 @@
-"""Reference attacks at p = inf from the package pyautoattack (extra `peers`)."""
+"""Attacks of other authors at p = inf, to hold ours against: AutoAttack and its parts (pip extra `peers`)."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import time
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,33 +17,49 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.engine import Engine, Stage
-from wdro_train.evaluation.identity import package_version
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import move
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.versions import package_version
 
-_ROUNDING = 1e-6  # of the length of a float32 displacement, and of the radius in float32
+_ROUNDING = 1e-6  # of the radius: more than a float32 displacement, and the radius itself, lose by rounding
 _STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 _NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 
 
-def run_peer(
+@dataclass(frozen=True, eq=False)
+class ReferenceResult:
+    """What a reference attack left of a set.
+
+    Attributes:
+        name: The attack, for the report.
+        ball: Its threat; p = inf, as the attack looks at each image by itself.
+        accuracy: Accuracy that it leaves on the images it was run on, in [0, 1].
+        flips: Distance of each image's flip, inf for none, shape [n].
+        seconds: Computing time of all batches.
+    """
+
+    name: str
+    ball: WassersteinBall
+    accuracy: float
+    flips: NDArray[np.float64]
+    seconds: float
+
+
+def run_reference_attack(
     engine: Engine, ball: WassersteinBall, *, attacks: list[str] | None, name: str, batches: int | None = None
-) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """AutoAttack, or some of its parts, at the ball's radius.
+) -> ReferenceResult:
+    """Run AutoAttack, or some of its parts, at the ball's radius on every image.
 
     Args:
         engine: The set and the network.
-        ball: Gives norm and radius.
+        ball: Gives norm and radius; its order does not matter.
         attacks: Parts by their names in pyautoattack, such as `square`; None for the standard version.
-        name: For the report.
-        batches: First so many batches of the set only; None for all.
-
-    Returns:
-        Row of the report's `peers`, and the distance of each image's flip (inf for none), shape [n].
+        name: How the report calls it.
+        batches: Run on the first so many batches of the set only; None for all.
 
     Raises:
         UserError: The package is not installed.
@@ -68,29 +85,26 @@ def run_peer(
     limited = engine if batches is None else engine.first(batches)
     joined = limited.run(Stage(f"peer_{name}", settings, work), ("distances", "seconds"))
     distances = np.asarray(joined["distances"])
-    row = {
-        "name": name,
-        "norm": ball.norm,
-        "delta": ball.delta,
-        "p": math.inf,
-        "images": len(distances),
-        "accuracy": float((distances > ball.delta).mean()),
-        "seconds": float(joined["seconds"].sum()),
-    }
-    return row, distances
+    return ReferenceResult(
+        name=name,
+        ball=replace(ball, p=math.inf),
+        accuracy=float((distances > ball.delta).mean()),
+        flips=distances,
+        seconds=float(joined["seconds"].sum()),
+    )
 
 
 def autoattack(
     model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, *, seed: int = 0, attacks: list[str] | None = None
 ) -> Tensor:
-    """AutoAttack (Croce and Hein 2020) at the ball's radius; call inside `attack_mode`.
+    """Perturb images by AutoAttack (Croce and Hein 2020, arXiv 2003.01690); call inside `attack_mode`.
 
     Args:
         model: Maps images in [0, 1] to logits.
         x: Images, shape [B, C, H, W].
         y: Labels, shape [B].
         ball: Gives norm and radius.
-        seed: Of its random starts.
+        seed: Seeds its random starts.
         attacks: Parts by their names in pyautoattack; None for the standard version. With fewer than four classes
             that has no attack on DLR, whose targeted form compares four logits; with fewer than ten it targets
             every other class once.

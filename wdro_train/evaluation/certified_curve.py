@@ -1,14 +1,15 @@
-"""Certified radii of a whole set, batch by batch, as a lower bound on the curve."""
+"""Certified radii of a whole set, which bound its robustness curve from below."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
-from wdro_train.certificates.relaxation import Method
+from wdro_train.certificates.relaxed_network import Method
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -18,15 +19,15 @@ from wdro_train.utils.errors import UserError
 def make_certificate(
     method: str, *, norm: float, images: int, sigma: float, samples: int, alpha: float, batch_size: int
 ) -> Certificate:
-    """The certificate of that name.
+    """Build the certificate that `certificate.method` names.
 
     Args:
         method: `crown`, `ibp` or `smoothing`.
-        norm: Ground norm of the curve it is to bound.
+        norm: Ground norm of the curve that it is to bound.
         images: Size of the whole set, over which smoothing divides its error probability.
-        sigma: Smoothing's noise.
-        samples: Smoothing's samples an image.
-        alpha: Smoothing's error probability over the whole set.
+        sigma: Standard deviation of the noise of smoothing.
+        samples: Noisy samples of each image in smoothing.
+        alpha: Error probability of smoothing over the whole set.
         batch_size: Images per forward pass of smoothing.
 
     Raises:
@@ -41,15 +42,31 @@ def make_certificate(
     return RandomizedSmoothing(sigma=sigma, total_images=images, n=samples, alpha=alpha, batch_size=batch_size)
 
 
-def certified_curve(engine: Engine, certificate: Certificate, method: str) -> tuple[RobustnessCurve, dict[str, Any]]:
-    """The certified curve and what it is a certificate of.
+@dataclass(frozen=True, eq=False)
+class CertifiedCurve:
+    """A lower bound on A_delta for all delta and p, from certified radii (theory, section 5).
+
+    Attributes:
+        method: `crown`, `ibp` or `smoothing`.
+        level: Probability with which all radii hold at once; 1 for a deterministic certificate.
+        about: The classifier that the certificate speaks of, in words: smoothing speaks of another than the network.
+        curve: The curve of the certified radii.
+    """
+
+    method: str
+    level: float
+    about: str
+    curve: RobustnessCurve
+
+
+def certified_curve(engine: Engine, certificate: Certificate, method: str) -> CertifiedCurve:
+    """Certify every image of the set.
 
     Args:
         engine: The set and the network.
-        certificate: Its radii are for the curve's norm.
+        certificate: Its radii are in the norm of the curve that they are to bound.
         method: Its name, for the report.
     """
-    about: dict[str, Any] = {"method": method}
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = certificate(engine.model, x, y, generator=generator)
@@ -58,10 +75,4 @@ def certified_curve(engine: Engine, certificate: Certificate, method: str) -> tu
     joined = engine.run(Stage(f"certificate_{method}", certificate, work), ("radii", "level"))
     x, y = next(iter(engine.batches))
     sample = certificate(engine.model, x[:1].to(engine.device), y[:1].to(engine.device))
-    about |= {
-        "level": float(joined["level"].min()),
-        "about": sample.about,
-        "clean_accuracy": float((joined["radii"] > 0).mean()),
-        "radii": joined["radii"].tolist(),
-    }
-    return RobustnessCurve(joined["radii"]), about
+    return CertifiedCurve(method, float(joined["level"].min()), sample.about, RobustnessCurve(joined["radii"]))

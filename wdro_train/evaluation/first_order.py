@@ -1,165 +1,113 @@
-"""The poster's quantities of one network on a grid: first-order values, W-PGD, ratios and their bounds."""
+"""The poster's table of one network: first-order values, W-PGD, and the bounds on the ratio R = A_delta / A."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from wdro_train.attacks import WPGD
-from wdro_train.evaluation.engine import Batches, Engine, Mark, first_order_grid, stage_key
-from wdro_train.evaluation.identity import digest
-from wdro_train.evaluation.streamed_pgd import streamed_pgd
-from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.first_order_grid import first_order_grid
+from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
+from wdro_train.metrics.functional import FirstOrderQuantities, accuracy_ratio
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
-from wdro_train.utils.errors import UserError
 
 
-def pgd_whole_set(
-    engine: Engine, *, norm: float, loss: str, p: float, delta: float, steps: int, box: bool
-) -> tuple[float, float, NDArray[np.float64]]:
-    """W-PGD with all images as one distribution (the iterate of lowest accuracy, as in the 2023 protocol).
+@dataclass(frozen=True, eq=False)
+class FirstOrderRow:
+    """W-FGSM and W-PGD of one loss in one ball, on a whole set as one distribution.
 
-    Args:
-        engine: The set and the network; displacements are kept in memory-mapped files in its store.
-        norm: Ground norm.
-        loss: `ce`, `dlr` or `redlr`.
-        p: Wasserstein order, > 1.
-        delta: Radius.
-        steps: Gradient steps.
-        box: Free gradient, projection after clamping.
-
-    Returns:
-        Accuracy, largest mean loss over the iterates (V(delta) from below), and the displacement of every image
-        that was flipped (inf for the others), shape [N], in the order of the set.
+    Attributes:
+        loss: The loss J: `ce`, `dlr` or `redlr`.
+        ball: The threat.
+        quantities: V(0), W(0), Upsilon, what W-FGSM does, and the bounds on R.
+        v_pgd: Largest mean loss that W-PGD or W-FGSM reached in this ball or a smaller one: V(delta) from below.
+        pgd_acc: Accuracy under W-PGD.
+        ratio_pgd: `pgd_acc` / A.
+        flips: Distance at which W-PGD flipped each image, inf for none, shape [N]. The images share one budget, so
+            such a distance depends on the other images too.
     """
-    world, rank = engine.reducer.world_size, engine.reducer.rank
-    attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box)
-    name = f"pgd_{loss}_{p:g}_{delta:g}"
-    stage = stage_key(name, {"attack": attack, "world": world})
-    marks = engine.survey()
-    whole = digest([mark.digest for mark in marks])
-    for again in (True, False):
-        parts = [engine.store.load(stage, share, whole, ("distances", "mean_loss")) for share in range(world)]
-        found = [part for part in parts if part is not None]
-        # A rank may fail to read what another one reads; as all of them move the images together, they must agree.
-        if not engine.agree(len(found) < world):
-            break
-        if not again:
-            raise UserError(
-                f"{engine.store.folder} does not show every process what the others wrote; choose a folder that all "
-                "of them share with store=..."
-            )
-        result = streamed_pgd(
-            attack,
-            engine.model,
-            _Share(engine.batches, rank, world),
-            reducer=engine.reducer,
-            device=engine.device,
-            folder=engine.store.folder,
-            progress=lambda done: engine.progress(name, done),
-        )
-        flips = np.where(result.robust, math.inf, result.distances)
-        engine.store.save(stage, rank, whole, {"distances": flips, "mean_loss": np.full(1, result.max_mean_loss)})
-        engine.wait()
-    distances = np.concatenate([part["distances"] for part in found])[_places(marks, world)]
-    return float(np.isinf(distances).mean()), float(found[0]["mean_loss"][0]), distances
+
+    loss: str
+    ball: WassersteinBall
+    quantities: FirstOrderQuantities
+    v_pgd: float
+    pgd_acc: float
+    ratio_pgd: float
+    flips: NDArray[np.float64]
 
 
-def poster_rows(
+@dataclass(frozen=True, eq=False)
+class RowWithWorstCase:
+    """A row beside the exact worst case over all flips that are known.
+
+    Attributes:
+        row: The row.
+        worst_acc: A_delta by the knapsack in the ball of the row, an upper bound.
+        ratio: R = `worst_acc` / A; NaN where A = 0.
+    """
+
+    row: FirstOrderRow
+    worst_acc: float
+    ratio: float
+
+
+def first_order_rows(
     engine: Engine,
     *,
     norm: float,
-    losses: list[str],
-    orders: list[float],
-    deltas: list[float],
+    losses: Sequence[str],
+    orders: Sequence[float],
+    deltas: Sequence[float],
     steps: int,
     box: bool,
-    flips: list[NDArray[np.float64]],
-) -> list[dict[str, Any]]:
+) -> list[FirstOrderRow]:
     """One row a loss, order and radius; `with_worst_case` completes them.
 
     Args:
         engine: The set and the network.
         norm: Ground norm.
-        losses: Of `ce`, `dlr`, `redlr`.
+        losses: Any of `ce`, `dlr`, `redlr`.
         orders: Wasserstein orders p > 1.
         deltas: Radii > 0.
         steps: Steps of W-PGD.
         box: See `WFGSM` and `WPGD`.
-        flips: Gets the distances at which W-PGD flipped each image, one entry a row.
-
-    Returns:
-        Rows with the keys of `report.json`, `poster`.
     """
     rows = []
     for loss in losses:
-        grid = first_order_grid(engine, norm=norm, loss=loss, orders=orders, deltas=deltas, box=box)
+        grid = first_order_grid(engine, norm=norm, loss=loss, orders=list(orders), deltas=list(deltas), box=box)
         for p in orders:
             highest = grid.v0  # balls are nested: what reached a smaller radius is inside the larger one
             for delta in sorted(deltas):
-                pgd_acc, v_pgd, found = pgd_whole_set(
-                    engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box
-                )
-                lower = lower_bounds(grid.w0, grid.v0, grid.v_q[p, delta], delta, grid.upsilon[p])
-                flips.append(found)
-                highest = max(highest, v_pgd, grid.v_q[p, delta])
+                found = pgd_whole_set(engine, norm=norm, loss=loss, p=p, delta=delta, steps=steps, box=box)
+                quantities = grid.quantities(p, delta)
+                highest = max(highest, found.largest_mean_loss, quantities.v_q)
                 rows.append(
-                    {
-                        "loss": loss,
-                        "p": p,
-                        "norm": norm,
-                        "delta": delta,
-                        "v0": grid.v0,
-                        "w0": grid.w0,
-                        "upsilon": grid.upsilon[p],
-                        "v_first_order": first_order_value(grid.v0, delta, grid.upsilon[p]),
-                        "v_q": grid.v_q[p, delta],
-                        "v_pgd": highest,
-                        "fgsm_acc": grid.fgsm_acc[p, delta],
-                        "fgsm_spent": grid.spent[p, delta],
-                        "pgd_acc": pgd_acc,
-                        "ratio_pgd": accuracy_ratio(pgd_acc, grid.clean_acc),
-                        "ratio_upper": accuracy_ratio(grid.fgsm_acc[p, delta], grid.clean_acc),
-                        "ratio_lower_attack": lower.attack,
-                        "ratio_lower_gradient": lower.gradient,
-                        "ratio_lower": lower.minimum,
-                    }
+                    FirstOrderRow(
+                        loss=loss,
+                        ball=WassersteinBall(p, norm, delta),
+                        quantities=quantities,
+                        v_pgd=highest,
+                        pgd_acc=found.accuracy,
+                        ratio_pgd=accuracy_ratio(found.accuracy, grid.clean_acc),
+                        flips=found.flips,
+                    )
                 )
     return rows
 
 
-def with_worst_case(rows: list[dict[str, Any]], curve: RobustnessCurve) -> list[dict[str, Any]]:
-    """The rows with A_delta and R = A_delta / A by the knapsack over all distances known.
+def with_worst_case(rows: Sequence[FirstOrderRow], curve: RobustnessCurve) -> list[RowWithWorstCase]:
+    """The rows beside A_delta and R = A_delta / A by the knapsack over all distances known.
 
     Args:
-        rows: From `poster_rows`.
+        rows: From `first_order_rows`.
         curve: Pooled over all attacks, W-PGD's flips included.
     """
     done = []
     for row in rows:
-        worst = curve.accuracy(row["delta"], row["p"])
-        done.append(row | {"worst_acc": worst, "ratio": accuracy_ratio(worst, curve.clean_accuracy)})
+        worst = curve.accuracy(row.ball.delta, row.ball.p)
+        done.append(RowWithWorstCase(row, worst, accuracy_ratio(worst, curve.clean_accuracy)))
     return done
-
-
-class _Share:
-    """One rank's batches, as often as asked for."""
-
-    def __init__(self, batches: Batches, rank: int, world: int) -> None:
-        self.batches, self.rank, self.world = batches, rank, world
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (batch for k, batch in enumerate(self.batches) if k % self.world == self.rank)
-
-
-def _places(marks: list[Mark], world: int) -> NDArray[np.int64]:
-    """Where each image of the set stands when the ranks' shares are laid end to end, shape [N]."""
-    starts = np.cumsum([0, *(mark.size for mark in marks)])
-    order = [k for rank in range(world) for k in range(rank, len(marks), world)]
-    positions = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in order])
-    return np.argsort(positions, kind="stable")

@@ -1,4 +1,4 @@
-"""What is judged: a network, rebuilt from a checkpoint or trained elsewhere, and a set of images."""
+"""What is judged: a network, rebuilt from a checkpoint or trained elsewhere, and the images it is judged on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from wdro_train.config.constructors import construct, permitted
 from wdro_train.config.resolvers import default_delta
 from wdro_train.config.trusted import checked
 from wdro_train.data import ImageSet
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.utils.errors import UserError, user_error_in
@@ -27,11 +28,11 @@ from wdro_train.utils.tensor_files import load_failure
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network and the configuration it was trained with.
+class JudgedNetwork:
+    """A network that is to be judged, and the configuration that it was trained with.
 
     Attributes:
-        model: In evaluation mode, on the device it is judged on.
+        model: The network, in evaluation mode, on the device on which it is judged.
         config: The training configuration kept in the checkpoint, with `model` and `data` as used here.
         name: A short name: the run folder, the file, or the network's name in its zoo.
         path: Where the weights came from: the checkpoint, the file, or the network's name in its zoo.
@@ -43,6 +44,20 @@ class Subject:
     name: str
     path: Path
     allowed: frozenset[str] = frozenset()
+
+    def threat(
+        self, *, p: float | str | None = None, norm: float | str | None = None, delta: float | str | None = None
+    ) -> WassersteinBall:
+        """The ball that the network was trained for, with what is given in place of its own.
+
+        Args:
+            p: Another Wasserstein order.
+            norm: Another ground norm.
+            delta: Another radius.
+        """
+        given: dict[str, Any] = {"p": p, "norm": norm, "delta": delta}
+        trained = self.config["attack"]
+        return WassersteinBall(**{key: trained[key] if value is None else value for key, value in given.items()})
 
     def construct(self, group: str) -> Any:
         """An object of the training configuration, such as its attack.
@@ -59,14 +74,14 @@ class Subject:
             return construct(node, only=permitted(group, self.allowed))
 
 
-def load_subject(
+def load_network(
     path: str | Path,
     *,
     model: DictConfig | None = None,
     data: DictConfig | None = None,
     device: torch.device | str = "cpu",
     allowed: Collection[str] = (),
-) -> Subject:
+) -> JudgedNetwork:
     """Rebuild the network of a checkpoint.
 
     A checkpoint is data: of what it asks for, only the constructors of this package are run that
@@ -92,10 +107,10 @@ def load_subject(
     module = RobustClassifier(network)
     check_weights(module, checkpoint, path)
     module.load_state_dict(checkpoint["state_dict"])
-    return Subject(module.model.eval().to(device), config, _name(Path(path)), Path(path), frozenset(allowed))
+    return JudgedNetwork(module.model.eval().to(device), config, _name(Path(path)), Path(path), frozenset(allowed))
 
 
-def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subject:
+def network_trained_elsewhere(cfg: DictConfig, device: torch.device | str = "cpu") -> JudgedNetwork:
     """A network that was trained elsewhere, from the configuration groups `model` and `data` alone.
 
     Its threat is p = 2 in the l_inf norm with the dataset's radius, unless `attack` says otherwise.
@@ -122,7 +137,7 @@ def foreign_subject(cfg: DictConfig, device: torch.device | str = "cpu") -> Subj
     config = {"model": plain(node), "data": plain(data), "attack": threat, "seed": cfg.seed}
     name = str(node.get("name") or node._target_.rpartition(".")[-1])
     path = Path(name if node.get("weights") is None else str(node.weights))
-    return Subject(model.eval().to(device), config, name if node.get("weights") is None else path.stem, path)
+    return JudgedNetwork(model.eval().to(device), config, name if node.get("weights") is None else path.stem, path)
 
 
 def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageSet:

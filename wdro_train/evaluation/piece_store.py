@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from wdro_train.evaluation.identity import array_digest, digest
+from wdro_train.evaluation.digests import array_digest, digest
 from wdro_train.evaluation.locks import SharedLock
 from wdro_train.utils.files import cannot_write, replacing
 

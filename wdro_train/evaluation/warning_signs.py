@@ -1,14 +1,13 @@
-"""Trust checks: signs that an attack was weak rather than a network strong.
+"""Signs that an attack was weak rather than a network strong.
 
-Each check returns a warning with its figure, or None. A warning does not change a number; it says why not to
-believe it.
+Each check returns a warning with its figure, or None. A warning changes no number; it says why not to believe one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,33 +15,52 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.evaluation.autoattack import ReferenceResult
+from wdro_train.evaluation.distances import FoundDistances
+from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase
 from wdro_train.models import ExpectedLogits
 from wdro_train.theory.robustness_curve import RobustnessCurve
 
-if TYPE_CHECKING:
-    from wdro_train.evaluation.engine import FoundDistances
-
-Warning_ = dict[str, Any]
 _SHARE = 0.01  # of the images: a hundredth is more than chance in any set worth judging
-_POINT = 0.005  # of accuracy: half a point
+_POINT = 0.005  # of accuracy: half a point, less than half of what 10,000 images can be off by (theory, section 7)
+_ROUNDING = 1e-9  # of a ratio, far above what the sums of float64 lose
 
 
-def zero_gradients(found: FoundDistances) -> Warning_ | None:
-    """Many correct images have no gradient at all: saturated or quantised networks hide from gradient attacks."""
+@dataclass(frozen=True)
+class WarningSign:
+    """One reason not to believe a number.
+
+    Attributes:
+        check: Name of the check that raised it.
+        figure: The number that it found.
+        text: What it means and what to do, in a sentence.
+    """
+
+    check: str
+    figure: float
+    text: str
+
+
+def zero_gradients(found: FoundDistances) -> WarningSign | None:
+    """Many correct images have no gradient at all: saturated or quantised networks hide from gradient attacks.
+
+    Args:
+        found: What the minimum-norm attack found.
+    """
     share = found.zero_gradients / max(int(found.correct.sum()), 1)
     if share <= _SHARE:
         return None
     text = f"the gradient of {share:.1%} of the correct images vanishes, so gradient attacks cannot move them"
-    return _warning("zero_gradients", share, text)
+    return WarningSign("zero_gradients", share, text)
 
 
-def nonfinite_gradients(found: FoundDistances) -> Warning_ | None:
+def nonfinite_gradients(found: FoundDistances) -> WarningSign | None:
     """Some gradients are NaN or infinite."""
     count = found.nonfinite_gradients
-    return _warning("nonfinite_gradients", count, f"{count} gradients were not finite") if count else None
+    return WarningSign("nonfinite_gradients", count, f"{count} gradients were not finite") if count else None
 
 
-def never_flipped(found: FoundDistances) -> Warning_ | None:
+def never_flipped(found: FoundDistances) -> WarningSign | None:
     """Accuracy above zero at a radius that covers the whole box: the attack never found what must be there."""
     share = float(np.isinf(found.distances).mean())
     if share == 0:
@@ -51,10 +69,10 @@ def never_flipped(found: FoundDistances) -> Warning_ | None:
         f"{share:.1%} of the images were flipped nowhere in [0, 1]^n; either the network says the same everywhere "
         "or the attack does not see it: raise distances.steps, distances.restarts and distances.targets"
     )
-    return _warning("never_flipped", share, text)
+    return WarningSign("never_flipped", share, text)
 
 
-def cheaper_elsewhere(found: FoundDistances, curve: RobustnessCurve, p: float, delta: float) -> Warning_ | None:
+def cheaper_elsewhere(found: FoundDistances, curve: RobustnessCurve, p: float, delta: float) -> WarningSign | None:
     """Another attack of the pool found much cheaper flips than the minimum-norm attack."""
     gap = found.curve.accuracy(delta, p) - curve.accuracy(delta, p)
     if gap <= _POINT:
@@ -63,43 +81,43 @@ def cheaper_elsewhere(found: FoundDistances, curve: RobustnessCurve, p: float, d
         f"other attacks lower the worst-case accuracy at W_{p:g}, radius {delta:.4g}, by {100 * gap:.1f} points; the "
         "minimum-norm attack was too weak: raise distances.steps, distances.restarts and distances.targets"
     )
-    return _warning("cheaper_elsewhere", gap, text)
+    return WarningSign("cheaper_elsewhere", gap, text)
 
 
-def stronger_does_worse(rows: Sequence[dict[str, Any]]) -> Warning_ | None:
+def stronger_does_worse(rows: Sequence[FirstOrderRow]) -> WarningSign | None:
     """W-PGD, of many steps, leaves more accuracy than one step of W-FGSM.
 
     With CE or DLR and p < inf this says nothing: the budget goes where the loss grows, which is on images that are
     wrong already. Those rows are left out.
     """
-    rows = [row for row in rows if math.isinf(row["p"]) or row["loss"] == "redlr"]
-    gaps = [row["pgd_acc"] - row["fgsm_acc"] for row in rows]
+    rows = [row for row in rows if math.isinf(row.ball.p) or row.loss == "redlr"]
+    gaps = [row.pgd_acc - row.quantities.fgsm_acc for row in rows]
     if not gaps or max(gaps) <= _POINT:
         return None
     row = rows[int(np.argmax(gaps))]
     text = (
-        f"W-PGD leaves {100 * max(gaps):.1f} points more than W-FGSM ({row['loss']}, W_{row['p']:g}, radius "
-        f"{row['delta']:.4g}): the gradients mislead"
+        f"W-PGD leaves {100 * max(gaps):.1f} points more than W-FGSM ({row.loss}, W_{row.ball.p:g}, radius "
+        f"{row.ball.delta:.4g}): the gradients mislead"
     )
-    return _warning("stronger_does_worse", max(gaps), text)
+    return WarningSign("stronger_does_worse", max(gaps), text)
 
 
-def bound_above_ratio(rows: Sequence[dict[str, Any]]) -> Warning_ | None:
+def bound_above_ratio(rows: Sequence[RowWithWorstCase]) -> WarningSign | None:
     """The asymptotic lower bound lies above the ratio: it is a first-order estimate, and does not hold there."""
-    gaps = [row["ratio_lower"] - row["ratio"] for row in rows]
+    gaps = [one.row.quantities.ratio_lower - one.ratio for one in rows]
     above = [gap for gap in gaps if not math.isnan(gap)]  # an undefined bound says nothing
-    broken = sum(gap > 1e-9 for gap in above)
+    broken = sum(gap > _ROUNDING for gap in above)
     if not broken:
         return None
     text = (
         f"R^l exceeds R at {broken} of {len(rows)} grid points (by up to {max(above):.3f}): it is asymptotic, not a "
         "certificate, and does not hold at these radii"
     )
-    return _warning("bound_above_ratio", max(above), text)
+    return WarningSign("bound_above_ratio", max(above), text)
 
 
-def randomness(model: nn.Module, x: Tensor) -> Warning_ | None:
-    """Two looks at the same images differ.
+def randomness(model: nn.Module, x: Tensor) -> WarningSign | None:
+    """The network is random: two forward passes on the same images differ.
 
     Args:
         model: Maps images to logits.
@@ -112,38 +130,34 @@ def randomness(model: nn.Module, x: Tensor) -> Warning_ | None:
     looks = model.n if isinstance(model, ExpectedLogits) else 1
     advice = f"raise expectation={looks}, for instance to {4 * looks}" if looks > 1 else "judge it with expectation=20"
     text = f"the network is random (logits differ by up to {gap:.3g} between two looks): {advice}"
-    return _warning("randomness", gap, text)
+    return WarningSign("randomness", gap, text)
 
 
-def black_box_wins(curve: RobustnessCurve, flips: Sequence[float], delta: float) -> Warning_ | None:
+def black_box_wins(curve: RobustnessCurve, flips: Sequence[float], delta: float) -> WarningSign | None:
     """The black-box Square attack flips images the white-box attacks could not, at the same pointwise radius.
 
     Args:
-        curve: From the white-box attacks, whole set.
-        flips: For the first images of the set, distance of Square's flip (inf for none).
-        delta: Radius it was given.
+        curve: Of the white-box attacks, on the whole set.
+        flips: For the first images of the set, the distance of Square's flip (inf for none).
+        delta: The radius that Square was given.
     """
     sample = curve.distances[: len(flips)]
     missed = float(np.mean((sample > delta) & np.isfinite(np.asarray(flips))))
     if missed <= _SHARE:
         return None
     text = f"the black-box attack flips {missed:.1%} of {len(flips)} images that the white-box attacks could not"
-    return _warning("black_box_wins", missed, text)
+    return WarningSign("black_box_wins", missed, text)
 
 
-def peer_wins(curve: RobustnessCurve, peer: dict[str, Any]) -> Warning_ | None:
-    """A reference attack leaves less than the curve did without it.
+def peer_wins(curve: RobustnessCurve, reference: ReferenceResult) -> WarningSign | None:
+    """A reference attack leaves less accuracy than the curve did without it.
 
     Args:
-        curve: Without the peer's flips.
-        peer: Row of the report's `peers`.
+        curve: Without the flips of the reference attack.
+        reference: What the reference attack left.
     """
-    gap = curve.accuracy(peer["delta"], float("inf")) - peer["accuracy"]
+    gap = curve.accuracy(reference.ball.delta, math.inf) - reference.accuracy
     if gap <= _POINT:
         return None
-    text = f"{peer['name']} leaves {100 * gap:.1f} points less than the curve at radius {peer['delta']:.4g}"
-    return _warning("peer_wins", gap, text)
-
-
-def _warning(check: str, figure: float, text: str) -> Warning_:
-    return {"check": check, "figure": figure, "text": text}
+    text = f"{reference.name} leaves {100 * gap:.1f} points less than the curve at radius {reference.ball.delta:.4g}"
+    return WarningSign("peer_wins", gap, text)

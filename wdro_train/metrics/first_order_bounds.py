@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
+from wdro_train.metrics.functional import first_order_quantities
 from wdro_train.metrics.summed import SummedMetric, check_finite
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
@@ -95,21 +96,14 @@ class FirstOrderBounds(SummedMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """All quantities of the first-order worst case."""
-        v0, v_q = (self.clean_loss / self.total).item(), (self.q_loss / self.total).item()
-        w0 = (self.wrong_loss / (self.total - self.clean_hits)).item()  # 0 / 0 = NaN if nothing is misclassified
-        upsilon = power_mean(self.gradient, self.q).item()
-        fgsm_acc = (self.q_hits / self.total).item()
-        lower = lower_bounds(w0, v0, v_q, self.delta, upsilon)
-        return self.scalars(
-            v0=v0,
-            w0=w0,
-            v_q=v_q,
-            upsilon=upsilon,
-            v_first_order=first_order_value(v0, self.delta, upsilon),
-            fgsm_acc=fgsm_acc,
-            fgsm_spent=power_mean(self.displacement, self.p),
-            ratio_upper=accuracy_ratio(fgsm_acc, (self.clean_hits / self.total).item()),
-            ratio_lower_attack=lower.attack,
-            ratio_lower_gradient=lower.gradient,
-            ratio_lower=lower.minimum,
+        quantities = first_order_quantities(
+            v0=(self.clean_loss / self.total).item(),
+            w0=(self.wrong_loss / (self.total - self.clean_hits)).item(),  # 0 / 0 = NaN if nothing is misclassified
+            v_q=(self.q_loss / self.total).item(),
+            upsilon=power_mean(self.gradient, self.q).item(),
+            delta=self.delta,
+            clean_acc=(self.clean_hits / self.total).item(),
+            fgsm_acc=(self.q_hits / self.total).item(),
+            fgsm_spent=power_mean(self.displacement, self.p).item(),
         )
+        return self.scalars(**asdict(quantities))

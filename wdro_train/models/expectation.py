@@ -1,4 +1,4 @@
-"""Randomised networks, judged by their mean."""
+"""Networks with random layers, judged by the mean of their logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ExpectedLogits(nn.Module):
     then see its expectation. The cost is n times.
 
     Args:
-        model: Maps images to logits, differently each time.
-        n: Forward passes, >= 1.
+        model: Maps images to logits, differently each time it is called.
+        n: Number of forward passes, at least 1.
     """
 
     def __init__(self, model: nn.Module, n: int) -> None:

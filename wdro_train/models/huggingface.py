@@ -15,7 +15,7 @@ from wdro_train.utils.tensor_files import load_failure
 
 
 class Logits(nn.Module):
-    """The logits of a network that returns more.
+    """The logits alone of a network that returns them among other outputs.
 
     Args:
         network: Takes `pixel_values`, returns an object with `logits`.

@@ -1,4 +1,4 @@
-"""The first layer of every model."""
+"""The first layer of every network: the normalisation, so that images outside the network are in [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wdro_train.utils.errors import UserError
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, inside the network, so that attacks and norms live in [0, 1] pixels.
+    """(x - mean) / std for each channel, inside the network: attacks and distances see pixels in [0, 1].
 
     Args:
         mean: One number per channel.

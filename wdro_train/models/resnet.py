@@ -9,7 +9,7 @@ from torchvision.models import resnet18 as torchvision_resnet18
 
 from wdro_train.models.layers import Normalize
 
-_LARGEST_SMALL_IMAGE = 64
+_LARGEST_SMALL_IMAGE = 64  # pixels a side: Tiny ImageNet; the usual stem would leave 2x2 features of such images
 
 
 def resnet18(

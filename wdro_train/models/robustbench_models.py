@@ -14,6 +14,7 @@ from wdro_train.utils.errors import UserError
 from wdro_train.utils.optional_imports import optional
 from wdro_train.utils.tensor_files import load_failure
 
+# Number of classes -> name of the data in the model zoo.
 _ZOOS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 
 

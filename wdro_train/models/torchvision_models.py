@@ -11,8 +11,8 @@ from torchvision import models
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
-_IMAGENET = 1000
-# Networks with classifiers on the way, which in training return more than logits and of which nothing here makes use.
+_IMAGENET = 1000  # classes of torchvision's pretrained weights
+# Networks with auxiliary classifiers at inner layers: in training they return more than logits. Nothing here uses them.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: state dicts of other programs, found a place in a network."""
+"""Loading the weights that another program has trained into a network of this one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.tensor_files import UnreadableError, read_tensors
 
+# Under which keys programs keep the weights in their checkpoints.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "last", "best")
-# "1." is the network after the normalisation in an `nn.Sequential`.
+# What wrappers put before every name. "1." is the network after the normalisation in an `nn.Sequential`.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "1.")
-_NAMED = 3  # keys an error names
+_NAMED = 3  # so many keys an error message names; a network has hundreds
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
-_STEM = 16
+_STEM = 16  # channels of the first convolution in the paper
 
 
 class WideBlock(nn.Module):

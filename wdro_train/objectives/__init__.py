@@ -1,4 +1,4 @@
-"""Training objectives, one file each, one protocol."""
+"""What training minimises: one protocol (`Objective`), one file an objective."""
 
 from wdro_train.objectives.adversarial import Adversarial
 from wdro_train.objectives.base import Objective, ObjectiveResult

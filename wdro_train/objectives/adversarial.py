@@ -1,4 +1,4 @@
-"""Distributional adversarial training: the mean loss under the worst-case distribution."""
+"""Distributional adversarial training: minimise the mean loss under the worst-case distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from wdro_train.utils.distributed import Reducer
 
 
 class Adversarial:
-    """Minimise E_{Q_delta}[CE(f(x'), y)], Q_delta by whatever attack the callback runs."""
+    """Minimise E_{Q_delta}[CE(f(x'), y)], with Q_delta the law of the images that the attack returns.
+
+    Theory, section 9. Where the attack weighs its images, as `BoundaryAttack` does, their losses are multiplied by the
+    weights.
+    """
 
     needs_adversary = True
 

@@ -1,4 +1,8 @@
-"""What a training objective is: an object that turns a batch and its adversarial version into a loss."""
+"""What a training objective is: a map from a batch and its perturbed version to a loss.
+
+To add an objective, write a class with the attribute and the call of `Objective`, in a file of its own, and export it
+in `wdro_train.objectives`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ class ObjectiveResult:
     """The loss to minimise and the logits it was computed from.
 
     Attributes:
-        loss: Scalar with graph.
-        clean_logits: Shape [B, m], where the objective looked at the clean images.
-        adv_logits: Shape [B, m], where it looked at the perturbed ones.
-        terms: Named parts of the loss, for the log.
+        loss: Scalar, with the graph that training differentiates.
+        clean_logits: Shape [B, m]; None where the objective did not look at the clean images.
+        adv_logits: Shape [B, m]; None where it did not look at the perturbed ones.
+        terms: Parts of the loss by their names, for the log.
     """
 
     loss: Tensor
@@ -28,10 +32,10 @@ class ObjectiveResult:
 
 
 class Objective(Protocol):
-    """A training objective.
+    """A training objective: its mean over the ranks of a global batch is what is minimised.
 
     Attributes:
-        needs_adversary: Whether `x_adv` must be the attack's images; if not, none is run in training.
+        needs_adversary: Whether `x_adv` must be the attack's images; if not, no attack is run in training.
     """
 
     needs_adversary: bool
@@ -51,7 +55,7 @@ class Objective(Protocol):
         Args:
             model: Maps images in [0, 1] to logits, in training mode.
             x: Clean images, shape [B, C, H, W].
-            x_adv: Perturbed images, same shape; the clean ones when no adversary is attached.
+            x_adv: Perturbed images, same shape; the clean ones if no adversary is attached.
             y: Labels, shape [B].
             importance: Weight of each image's loss under attack, shape [B]; None for equal ones.
             reducer: Joins the ranks that share the global batch.
@@ -60,5 +64,12 @@ class Objective(Protocol):
 
 
 def weighted_mean(losses: Tensor, importance: Tensor | None) -> Tensor:
-    """Mean of losses times importance, [B] each; the importance is not normalised: it is part of the objective."""
+    """The mean of losses times importance, (1/B) sum_i w_i l_i.
+
+    The weights are not normalised: they are part of the objective.
+
+    Args:
+        losses: Shape [B].
+        importance: Shape [B]; None for weights of 1.
+    """
     return losses.mean() if importance is None else (losses * importance.to(losses)).mean()

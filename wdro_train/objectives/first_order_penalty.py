@@ -1,4 +1,4 @@
-"""First-order penalty: V(0) + delta Upsilon by double backward, no attack."""
+"""First-order penalty: minimise the first-order worst-case loss by double backward, without an attack."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wdro_train.utils.distributed import Reducer
 
 
 class FirstOrderPenalty:
-    """Minimise V(0) + delta Upsilon, Upsilon = (E ||grad_x J||_*^q)^(1/q) over the global batch.
+    """Minimise V(0) + delta Upsilon, with Upsilon = (E ||grad_x J||_*^q)^(1/q) over the global batch.
 
-    grad Upsilon = E[c_i grad ||g_i||_*] with c_i = (||g_i||_* / Upsilon)^(q-1) held fixed, so every rank
-    minimises its own mean of c_i ||g_i||_* (whose value over all ranks is Upsilon) and only Upsilon itself is
-    communicated.
+    Theory, section 9. grad_theta Upsilon = E[c_i grad_theta ||g_i||_*] with g_i = grad_x J and c_i =
+    (||g_i||_* / Upsilon)^(q-1) held fixed. So every rank minimises its own mean of c_i ||g_i||_*, whose value over all
+    ranks is Upsilon, and only Upsilon itself is communicated.
 
     Args:
         p: Wasserstein order in (1, inf].
@@ -58,7 +58,15 @@ class FirstOrderPenalty:
 
 
 def _differentiable_norms(g: Tensor, order: float) -> Tensor:
-    """||g_i|| with a gradient, [B]; images without gradient contribute none (the norm has a kink at 0)."""
+    """Norms ||g_i|| that can be differentiated; where g_i = 0, the kink of the norm, the derivative is 0.
+
+    Args:
+        g: Shape [B, ...], with graph.
+        order: Of the norm, in [1, inf].
+
+    Returns:
+        Shape [B].
+    """
     flat = g.flatten(1)
     size = flat.detach().abs().amax(1, keepdim=True)
     alive = size > 0

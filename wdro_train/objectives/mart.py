@@ -1,4 +1,4 @@
-"""MART: misclassification-aware adversarial training (Wang et al. 2020)."""
+"""MART: minimise a loss that treats images the network is unsure of with more care (Wang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from wdro_train.utils.errors import UserError
 class Mart:
     """Minimise E[BCE(f(x'), y)] + beta E[KL(f(x) || f(x')) (1 - f_y(x))], x' the attack's image of x.
 
-    BCE = -log f_y(x') - log(1 - max over j != y of f_j(x')): the runner-up class is pushed down too, and the pull
-    between clean and perturbed predictions counts more where the clean one is unsure of the label.
+    BCE = -log f_y(x') - log(1 - max over j != y of f_j(x')), f the probabilities: the runner-up class is pushed down
+    as well, and the distance between clean and perturbed predictions counts more where the clean one is less sure of
+    the label. Wang et al. 2020 (Improving adversarial robustness requires revisiting misclassified examples), whose
+    beta of 5 is the default.
 
     Args:
         beta: Weight of the KL term, >= 0.
@@ -41,7 +43,7 @@ class Mart:
         """Both images in one forward pass, so that BatchNorm sees one batch; see `Objective`."""
         clean, adv = model(torch.cat([x, x_adv.to(x.dtype)])).chunk(2)
         rival = adv.float().softmax(1).scatter(1, y[:, None], 0.0).amax(1)
-        # Just below 1: a rival that is certain in floating point must not make the loss infinite.
+        # A rival that is certain in floating point must not make the loss infinite: -log(1e-6) = 13.8 nats is the most.
         boosted = ce(adv, y) - torch.log1p(-rival.clamp(max=1 - 1e-6))
         own = clean.float().softmax(1).gather(1, y[:, None]).squeeze(1)
         kl = kl_divergence(clean, adv) * (1 - own)

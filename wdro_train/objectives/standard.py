@@ -1,4 +1,4 @@
-"""Standard training: the mean loss on clean images."""
+"""Standard training: minimise the mean loss on clean images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wdro_train.utils.distributed import Reducer
 
 
 class Standard:
-    """Minimise V(0) = E_P[CE(f(x), y)]."""
+    """Minimise V(0) = E_P[CE(f(x), y)], without an adversary."""
 
     needs_adversary = False
 

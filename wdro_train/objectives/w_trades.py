@@ -1,4 +1,4 @@
-"""W-TRADES: clean loss plus a pull between clean and worst-case predictions."""
+"""W-TRADES: minimise the clean loss and the distance between clean and worst-case predictions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from wdro_train.utils.errors import UserError
 
 
 class WTrades:
-    """Minimise E[CE(f(x), y)] + beta E KL(f(x) || f(x')), x' the Q_delta image of x.
+    """Minimise E[CE(f(x), y)] + beta E KL(f(x) || f(x')), x' the Q_delta image of x (theory, section 9).
 
-    In the spirit of arXiv 2502.09352.
-
-    The attack needs a label-based loss or a random start: the KL has no gradient at x' = x.
+    TRADES (Zhang et al. 2019, arXiv 1901.08573, whose beta of 6 is the default) in a Wasserstein ball, in the spirit of
+    arXiv 2502.09352. The attack needs a loss of the label or a random start, since the KL has no gradient at x' = x.
 
     Args:
         beta: Weight of the KL term, >= 0.

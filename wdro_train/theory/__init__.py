@@ -1,1 +1,12 @@
-"""The mathematics: balls, boxes, power means, losses and worst-case accuracy, as pure functions."""
+"""The mathematics of docs/theory.md, formula by formula, as pure functions that know nothing of training or evaluation.
+
+| module | what it answers | section of theory |
+|---|---|---|
+| `ground_norm` | how long are displacements and gradients, and which direction is the steepest | 1, 2 |
+| `ball` | what is the threat, who gets which share of the budget, what has been spent | 1, 2, 4 |
+| `power_mean` | what is (E v^e)^(1/e) over images, batches and ranks | 1, 2 |
+| `sensitivity` | what is Upsilon, and over which images | 2, 9 |
+| `box` | what is the best step inside [0, 1]^n, and the shortest one that gains what is asked | 2 |
+| `losses` | what is ascended, and when is an image classified correctly | 1, 3 |
+| `robustness_curve` | what is the worst-case accuracy in every ball, on the sample and beyond it | 5, 7, 12 |
+"""

@@ -15,6 +15,11 @@ from torch import Tensor
 
 from wdro_train.utils.numbers import parse_norm
 
+# The distance between two float32 images is known up to this factor: a pixel rounds to within 3e-8, which is 1e-6 of
+# l_inf distances of 8/255, and of far smaller ones in other norms. A point that was meant to lie at delta counts as
+# lying there.
+DISTANCE_ROUNDING = 1 + 1e-6
+
 
 def conjugate(exponent: float) -> float:
     """The e' with 1/e + 1/e' = 1 (theory, section 1); 1 and infinity are each other's."""

@@ -1,4 +1,4 @@
-"""What the commands beside the two doors share: arguments are checked before any work, errors are one sentence."""
+"""What the commands share: arguments are checked before any work, and what is wrong is said in one sentence."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ from wdro_train.utils.numbers import parse_number
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses arguments in one sentence and with exit code 1, as the doors do."""
+    """A parser that refuses arguments in one sentence and with exit code 1, as `train.py` and `evaluate.py` do."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong.
+        """Say what is wrong with the command line, and end.
 
         Args:
-            message: From argparse.
+            message: What argparse says.
         """
         leave(f"{message.removeprefix('argument ')}; {self.prog} --help shows the options")
 
 
+def parser(tool: str, document: str) -> Parser:
+    """The parser of a command of this folder.
+
+    Args:
+        tool: Name of the command's module.
+        document: The docstring of that module, whose first line says what the command is for.
+    """
+    return Parser(prog=f"python -m wdro_train.tools.{tool}", description=document.splitlines()[0])
+
+
 def run(main: Callable[[], Any]) -> None:
-    """Run a command: what it raises ends in one sentence.
+    """Run a command; an exception ends it with one sentence.
 
     Args:
         main: The command.
@@ -84,10 +94,10 @@ def radii(text: str) -> list[float]:
 
 
 def checkpoint(text: str) -> str:
-    """A kind of argument: a file.
+    """A kind of argument: the path of a checkpoint that is there.
 
     Args:
-        text: Its path.
+        text: As typed.
     """
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"there is no checkpoint at {text}")
@@ -101,7 +111,10 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         parser: Of the command line.
     """
     parser.add_argument(
-        "checkpoint", nargs="?", type=checkpoint, help="written by train.py; default: the newest run's best one"
+        "checkpoint",
+        nargs="?",
+        type=checkpoint,
+        help="The checkpoint, as train.py writes it. By default it is the best one of the newest run.",
     )
 
 
@@ -109,7 +122,7 @@ def folder(text: str) -> Path:
     """A kind of argument: a folder that is there.
 
     Args:
-        text: Its path.
+        text: As typed.
     """
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text}")

@@ -1,7 +1,7 @@
-"""`python -m wdro_train.tools.compare_attacks`: minimum-norm attacks at the same number of gradient evaluations.
+"""Which minimum-norm attack finds the nearest flips at the same number of gradient evaluations?
 
-Every attack gets the same correct images. What it costs is counted at the network itself, not believed; what it
-finds is looked at again, and a point that does not flip counts as not found.
+`python -m wdro_train.tools.compare_attacks CKPT`. Every attack gets the same correct images. What it costs is counted
+at the network itself, and what it finds is measured again: a point that does not flip counts as not found.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from torch import Tensor, nn
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.autoattack import autoattack, require
-from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import command_line
+from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
-from wdro_train.utils.devices import add_device, resolve_device, synchronize
+from wdro_train.utils.devices import synchronize
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
-from wdro_train.utils.trusted import add_allow_option
 
 Attacker = Callable[[nn.Module, Tensor, Tensor], Tensor]
-_DEEPFOOL_CANDIDATES = 10
+_DEEPFOOL_CANDIDATES = 10  # rival classes that DeepFool considers, foolbox's default
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,29 @@ def measure(name: str, attack: Attacker, model: nn.Module, x: Tensor, y: Tensor,
 
 
 def ours(norm: float, steps: int, **options: int) -> Attacker:
-    """`MinimalDistance`, as an attacker."""
+    """`MinimalDistance` as a function from images to images.
+
+    Args:
+        norm: Ground norm.
+        steps: Gradient steps.
+        **options: Further arguments of `MinimalDistance`.
+    """
     attack = MinimalDistance(norm=norm, steps=steps, **options)
     return lambda model, x, y: attack(model, x, y).x_adv
 
 
 def wpgd(ball: WassersteinBall, steps: int) -> Attacker:
-    """This project's W-PGD at one radius, as on the poster."""
+    """W-PGD at one radius with cross-entropy, as on the poster.
+
+    Args:
+        ball: The threat, p > 1.
+        steps: Gradient steps.
+    """
     attack = WPGD(p=ball.p, norm=ball.norm, delta=ball.delta, loss="ce", steps=steps, keep="best")
     return lambda model, x, y: attack(model, x, y).x_adv
 
 
-def peers(norm: float, budget: int, classes: int) -> Iterator[tuple[str, Attacker]]:
+def other_attacks(norm: float, budget: int, classes: int) -> Iterator[tuple[str, Attacker]]:
     """Foolbox's minimum-norm attacks of a norm, with `budget` gradient evaluations an image.
 
     FMN and DDN spend one a step. FMN is run with foolbox's step and with a tenth of it, which suits images in
@@ -142,7 +151,7 @@ def _foolbox(attack: Any) -> Attacker:
 def compare(
     model: nn.Module, x: Tensor, y: Tensor, ball: WassersteinBall, *, steps: int = 30, with_autoattack: bool = False
 ) -> list[Outcome]:
-    """Every attack once: MinimalDistance, its peers at the same number of gradient evaluations, and W-PGD-50.
+    """Run MinimalDistance, other attacks at the same number of gradient evaluations, and W-PGD with 50 steps.
 
     Args:
         model: Maps images in [0, 1] to logits.
@@ -155,7 +164,7 @@ def compare(
     first = measure("MinimalDistance", ours(ball.norm, steps), model, x, y, ball)
     with torch.no_grad():
         classes = forward(model, x[:1]).shape[1]
-    rest = list(peers(ball.norm, round(first.backward), classes))
+    rest = list(other_attacks(ball.norm, round(first.backward), classes))
     if ball.p > 1:
         rest.append(("W-PGD, 50 steps", wpgd(ball, 50)))
     if with_autoattack:
@@ -173,8 +182,8 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
             [
                 found.name,
                 f"{float(np.median(correct_ones)):.4f}",
-                tables.number(curve.accuracy(ball.delta, ball.p)),
-                tables.number(curve.accuracy(ball.delta, math.inf)),
+                tables.four_decimals(curve.accuracy(ball.delta, ball.p)),
+                tables.four_decimals(curve.accuracy(ball.delta, math.inf)),
                 f"{found.backward:.1f}",
                 f"{found.forward:.1f}",
                 f"{found.seconds / outcomes[0].seconds:.2f}",
@@ -184,39 +193,50 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
-    """The command line."""
-    parser = command_line.Parser(prog="python -m wdro_train.tools.compare_attacks", description=__doc__.splitlines()[0])
+    """Run the command.
+
+    Args:
+        arguments: The command line; None for that of the process.
+
+    Returns:
+        What every attack found.
+    """
+    parser = command_line.parser("compare_attacks", __doc__)
     command_line.add_checkpoint(parser)
     parser.add_argument(
         "--norm",
         type=command_line.ball("norm"),
         choices=(1.0, 2.0, math.inf),
-        help="1, 2 or inf; default: the norm the checkpoint was trained for",
+        help="The ground norm is 1, 2 or inf. By default it is the one that the network was trained for.",
     )
     parser.add_argument(
-        "--p", type=command_line.ball("p"), help="Wasserstein order of the knapsack accuracy; default: the checkpoint's"
+        "--p",
+        type=command_line.ball("p"),
+        help="The Wasserstein order of the knapsack accuracy. By default it is the one of the training.",
     )
-    parser.add_argument("--delta", type=command_line.ball("delta"), help="radius; default: the checkpoint's")
-    parser.add_argument("--steps", type=command_line.whole(1), default=30, help="steps of MinimalDistance (default 30)")
-    parser.add_argument("--limit", type=command_line.whole(1), default=500, help="images (default 500)")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="train, val or test")
-    parser.add_argument("--autoattack", action="store_true", help="AutoAttack at the radius, for p = inf (slow)")
-    add_allow_option(parser)
-    add_device(parser)
+    parser.add_argument(
+        "--delta", type=command_line.ball("delta"), help="The radius. By default it is the one of the training."
+    )
+    parser.add_argument(
+        "--steps", type=command_line.whole(1), default=30, help="MinimalDistance takes this many steps, by default 30."
+    )
+    parser.add_argument(
+        "--limit", type=command_line.whole(1), default=500, help="So many images are attacked, by default 500."
+    )
+    parser.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="The images are those of train, val or test."
+    )
+    parser.add_argument(
+        "--autoattack", action="store_true", help="Run AutoAttack at the radius too, for p = inf, which is slow."
+    )
+    add_loading_options(parser)
     given = parser.parse_args(arguments)
-
-    register_resolvers()
-    device = resolve_device(given.device)
-    subject = load_subject(given.checkpoint or newest_checkpoint(), device=device, allowed=given.allow)
-    trained = subject.config["attack"]
-    ball = WassersteinBall(
-        *(trained[key] if getattr(given, key) is None else getattr(given, key) for key in ("p", "norm", "delta"))
-    )
-    arrays = load_arrays(subject.config, given.split, given.limit)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
-    outcomes = compare(subject.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
+    network = chosen_network(given, given.checkpoint)
+    ball = network.threat(p=given.p, norm=given.norm, delta=given.delta)
+    x, y = split_on_device(network, given.split, given.limit)
+    outcomes = compare(network.model, x, y, ball, steps=given.steps, with_autoattack=given.autoattack)
     tables.show(
-        f"{subject.path}: {len(y)} {given.split} images, l_{ball.norm:g}",
+        f"{network.path}: {len(y)} {given.split} images, l_{ball.norm:g}",
         ["attack", "median", f"W_{ball.p:g}", "W_inf", "gradients", "forwards", "time"],
         rows(outcomes, ball),
         f"median distance of correct images; accuracy left in the ball of radius {ball.delta:.4g}, by the knapsack "

@@ -1,15 +1,15 @@
-"""`python -m wdro_train.tools.gradient_masking CKPT`: does `val/adv_acc` hold under other and longer attacks?
+"""Does the adversarial accuracy that training reported hold under other and longer attacks?
 
-A network that hides its gradients looks robust to the attack it was trained and validated with. This runs 50 steps of
-W-PGD with CE and with ReDLR, from the clean images and from random starts, and pointwise PGD at the same radius, on
-the checkpoint's validation set as one distribution, and compares with what training reported.
+`python -m wdro_train.tools.gradient_masking CKPT`. A network that hides its gradients looks robust to the attack it was
+trained and validated with. This runs 50 steps of W-PGD with CE and with ReDLR, from the clean images and from random
+starts, and pointwise PGD at the same radius, on the checkpoint's validation set as one distribution, and compares the
+accuracies with the `val/adv_acc` that training reported.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
@@ -17,40 +17,30 @@ import torch
 
 from wdro_train.attacks import WPGD
 from wdro_train.config.run_folders import METRICS_FILE
-from wdro_train.evaluation.networks import load_arrays, load_subject
-from wdro_train.theory.ball import WassersteinBall
+from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.theory.losses import correct
 from wdro_train.tools import command_line
+from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
-from wdro_train.utils.devices import add_device, resolve_device
-from wdro_train.utils.trusted import add_allow_option
+
+Row = tuple[str, float]
+_BATCH_SIZE = 512  # images per forward pass, as in evaluate.py
 
 
-def masking_rows(
-    path: str,
-    steps: int = 50,
-    limit: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    allowed: Collection[str] = (),
-) -> list[tuple[str, float]]:
-    """Accuracy under every attack of the check.
+def masking_rows(network: JudgedNetwork, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[Row]:
+    """The accuracy on the validation set under every attack of the check.
 
     Args:
-        path: A checkpoint written by `train.py`.
+        network: The network, from a checkpoint that `train.py` wrote.
         steps: Steps of each attack.
         limit: First so many validation images only; None for all.
         seed: Seeds the random starts.
-        allowed: Constructors that the checkpoint may ask for besides those of this package.
-        device: Where to compute.
 
     Returns:
         Attack and accuracy in [0, 1].
     """
-    subject = load_subject(path, device=device, allowed=allowed)
-    arrays = load_arrays(subject.config, "val", limit)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
-    ball = WassersteinBall(**{key: subject.config["attack"][key] for key in ("p", "norm", "delta")})
+    x, y = split_on_device(network, "val", limit)
+    ball = network.threat()
     rows = []
     for p, loss, random_start in product(dict.fromkeys((ball.p, math.inf)), ("ce", "redlr"), (False, True)):
         for keep in ("best", "cheapest") if math.isfinite(p) else ("best",):
@@ -62,9 +52,9 @@ def masking_rows(
                 steps=steps,
                 random_start=random_start,
                 keep=keep,
-                batch_size=512,
+                batch_size=_BATCH_SIZE,
             )
-            found = attack(subject.model, x, y, generator=torch.Generator(device).manual_seed(seed))
+            found = attack(network.model, x, y, generator=torch.Generator(x.device).manual_seed(seed))
             assert found.adv_logits is not None
             start = "random start" if random_start else "clean start"
             name = f"W-PGD-{steps} {keep}, W_{p:g}" if math.isfinite(p) else f"PGD-{steps}, pointwise"
@@ -72,28 +62,34 @@ def masking_rows(
     return rows
 
 
-def main() -> None:
-    """The command."""
-    parser = command_line.Parser(
-        prog="python -m wdro_train.tools.gradient_masking", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("ckpt", type=command_line.checkpoint, help="checkpoint written by train.py")
-    parser.add_argument("--steps", type=command_line.whole(1), default=50, help="steps of each attack")
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Run the command.
+
+    Args:
+        arguments: The command line; None for that of the process.
+
+    Returns:
+        Attack and accuracy in [0, 1].
+    """
+    parser = command_line.parser("gradient_masking", __doc__)
+    parser.add_argument("ckpt", type=command_line.checkpoint, help="The checkpoint, as train.py writes it.")
     parser.add_argument(
-        "--limit", type=command_line.whole(1), default=None, help="first so many validation images only"
+        "--steps", type=command_line.whole(1), default=50, help="Each attack takes this many steps, by default 50."
     )
-    add_allow_option(parser)
-    add_device(parser)
-    arguments = parser.parse_args()
-    device = resolve_device(arguments.device)
-    rows = masking_rows(arguments.ckpt, arguments.steps, arguments.limit, device=device, allowed=arguments.allow)
-    metrics = Path(arguments.ckpt).resolve().parent.parent / METRICS_FILE
+    parser.add_argument(
+        "--limit", type=command_line.whole(1), help="Only the first so many validation images are attacked."
+    )
+    add_loading_options(parser)
+    given = parser.parse_args(arguments)
+    rows = masking_rows(chosen_network(given, given.ckpt), given.steps, given.limit)
+    metrics = Path(given.ckpt).resolve().parent.parent / METRICS_FILE
     reported = json.loads(metrics.read_text())["val"]["adv_acc"] if metrics.is_file() else None
-    body = [["val/adv_acc as training reported it", tables.number(reported), ""]] if reported is not None else []
+    body = [["val/adv_acc as training reported it", tables.four_decimals(reported), ""]] if reported is not None else []
     for name, accuracy in rows:
         change = "" if reported is None else f"{100 * (accuracy - reported):+.1f}"
-        body.append([name, tables.number(accuracy), change])
+        body.append([name, tables.four_decimals(accuracy), change])
     tables.show("accuracy left on the validation set", ["attack", "accuracy", "points"], body)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a training step costs, method by method, in one run: `python -m wdro_train.tools.step_cost CKPT`.
+"""What does a training step cost, method by method?
 
-Passes are counted at the network, in pairs of a forward and a backward pass an image; times are medians, relative to
-PGD-AT with the same number of steps.
+`python -m wdro_train.tools.step_cost CKPT`. Passes are counted at the network, in pairs of a forward and a backward
+pass of an image; times are medians, relative to PGD-AT with the same number of steps.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Lagrangian
-from wdro_train.config.resolvers import register_resolvers
-from wdro_train.evaluation.networks import load_arrays, load_subject, newest_checkpoint
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import command_line
+from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
-from wdro_train.utils.devices import add_device, resolve_device, synchronize
+from wdro_train.utils.devices import synchronize
 from wdro_train.utils.pass_counter import PassCounter
-from wdro_train.utils.trusted import add_allow_option
 
-_ADAPTATION = 200
+_ADAPTATION = (
+    200  # steps on the batch before the timing, so that an attack with a state stops where it would in training
+)
 
 
 def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | None, Objective]]:
-    """Name, attack and objective of each; the first is what times are relative to."""
+    """Name, attack and objective of every method; times are relative to the first.
+
+    Args:
+        ball: The threat; PGD-AT and what is compared with it use its radius image by image.
+        steps: Steps of the iterative attacks.
+    """
     pointwise: dict[str, Any] = {"p": math.inf, "norm": ball.norm, "delta": ball.delta}
     threat = pointwise | {"p": ball.p}
     yield f"PGD-AT, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Adversarial()
@@ -49,58 +54,75 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> None:
-    """The work of one training step up to the gradient."""
+    """Do the work of one training step, up to the gradient of the weights."""
     x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
     objective(model, x, x_adv, y).loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
 
 
 def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> float:
-    """Pairs of a forward and a backward pass an image of one step."""
+    """The number of pairs of a forward and a backward pass for each image of one training step.
+
+    Args:
+        model: The network.
+        x: Images [B, C, H, W].
+        y: Labels [B].
+        attack: Perturbs the images; None for a method without attack.
+        objective: Gives the training loss.
+    """
     with PassCounter(model) as passes:
         step(model, x, y, attack, objective)
     return passes.pairs / len(x)
 
 
 def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
-    """The command line; returns name, passes and relative time of each method."""
-    parser = command_line.Parser(prog="python -m wdro_train.tools.step_cost", description=__doc__.splitlines()[0])
+    """Run the command.
+
+    Args:
+        arguments: The command line; None for that of the process.
+
+    Returns:
+        Name, passes and relative time of each method.
+    """
+    parser = command_line.parser("step_cost", __doc__)
     command_line.add_checkpoint(parser)
     parser.add_argument(
-        "--steps", type=command_line.whole(1), default=8, help="steps of the iterative attacks (default 8)"
+        "--steps", type=command_line.whole(1), default=8, help="Iterative attacks take this many steps, by default 8."
     )
-    parser.add_argument("--batch", type=command_line.whole(1), default=128, help="images of a step (default 128)")
-    parser.add_argument("--repeats", type=command_line.whole(1), default=15, help="steps timed (default 15)")
-    add_allow_option(parser)
-    add_device(parser)
+    parser.add_argument(
+        "--batch", type=command_line.whole(1), default=128, help="A step has this many images, by default 128."
+    )
+    parser.add_argument(
+        "--repeats",
+        type=command_line.whole(1),
+        default=15,
+        help="So many steps of each method are timed, by default 15.",
+    )
+    add_loading_options(parser)
     given = parser.parse_args(arguments)
-
-    register_resolvers()
-    device = resolve_device(given.device)
-    subject = load_subject(given.checkpoint or newest_checkpoint(), device=device, allowed=given.allow)
-    ball = WassersteinBall(*(subject.config["attack"][key] for key in ("p", "norm", "delta")))
-    arrays = load_arrays(subject.config, "train", given.batch)
-    x, y = arrays.batch(torch.arange(len(arrays.labels))).to(device), arrays.labels.to(device)
+    network = chosen_network(given, given.checkpoint)
+    ball = network.threat()
+    x, y = split_on_device(network, "train", given.batch)
     kinds = list(methods(ball, given.steps))
     for _, attack, _ in kinds:
-        if isinstance(attack, BoundaryAttack | Lagrangian):  # learn the reach or the price that this network deserves
+        if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):
-                attack(subject.model, x, y)
+                attack(network.model, x, y)
     times: list[list[float]] = [[] for _ in kinds]
     for _ in track(range(given.repeats), description="timing"):
         for spent, (_, attack, objective) in zip(times, kinds, strict=True):
-            synchronize(device)
+            synchronize(x.device)
             start = time.perf_counter()
-            step(subject.model, x, y, attack, objective)
-            synchronize(device)
+            step(network.model, x, y, attack, objective)
+            synchronize(x.device)
             spent.append(time.perf_counter() - start)
     first = statistics.median(times[0])
     found = [
-        (name, count(subject.model, x, y, attack, objective), statistics.median(spent) / first)
+        (name, count(network.model, x, y, attack, objective), statistics.median(spent) / first)
         for (name, attack, objective), spent in zip(kinds, times, strict=True)
     ]
     tables.show(
-        f"{subject.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}",
+        f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}",
         ["method", "passes", "relative", "time"],
         [[name, f"{pairs:.2f}", f"{pairs / found[0][1]:.2f}", f"{ratio:.2f}"] for name, pairs, ratio in found],
         "passes: pairs of a forward and a backward pass an image; relative and time: PGD-AT is 1",

@@ -1,4 +1,7 @@
-"""`python -m wdro_train.tools.wandb_workspace --entity ME` (or `--json FILE`): the W&B workspace of a project."""
+"""Lay out the workspace of a project in W&B: accuracy, ratios and bounds, first-order values, sweeps.
+
+`python -m wdro_train.tools.wandb_workspace --entity ME` saves it; `--json FILE` writes it to a file and sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def workspace(entity: str, project: str) -> Any:
 
 
 def as_json(space: Any) -> str:
-    """What would be sent to W&B, as JSON.
+    """The workspace as the JSON that would be sent to W&B.
 
     Args:
         space: From `workspace`.
@@ -72,11 +75,11 @@ def as_json(space: Any) -> str:
 
 
 def main() -> None:
-    """The command."""
-    parser = command_line.Parser(prog="python -m wdro_train.tools.wandb_workspace", description=__doc__)
-    parser.add_argument("--entity", default="", help="W&B user or team")
-    parser.add_argument("--project", default="wdro_train", help="W&B project; by default wdro_train")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the workspace there and send nothing")
+    """Run the command."""
+    parser = command_line.parser("wandb_workspace", __doc__)
+    parser.add_argument("--entity", default="", help="The W&B user or team that owns the project.")
+    parser.add_argument("--project", default="wdro_train", help="The W&B project, by default wdro_train.")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="Write the workspace to this file and send nothing.")
     arguments = parser.parse_args()
     _build(arguments.entity, arguments.project, arguments.json)
 

@@ -1,1 +1,1 @@
-"""What every floor may use: errors, ranks, files, tables."""
+"""Tools that know nothing of attacks or training: errors, ranks, files, tables, and what a batch has to be."""

@@ -1,4 +1,4 @@
-"""What a batch is and what a network returns: one contract for training, evaluation, attacks and certificates.
+"""What a batch has to be and what a network has to return, the same for training, evaluation, attacks, certificates.
 
 A batch is images in [0, 1] with one integer label each; a network maps the images to one row of logits each. What
 means that without doubt in another form is brought into it (a dictionary, further fields, 32-bit labels, rounding at
@@ -20,8 +20,11 @@ from wdro_train.utils.errors import UserError
 
 _IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "x")
 _LABEL_KEYS = ("label", "labels", "y", "target", "targets")
-_ROUNDING = 1e-6  # pixels this far outside [0, 1] come from resizing and normalising back in float32
-_PROBABILITY = 1e-4  # how far sums of probabilities stay from 1 in float32, over many classes and ensembles
+# Pixels this far outside [0, 1] come from resizing, or from undoing a normalisation, in float32, whose spacing below 1
+# is 6e-8; a wrong scale is off by far more.
+_ROUNDING = 1e-6
+# Sums of probabilities over many classes, rounded to float32 and averaged over an ensemble, stay this close to 1.
+_PROBABILITY = 1e-4
 
 
 class NonFiniteLogitsError(UserError):
@@ -36,7 +39,7 @@ class LabelRange(NamedTuple):
 
 
 class CheckedBatch(NamedTuple):
-    """A batch that keeps the contract.
+    """A batch that is what it has to be.
 
     Attributes:
         x: Images in [0, 1], floating point of any width, shape [B, ...].
@@ -153,6 +156,10 @@ def check_batch(x: Tensor, y: Tensor) -> CheckedBatch:
 def check_labels(labels: LabelRange, num_classes: int) -> None:
     """Refuse labels the network has no output for.
 
+    Args:
+        labels: The range of the labels of a batch.
+        num_classes: Number of outputs of the network.
+
     Raises:
         UserError: A label outside 0..num_classes-1.
     """
@@ -206,7 +213,11 @@ def look_like_probabilities(logits: Tensor) -> Tensor:
 
 
 def nonfinite_weights(model: nn.Module) -> str | None:
-    """Name of the first parameter or buffer that holds NaN or infinity, or None."""
+    """Name of the first parameter or buffer that holds NaN or infinity, or None.
+
+    Args:
+        model: The network; one look at every weight.
+    """
     state = [*model.named_parameters(), *model.named_buffers()]
     return next((name for name, value in state if value.is_floating_point() and not value.isfinite().all()), None)
 

@@ -1,21 +1,10 @@
-"""Where the commands compute: on the best device there is, unless one is named."""
+"""The device on which a command computes: the one that is named, or else the best there is."""
 
 from __future__ import annotations
-
-import argparse
 
 import torch
 
 from wdro_train.utils.errors import UserError
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Give a command the option `--device`.
-
-    Args:
-        parser: Of the command line.
-    """
-    parser.add_argument("--device", help="where to compute, such as cpu or cuda:1; default: the best device there is")
 
 
 def resolve_device(name: str | None = None) -> torch.device:
@@ -39,10 +28,10 @@ def resolve_device(name: str | None = None) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done what it was given, so that a clock can be read.
+    """Wait until a device has done what it was given, so that a clock that is read next measures it.
 
     Args:
-        device: Computes while the program goes on, unless it is the CPU.
+        device: An accelerator computes while the program goes on; for the CPU there is nothing to wait for.
     """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,11 +1,12 @@
-"""The one error type for input that a user can mend."""
+"""The one type of error for input that a user can mend, and how to find it among the exceptions that wrap it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-IN_WORKER = "Original Traceback"  # in the text that an exception of a loader's process arrives as
+# An exception of a loader process arrives as text; PyTorch puts these words before the traceback in it.
+IN_WORKER = "Original Traceback"
 
 
 class UserError(ValueError):
@@ -13,7 +14,7 @@ class UserError(ValueError):
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it, the last one first.
+    """An exception and the ones that it was raised from or during, the last one first.
 
     Args:
         error: Any exception.
@@ -43,10 +44,10 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 
 
 def last_words(error: BaseException) -> str:
-    """What an exception said in a worker process, out of the traceback that it arrives as.
+    """The message of an exception that was raised in a loader process and arrives as the text of its traceback.
 
     Args:
-        error: With that traceback as its text.
+        error: Its text ends with a line such as `wdro_train.utils.errors.UserError: the message`.
     """
     last = str(error).strip().splitlines()[-1]
     return re.sub(r"^[\w.]+: ", "", last)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process or the disk gives out."""
+"""Files that are there whole or not at all, whenever the process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from wdro_train.utils.errors import UserError
 
-_SUFFIX = ".tmp"
+_SUFFIX = ".tmp"  # of files that are being written
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Grids of images."""
+"""Pictures of what an attack does: images, adversarial images, and their difference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def draw_pairs(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, title: str) -> Figure:
-    """Three rows: clean images, adversarial images, their difference (amplified to full range).
+    """A figure of three rows: clean images, adversarial images, their difference.
+
+    The differences of all columns are divided by the largest one and shifted from [-1, 1] to [0, 1]: grey is no change.
+    Labels of wrong predictions are red.
 
     Args:
         x: Clean images in [0, 1], shape [k, C, H, W].
@@ -16,7 +19,7 @@ def draw_pairs(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adv: Tensor, 
         y: Labels, shape [k].
         clean: Predictions on x, shape [k].
         adv: Predictions on x_adv, shape [k].
-        title: Of the figure.
+        title: Stands above the figure.
     """
     figure = Figure(figsize=(1.3 * len(x) + 0.4, 4.6), layout="constrained")
     axes = figure.subplots(3, len(x), squeeze=False)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run in order: dashboards are closed, other ranks are gone, and it says how to go on.
+"""SIGTERM and SIGINT end a run in order: loggers are closed, other ranks are ended, and a sentence says how to go on.
 
 Both signals become one exception. It is not `KeyboardInterrupt`, on which Lightning leaves with exit code 1, and no
 `Exception`, which Hydra would count as the failure of one job of a sweep.
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-# Lightning's thread that ends this process when one of its ranks has ended; by name, as signals need no Lightning.
+# Lightning's thread that ends this process when one of its ranks has ended. It is recognised by its name, because the
+# commands listen before they spend seconds on importing Lightning.
 _OBSERVER = "_ChildProcessObserver"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _received: list[int] = []
@@ -50,23 +51,23 @@ def exit_code() -> int | None:
 
 
 def before_leaving(work: Callable[[], object]) -> None:
-    """What else to do when a signal has ended the work, such as the table of an unfinished sweep.
+    """Have something done when a signal has ended the work, such as writing the table of an unfinished sweep.
 
     Args:
-        work: Without arguments; what it returns is of no use.
+        work: Called without arguments by `finish`; what it returns is ignored.
     """
     _last_words.append(work)
 
 
 def finish() -> None:
-    """Do what `before_leaving` was given."""
+    """Do what `before_leaving` was given, the last first; what fails does not keep the rest from being done."""
     while _last_words:
         with suppress(Exception, SystemExit):
             _last_words.pop()()
 
 
 def listen_again() -> None:
-    """Only where somebody listened before, and no signal has come."""
+    """Take the signals back from a library that has set its own handlers; only where `listen` was called before."""
     if _listener == os.getpid() and not _received:
         listen()
 

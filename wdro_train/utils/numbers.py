@@ -1,4 +1,7 @@
-"""Numbers as people type them; nothing here needs more than Python, so that the command line can use it."""
+"""Numbers as people type them.
+
+The command line checks them before it imports torch, so nothing here needs more than Python.
+"""
 
 from __future__ import annotations
 

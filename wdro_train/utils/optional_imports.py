@@ -1,4 +1,4 @@
-"""Optional packages, imported when they are needed."""
+"""Packages that only some options need are imported when these options are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def optional(package: str, extra: str) -> Any:
 
     Args:
         package: Its import name.
-        extra: The extra of this project that installs it.
+        extra: The extra of this project that installs it, as in `pip install 'wdro-train[extra]'`.
 
     Raises:
         UserError: It is not installed, or something it needs is not.

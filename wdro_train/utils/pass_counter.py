@@ -1,4 +1,4 @@
-"""What goes through a network is counted at the network itself, not believed."""
+"""How much work an attack does: passes through a network, counted at the network itself."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from wdro_train.utils.contract import logits_of
 
 
 class PassCounter:
-    """Counts the images that go forward and backward through a network inside the `with` block.
+    """Counts the images that go forward and backward through a network inside a `with` block.
 
-    A double backward counts as one more backward pass.
+    The gradient of a gradient counts as one more backward pass.
 
     Args:
-        model: Called with one batch of images; returns logits.
+        model: Takes one batch of images and returns logits; see `wdro_train.utils.contract.logits_of`.
+
+    Attributes:
+        forward: Images that have gone through the network.
+        backward: Images whose gradient has come back.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,7 +40,7 @@ class PassCounter:
 
     @property
     def pairs(self) -> float:
-        """Passes in pairs of one forward and one backward."""
+        """The work in units of one forward pass and one backward pass of one image, (forward + backward) / 2."""
         return (self.forward + self.backward) / 2
 
     def _seen(self, model: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal and for Markdown files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from rich.table import Table
 def show(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None, texts: int = 1
 ) -> None:
-    """Print a table; the first `texts` columns are text, the others are numbers."""
+    """Print a table.
+
+    Args:
+        title: Stands above it.
+        header: Names of the columns.
+        rows: Their cells, as they are printed.
+        caption: Stands below it; None for nothing.
+        texts: The first so many columns hold text and are set flush left, the others numbers and flush right.
+    """
     table = Table()
     for k, name in enumerate(header):
         table.add_column(name, justify="left" if k < texts else "right")
@@ -32,7 +40,12 @@ def show(
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown, one line a row."""
+    """The table in Markdown, one line for each row.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells.
+    """
     table = Table(*header, box=box.MARKDOWN)
     for row in rows:
         table.add_row(*row)
@@ -42,12 +55,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.strip() for line in console.file.getvalue().splitlines() if line.strip()) + "\n"
 
 
-def number(value: float | None) -> str:
-    """Four decimals, or a dash where there is nothing."""
+def four_decimals(value: float | None) -> str:
+    """A number as the tables show it: with four decimals, or a dash where there is none.
+
+    Args:
+        value: The number, or None.
+    """
     return "-" if value is None else f"{value:.4f}"
 
 
 def metric_rows(*columns: Mapping[str, float]) -> list[list[str]]:
-    """One row a metric over all columns, in the order of their first appearance."""
+    """One row for each metric: its name, and its value in every column.
+
+    Args:
+        *columns: The metrics of one column each, by name; one that a column lacks is a dash there.
+    """
     keys = list(dict.fromkeys(key for column in columns for key in column))
-    return [[key, *(number(column.get(key)) for column in columns)] for key in keys]
+    return [[key, *(four_decimals(column.get(key)) for column in columns)] for key in keys]

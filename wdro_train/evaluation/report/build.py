@@ -1,4 +1,4 @@
-"""The report: what was judged, how, and what came out, as plain data (`report.json`, schema 2)."""
+"""From evidence to the report: what was judged, how, and what came out, as plain data (`report.json`, schema 2)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,111 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdro_train.config.run_folders import REPORT_FILE
-from wdro_train.evaluation.engine import FoundDistances
-from wdro_train.evaluation.identity import git_revision, package_version
+from wdro_train.evaluation.autoattack import ReferenceResult
+from wdro_train.evaluation.certified_curve import CertifiedCurve
+from wdro_train.evaluation.choices import CurveGrid
+from wdro_train.evaluation.evidence import Evidence
+from wdro_train.evaluation.first_order import RowWithWorstCase
+from wdro_train.evaluation.networks import JudgedNetwork
+from wdro_train.evaluation.report.published import published
+from wdro_train.evaluation.report.schema import (
+    SCHEMA,
+    CertificateBlock,
+    CurveBlock,
+    Header,
+    HistogramBlock,
+    ModelReport,
+    PeerRow,
+    PosterRow,
+    PublishedRow,
+    Report,
+    ThreatBlock,
+    WorstCaseBlock,
+)
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import Band, RobustnessCurve
 from wdro_train.utils.files import write_json
+from wdro_train.utils.versions import git_revision, package_version
 
-SCHEMA = 2
 _PACKAGES = ("wdro-train", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
-def header(config: dict[str, Any]) -> dict[str, Any]:
-    """What is needed to repeat the numbers: command, configuration, revision, versions."""
+def header(config: Any) -> Header:
+    """What is needed to repeat the numbers: command, configuration, revision, versions.
+
+    Args:
+        config: The resolved configuration of `evaluate.py`, as plain data.
+    """
     return {
         "schema": SCHEMA,
         "command": " ".join(sys.argv),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": config,
+        "config": {str(key): value for key, value in config.items()},
         "seed": config.get("seed"),
         "scope": "whole set as one distribution",
         "git_revision": git_revision(dirty=True),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in _PACKAGES},
+    }
+
+
+def report(made_by: Header, ball: WassersteinBall, split: str, models: list[ModelReport]) -> Report:
+    """The whole report.
+
+    Args:
+        made_by: From `header`, from before anything was judged.
+        ball: The threat.
+        split: The images judged: `train`, `val` or `test`.
+        models: From `model`, one for each network; equal names are numbered.
+    """
+    tell_apart(models)
+    threat: ThreatBlock = {"p": ball.p, "norm": ball.norm, "delta": ball.delta}
+    return Report(**made_by, threat=threat, split=split, models=models)
+
+
+def model(
+    network: JudgedNetwork, evidence: Evidence, grid: CurveGrid, *, attack: dict[str, Any], movers: int
+) -> ModelReport:
+    """The block of one network.
+
+    Args:
+        network: The network.
+        evidence: What was measured.
+        grid: Where the curve is reported, and with which band.
+        attack: Name and settings of the minimum-norm attack.
+        movers: Number of images that the worst case moves first to be listed.
+    """
+    curve, ball = evidence.curve, evidence.ball
+    band = curve.band(grid.alpha, grid.sided)
+    return {
+        "name": network.name,
+        "checkpoint": str(network.path),
+        "trained_with": network.config,
+        "images": len(curve),
+        "sample": evidence.sample,
+        "clean_accuracy": curve.clean_accuracy,
+        "norm": ball.norm,
+        "distances": {
+            "attack": attack,
+            "values": curve.distances.tolist(),
+            "median_of_correct": evidence.median_distance,
+            "histogram": histogram(curve.distances),
+        },
+        "band": {"alpha": grid.alpha, "sided": band.sided, "width": band.width, "level": band.level},
+        "curves": curve_rows(
+            curve,
+            grid.orders,
+            grid.deltas,
+            band,
+            alone=evidence.curve_image_by_image,
+            certified=None if evidence.certificate is None else evidence.certificate.curve,
+        ),
+        "worst_case": _worst_case(evidence, movers),
+        "poster": [_poster_row(row) for row in evidence.rows],
+        "certificate": None if evidence.certificate is None else _certificate(evidence.certificate),
+        "peers": [_peer_row(reference) for reference in evidence.references],
+        "published": _published(network, ball),
+        "warnings": [{"check": sign.check, "figure": sign.figure, "text": sign.text} for sign in evidence.warnings],
     }
 
 
@@ -46,19 +130,19 @@ def curve_rows(
     *,
     alone: RobustnessCurve,
     certified: RobustnessCurve | None,
-) -> list[dict[str, Any]]:
-    """A_delta on a grid, and what may be said about the distribution the images come from; one row an order.
+) -> list[CurveBlock]:
+    """A_delta on a grid, and what may be said about the population of the images; one row an order.
 
     Args:
         curve: From distances found by attacks: upper bounds on A_delta(P^).
         orders: Wasserstein orders.
         deltas: Radii.
-        band: Gives the ends for the distribution.
+        band: Gives the ends for the population.
         alone: From the attacks that look at each image by itself, which is what the upper end needs: the flips of
-            W-PGD, whose images share a budget, are not in it.
+            W-PGD, whose images share a budget, are not in it (theory, section 12).
         certified: From certified radii: lower bounds on A_delta(P^); None if there are none.
     """
-    rows = []
+    rows: list[CurveBlock] = []
     for p in orders:
         sure = None if certified is None else certified.accuracies(deltas, p).tolist()
         rows.append(
@@ -74,46 +158,13 @@ def curve_rows(
     return rows
 
 
-def worst_case_block(
-    curve: RobustnessCurve, found: FoundDistances, p: float, delta: float, number: int
-) -> dict[str, Any]:
-    """The worst-case law inside one ball, and the first correct images it moves.
+def histogram(distances: NDArray[np.float64], bins: int = 40) -> HistogramBlock:
+    """Counts of the distances of the correct images; misclassified and unflipped images are counted apart.
 
     Args:
-        curve: The pooled curve.
-        found: Labels, and the classes images are flipped to.
-        p: Wasserstein order.
-        delta: Radius.
-        number: How many movers to list.
+        distances: Shape [N]: 0 for misclassified images, inf where no flip was found.
+        bins: Number of bins.
     """
-    worst = curve.worst_case(delta, p)
-    moved = np.flatnonzero((worst.weights > 0) & (curve.distances > 0))
-    first = moved[np.argsort(curve.distances[moved], kind="stable")][:number]
-    return {
-        "p": p,
-        "delta": delta,
-        "accuracy": worst.accuracy,
-        "multiplier": worst.multiplier,
-        "marginal_distance": worst.marginal_distance,
-        "primal": 1 - worst.accuracy,
-        "dual": worst.dual,
-        "spent": worst.spent,
-        "images_moved": len(moved),
-        "movers": [
-            {
-                "index": int(i),
-                "label": int(found.labels[i]),
-                "becomes": int(found.rivals[i]),
-                "distance": float(curve.distances[i]),
-                "share": float(worst.weights[i]),
-            }
-            for i in first
-        ],
-    }
-
-
-def histogram(distances: NDArray[np.float64], bins: int = 40) -> dict[str, Any]:
-    """Counts of the distances of correct images; misclassified and unflipped images apart."""
     positive = distances[(distances > 0) & np.isfinite(distances)]
     counts, edges = np.zeros(1, dtype=int), np.zeros(2)
     if positive.size:
@@ -128,8 +179,8 @@ def histogram(distances: NDArray[np.float64], bins: int = 40) -> dict[str, Any]:
     }
 
 
-def tell_apart(models: list[dict[str, Any]]) -> None:
-    """Number models of the same name, in place.
+def tell_apart(models: Sequence[ModelReport]) -> None:
+    """Number the models of the same name, in place.
 
     >>> models = [{"name": "best"}, {"name": "last"}, {"name": "best"}]
     >>> tell_apart(models)
@@ -142,8 +193,89 @@ def tell_apart(models: list[dict[str, Any]]) -> None:
             model["name"] += f" ({k})"
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
+def write(report: Report, folder: Path) -> Path:
     """Write `report.json`; undefined values become null, infinities the string "inf"."""
     path = folder / REPORT_FILE
     write_json(path, report, indent=1)
     return path
+
+
+def _worst_case(evidence: Evidence, movers: int) -> WorstCaseBlock:
+    """The worst case in the ball of the threat, and the first images that it moves."""
+    worst, ball = evidence.worst_case, evidence.ball
+    return {
+        "p": ball.p,
+        "delta": ball.delta,
+        "accuracy": worst.accuracy,
+        "multiplier": worst.multiplier,
+        "marginal_distance": worst.marginal_distance,
+        "primal": 1 - worst.accuracy,
+        "dual": worst.dual,
+        "spent": worst.spent,
+        "images_moved": len(evidence.moved),
+        "movers": [
+            {
+                "index": mover.index,
+                "label": mover.label,
+                "becomes": mover.becomes,
+                "distance": mover.distance,
+                "share": mover.share,
+            }
+            for mover in evidence.moved[:movers]
+        ],
+    }
+
+
+def _poster_row(judged: RowWithWorstCase) -> PosterRow:
+    row, found = judged.row, judged.row.quantities
+    return {
+        "loss": row.loss,
+        "p": row.ball.p,
+        "norm": row.ball.norm,
+        "delta": row.ball.delta,
+        "v0": found.v0,
+        "w0": found.w0,
+        "upsilon": found.upsilon,
+        "v_first_order": found.v_first_order,
+        "v_q": found.v_q,
+        "v_pgd": row.v_pgd,
+        "fgsm_acc": found.fgsm_acc,
+        "fgsm_spent": found.fgsm_spent,
+        "pgd_acc": row.pgd_acc,
+        "ratio_pgd": row.ratio_pgd,
+        "ratio_upper": found.ratio_upper,
+        "ratio_lower_attack": found.ratio_lower_attack,
+        "ratio_lower_gradient": found.ratio_lower_gradient,
+        "ratio_lower": found.ratio_lower,
+        "worst_acc": judged.worst_acc,
+        "ratio": judged.ratio,
+    }
+
+
+def _certificate(found: CertifiedCurve) -> CertificateBlock:
+    return {
+        "method": found.method,
+        "level": found.level,
+        "about": found.about,
+        "clean_accuracy": found.curve.clean_accuracy,
+        "radii": found.curve.distances.tolist(),
+    }
+
+
+def _peer_row(reference: ReferenceResult) -> PeerRow:
+    return {
+        "name": reference.name,
+        "norm": reference.ball.norm,
+        "delta": reference.ball.delta,
+        "p": reference.ball.p,
+        "images": len(reference.flips),
+        "accuracy": reference.accuracy,
+        "seconds": reference.seconds,
+    }
+
+
+def _published(network: JudgedNetwork, ball: WassersteinBall) -> list[PublishedRow]:
+    """What is published about the network; the figures are about CIFAR-10."""
+    if network.config["data"].get("name") != "CIFAR10":
+        return []
+    return published(network.name, ball.norm, ball.delta)

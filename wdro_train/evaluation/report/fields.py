@@ -1,29 +1,40 @@
-"""Reading a report: what `report.json` holds, as numbers and names for figures and pages."""
+"""Read a report: the content of `report.json` as numbers, names and lines for figures, pages and tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-Report = dict[str, Any]
+from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
+
+CurveKey = Literal["accuracy", "upper", "certified", "certified_lower"]
 # Okabe and Ito's colours, told apart by colour-blind readers and on both light and dark ground.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f8f8f")
 
 
-def number(value: Any) -> float:
-    """A number of the report: null is NaN, and "inf" is infinity."""
+def to_float(value: Any) -> float:
+    """A number of a report as a float: null is NaN, and the string "inf" is infinity.
+
+    >>> to_float("inf"), to_float("0.5"), to_float(None)
+    (inf, 0.5, nan)
+    """
     return math.nan if value is None else float(value)
 
 
-def numbers(values: list[Any]) -> list[float]:
-    """Numbers of the report."""
-    return [number(value) for value in values]
+def to_floats(values: Iterable[Any]) -> list[float]:
+    """Numbers of a report as floats; see `to_float`."""
+    return [to_float(value) for value in values]
+
+
+def column(rows: Sequence[Mapping[str, object]], key: str) -> list[float]:
+    """One key of all rows, as floats."""
+    return to_floats(row[key] for row in rows)
 
 
 def short(value: Any, digits: int = 4) -> str:
     """A number for a text, with significant digits; an infinity sign, or a dash where there is nothing."""
-    x = number(value)
+    x = to_float(value)
     if math.isnan(x):
         return "–"
     return f"{x:.{digits}g}" if math.isfinite(x) else ("∞" if x > 0 else "−∞")
@@ -31,7 +42,7 @@ def short(value: Any, digits: int = 4) -> str:
 
 def percent(value: Any) -> str:
     """A share in per cent, or a dash where there is nothing."""
-    x = number(value)
+    x = to_float(value)
     return "–" if math.isnan(x) else f"{100 * x:.1f} %"
 
 
@@ -47,34 +58,42 @@ def label(name: str, length: int = 36) -> str:
 
 
 def colour(k: int) -> str:
-    """The k-th colour, round and round."""
+    """The k-th colour; after the last one they begin again."""
     return _COLOURS[k % len(_COLOURS)]
 
 
-def orders(report: Report) -> list[Any]:
+def orders(report: Report) -> list[Number]:
     """The orders p of the curves, as they are in the report, over all models."""
     return list(dict.fromkeys(row["p"] for model in report["models"] for row in model["curves"]))
 
 
-def curve_of(model: Report, p: Any) -> Report | None:
+def curve_of(model: ModelReport, p: Any) -> CurveBlock | None:
     """The curve of an order; None if the model has none."""
     return next((row for row in model["curves"] if row["p"] == p), None)
 
 
 def losses(report: Report) -> list[str]:
-    """The losses of the poster's rows over all models."""
-    return list(dict.fromkeys(row["loss"] for model in report["models"] for row in model["poster"]))
+    """The losses of the first-order rows over all models."""
+    return list(dict.fromkeys(loss for model in report["models"] for loss in by_loss(model)))
 
 
-def poster_lines(model: Report, loss: str) -> Iterator[tuple[Any, list[Report]]]:
-    """The poster's rows of a loss: an order and its rows by increasing radius."""
-    rows = [row for row in model["poster"] if row["loss"] == loss]
+def by_loss(model: ModelReport) -> dict[str, list[PosterRow]]:
+    """The first-order rows of each loss."""
+    found: dict[str, list[PosterRow]] = {}
+    for row in model["poster"]:
+        found.setdefault(row["loss"], []).append(row)
+    return found
+
+
+def first_order_lines(model: ModelReport, loss: str) -> Iterator[tuple[Number, list[PosterRow]]]:
+    """The first-order rows of a loss as lines of a figure: an order, and its rows by increasing radius."""
+    rows = by_loss(model).get(loss, [])
     for p in dict.fromkeys(row["p"] for row in rows):
-        yield p, sorted((row for row in rows if row["p"] == p), key=lambda row: number(row["delta"]))
+        yield p, sorted((row for row in rows if row["p"] == p), key=lambda row: row["delta"])
 
 
 def upsilon_name(report: Report) -> str:
-    """Which Upsilon a number uses."""
+    """Which of the two Upsilons the numbers of a report use (theory, section 2)."""
     box = (report["config"].get("poster") or {}).get("box", True)
     return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the poster's formula, no box)"
 
@@ -92,18 +111,18 @@ def certificate_note(report: Report) -> str | None:
     return f"certified lower bound of {about}" + ("; the truth lies between the two" if same else "")
 
 
-def accuracy_at(curve: Report, delta: float, key: str = "accuracy") -> float:
+def accuracy_at(curve: CurveBlock, delta: float, key: CurveKey = "accuracy") -> float:
     """A curve's value at the grid's radius nearest to `delta`; NaN if it has none."""
     values = curve[key]
     if values is None:
         return math.nan
-    nearest = min(range(len(values)), key=lambda k: abs(number(curve["deltas"][k]) - delta))
-    return number(values[nearest])
+    nearest = min(range(len(values)), key=lambda k: abs(to_float(curve["deltas"][k]) - delta))
+    return to_float(values[nearest])
 
 
 def grid(report: Report) -> list[float]:
     """Radii for a table: eighths of the curves' range, and the threat's own."""
-    deltas = numbers(report["models"][0]["curves"][0]["deltas"])
+    deltas = to_floats(report["models"][0]["curves"][0]["deltas"])
     wanted = {round(k * (len(deltas) - 1) / 8) for k in range(9)}
-    wanted.add(min(range(len(deltas)), key=lambda k: abs(deltas[k] - number(report["threat"]["delta"]))))
+    wanted.add(min(range(len(deltas)), key=lambda k: abs(deltas[k] - to_float(report["threat"]["delta"]))))
     return [deltas[k] for k in sorted(wanted)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from wdro_train.evaluation.report import fields, plotly_figures
-from wdro_train.evaluation.report.fields import Report, number
+from wdro_train.evaluation.report.fields import to_float
 from wdro_train.evaluation.report.image_pairs import Pairs
+from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.utils.files import write_text
 
 HTML_FILE = "report.html"
@@ -99,9 +100,9 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
     return page + "\n"
 
 
-def _model(report: Report, model: Report, pairs: Pairs | None) -> dict[str, Any]:
+def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str, Any]:
     """A model's block with its plots, pictures and side tables."""
-    delta = number(model["worst_case"]["delta"])
+    delta = to_float(model["worst_case"]["delta"])
     curve = fields.curve_of(model, model["worst_case"]["p"])
     certified = None if curve is None else fields.accuracy_at(curve, delta, "certified")
     return {
@@ -114,13 +115,13 @@ def _model(report: Report, model: Report, pairs: Pairs | None) -> dict[str, Any]
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> list[list[Any]]:
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """A head and rows, for rows that need not have the same keys."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [keys, *([row.get(key) for key in keys] for row in rows)] if rows else []
 
 
-def _gallery(model: Report, pairs: Pairs) -> list[dict[str, Any]]:
+def _gallery(model: ModelReport, pairs: Pairs) -> list[dict[str, Any]]:
     """The movers with their pictures; `shown` differs from the distance where another attack found a nearer flip."""
     shown = pairs.distances.tolist()
     return [

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.evaluation.engine import Engine, distance_stage
+from wdro_train.evaluation.distances import distance_stage
+from wdro_train.evaluation.engine import Engine
 
 
 class Pairs(NamedTuple):

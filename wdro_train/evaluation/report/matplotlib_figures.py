@@ -1,4 +1,4 @@
-"""Figures of a report as PNG files. They know the report and the pictures that go with it, nothing else."""
+"""The figures of a report as PNG files, made from `report.json` and the pictures that go with it alone."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wdro_train.evaluation.report import fields
-from wdro_train.evaluation.report.fields import Report, colour, number, numbers
+from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
 from wdro_train.evaluation.report.image_pairs import Pairs
+from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, PosterRow, Report, WorstCaseBlock
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
 
-_PANEL = (5.6, 4.2)
+_PANEL = (5.6, 4.2)  # inches of a panel: three side by side fill a page of a paper, with legible text
 _DPI = 150
 
 
 def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> list[Path]:
-    """Draw what the report has something for.
+    """Draw every figure that the report has numbers for.
 
     Args:
         report: As `report.json` holds it.
@@ -85,7 +86,7 @@ def distance_histograms(report: Report) -> Figure:
     for ax, model in zip(panels, report["models"], strict=True):
         found = model["distances"]["histogram"]
         ax.stairs(found["counts"], found["edges"], fill=True, color=colour(0), alpha=0.75)
-        marginal = number(model["worst_case"]["marginal_distance"])
+        marginal = to_float(model["worst_case"]["marginal_distance"])
         if math.isfinite(marginal):
             ax.axvline(marginal, color=colour(1), linestyle="--", label=f"moved in {_ball(model['worst_case'])}: left")
             ax.legend(fontsize=8)
@@ -104,7 +105,7 @@ def first_order(report: Report) -> Figure:
     for i, model in enumerate(models):
         for j, loss in enumerate(losses):
             ax = panels[i * len(losses) + j]
-            for k, (p, rows) in enumerate(fields.poster_lines(model, loss)):
+            for k, (p, rows) in enumerate(fields.first_order_lines(model, loss)):
                 _first_order_lines(ax, p, rows, colour(k))
             title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
             ax.set_title(title if len(models) == 1 else f"{_plain(model['name'])}\n{title}", fontsize=9)
@@ -124,8 +125,8 @@ def ratios(report: Report) -> Figure:
     for ax, loss in zip(panels, losses, strict=True):
         ends: list[float] = []
         for k, model in enumerate(report["models"]):
-            rows = [row for row in model["poster"] if row["loss"] == loss]
-            r, upper, lower = (numbers([row[key] for row in rows]) for key in ("ratio", "ratio_upper", "ratio_lower"))
+            rows = fields.by_loss(model).get(loss, [])
+            r, upper, lower = (column(rows, key) for key in ("ratio", "ratio_upper", "ratio_lower"))
             prefix = f"{_plain(model['name'])}: " if len(report["models"]) > 1 else ""
             ax.scatter(r, upper, marker="^", s=30, color=colour(k), label=prefix + "$R^u$, upper bound (W-FGSM)")
             ax.scatter(
@@ -144,34 +145,35 @@ def ratios(report: Report) -> Figure:
     return figure
 
 
-def moved_first(model: Report, pairs: Pairs) -> Figure:
+def moved_first(model: ModelReport, pairs: Pairs) -> Figure:
     """The images the worst case moves first, and what they become."""
     movers = model["worst_case"]["movers"]
-    labels, becomes = (torch.tensor([mover[key] for mover in movers]) for key in ("label", "becomes"))
+    labels = torch.tensor([mover["label"] for mover in movers])
+    becomes = torch.tensor([mover["becomes"] for mover in movers])
     title = f"{_plain(model['name'])}: what the worst case in {_ball(model['worst_case'])} moves first"
     return draw_pairs(pairs.clean, pairs.adversarial, labels, labels, becomes, title)
 
 
-def _curve(ax: Axes, curve: Report, shade: str, name: str) -> None:
-    deltas = numbers(curve["deltas"])
+def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str) -> None:
+    deltas = to_floats(curve["deltas"])
     band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
-    ax.fill_between(deltas, numbers(curve["accuracy"]), numbers(curve["upper"]), **band)
-    ax.plot(deltas, numbers(curve["accuracy"]), color=shade, label=name)
-    if curve["certified"] is not None:
-        ax.fill_between(deltas, numbers(curve["certified_lower"]), numbers(curve["certified"]), **band)
-        ax.plot(deltas, numbers(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
+    ax.fill_between(deltas, to_floats(curve["accuracy"]), to_floats(curve["upper"]), **band)
+    ax.plot(deltas, to_floats(curve["accuracy"]), color=shade, label=name)
+    if curve["certified"] is not None and curve["certified_lower"] is not None:
+        ax.fill_between(deltas, to_floats(curve["certified_lower"]), to_floats(curve["certified"]), **band)
+        ax.plot(deltas, to_floats(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
 
 
-def _first_order_lines(ax: Axes, p: Any, rows: list[Report], shade: str) -> None:
-    v0, last = number(rows[0]["v0"]), rows[-1]
-    deltas = [0.0, *numbers([row["delta"] for row in rows])]
-    slope = rf"{_order(p)}: $V(0) + \delta\Upsilon$, $\Upsilon$ = {number(last['upsilon']):.3g}"
-    ax.plot([0.0, deltas[-1]], [v0, number(last["v_first_order"])], color=shade, label=slope)
+def _first_order_lines(ax: Axes, p: Any, rows: list[PosterRow], shade: str) -> None:
+    v0, last = to_float(rows[0]["v0"]), rows[-1]
+    deltas = [0.0, *column(rows, "delta")]
+    slope = rf"{_order(p)}: $V(0) + \delta\Upsilon$, $\Upsilon$ = {to_float(last['upsilon']):.3g}"
+    ax.plot([0.0, deltas[-1]], [v0, to_float(last["v_first_order"])], color=shade, label=slope)
     for key, style, label in (
         ("v_q", "s:", r"$E_{Q_\delta}[J]$ (W-FGSM)"),
         ("v_pgd", "o--", r"$V(\delta)$ by W-PGD, from below"),
     ):
-        values = [v0, *numbers([row[key] for row in rows])]
+        values = [v0, *column(rows, key)]
         ax.plot(deltas, values, style, color=shade, markersize=5, label=f"{_order(p)}: {label}")
 
 
@@ -204,16 +206,16 @@ def _plain(name: str) -> str:
 
 
 def _order(p: Any) -> str:
-    return r"$W_\infty$" if math.isinf(number(p)) else f"$W_{{{number(p):g}}}$"
+    return r"$W_\infty$" if math.isinf(to_float(p)) else f"$W_{{{to_float(p):g}}}$"
 
 
 def _norm(norm: Any) -> str:
-    return r"$\ell_\infty$" if math.isinf(number(norm)) else rf"$\ell_{{{number(norm):g}}}$"
+    return r"$\ell_\infty$" if math.isinf(to_float(norm)) else rf"$\ell_{{{to_float(norm):g}}}$"
 
 
 def _radius(report: Report) -> str:
     return rf"radius $\delta$ ({_norm(report['threat']['norm'])})"
 
 
-def _ball(block: Report) -> str:
-    return rf"{_order(block['p'])}, $\delta$ = {number(block['delta']):.4g}"
+def _ball(block: WorstCaseBlock) -> str:
+    return rf"{_order(block['p'])}, $\delta$ = {to_float(block['delta']):.4g}"

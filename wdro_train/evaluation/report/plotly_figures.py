@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from wdro_train.evaluation.report import fields
-from wdro_train.evaluation.report.fields import Report, colour, number, numbers
+from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
+from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Report
 
 Plot = dict[str, Any]
 
@@ -32,10 +33,10 @@ def robustness_curves(report: Report) -> list[Plot]:
     return plots
 
 
-def distance_histogram(model: Report) -> Plot:
+def distance_histogram(model: ModelReport) -> Plot:
     """How far the correct images are from their nearest flip; the worst case moves those left of the line."""
     found = model["distances"]["histogram"]
-    edges = numbers(found["edges"])
+    edges = to_floats(found["edges"])
     bars = {
         "type": "bar",
         "x": [(low + high) / 2 for low, high in pairwise(edges)],
@@ -46,7 +47,7 @@ def distance_histogram(model: Report) -> Plot:
     }
     layout = _layout(f"distance to the nearest flip found ({_norm(model['norm'])})", "correct images")
     layout |= {"bargap": 0, "showlegend": False}
-    marginal = number(model["worst_case"]["marginal_distance"])
+    marginal = to_float(model["worst_case"]["marginal_distance"])
     if math.isfinite(marginal):
         line = {"color": colour(1), "dash": "dash"}
         layout["shapes"] = [
@@ -55,23 +56,23 @@ def distance_histogram(model: Report) -> Plot:
     return {"title": "", "data": [bars], "layout": layout}
 
 
-def first_order(report: Report, model: Report) -> list[Plot]:
+def first_order(report: Report, model: ModelReport) -> list[Plot]:
     """First-order approximation of the W-DRO value against the radius, a plot a loss."""
     plots = []
     for loss in fields.losses(report):
         traces: list[Plot] = []
-        for k, (p, rows) in enumerate(fields.poster_lines(model, loss)):
-            v0, last = number(rows[0]["v0"]), rows[-1]
-            deltas = [0.0, *numbers([row["delta"] for row in rows])]
+        for k, (p, rows) in enumerate(fields.first_order_lines(model, loss)):
+            v0, last = to_float(rows[0]["v0"]), rows[-1]
+            deltas = [0.0, *column(rows, "delta")]
             line, name = {"color": colour(k)}, _order(p)
-            ends = [v0, number(last["v_first_order"])]
+            ends = [v0, to_float(last["v_first_order"])]
             slope = f"{name}: V(0) + δΥ, Υ = {fields.short(last['upsilon'], 3)}"
             traces.append(_trace([0.0, deltas[-1]], ends, slope, line=line, mode="lines"))
             for key, label, dash, symbol in (
                 ("v_q", "E<sub>Q<sub>δ</sub></sub>[J], W-FGSM", "dot", "square"),
                 ("v_pgd", "V(δ) by W-PGD, from below", "dash", "circle"),
             ):
-                values = [v0, *numbers([row[key] for row in rows])]
+                values = [v0, *column(rows, key)]
                 style = {"line": line | {"dash": dash}, "marker": {"symbol": symbol, "size": 8}}
                 traces.append(_trace(deltas, values, f"{name}: {label}", mode="lines+markers", **style))
         title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
@@ -88,16 +89,16 @@ def ratios(report: Report) -> list[Plot]:
         ringed: list[tuple[float, float]] = []
         values: list[float] = []
         for k, model in enumerate(report["models"]):
-            rows = [row for row in model["poster"] if row["loss"] == loss]
+            rows = fields.by_loss(model).get(loss, [])
             prefix = f"{escape(model['name'])}: " if len(report["models"]) > 1 else ""
-            r = numbers([row["ratio"] for row in rows])
+            r = column(rows, "ratio")
             values += r
             where = [f"{_order(row['p'])}, δ = {fields.short(row['delta'])}" for row in rows]
             for key, name, symbol in (
                 ("ratio_upper", "R<sup>u</sup>, upper bound (W-FGSM)", "triangle-up"),
                 ("ratio_lower", "R<sup>l</sup>, asymptotic lower bound", "triangle-down"),
             ):
-                y = numbers([row[key] for row in rows])
+                y = column(rows, key)
                 marker = {"symbol": symbol, "size": 10, "color": colour(k)}
                 traces.append(_trace(r, y, prefix + name, mode="markers", marker=marker, text=where))
                 ringed += [(a, b) for a, b in zip(r, y, strict=True) if key == "ratio_lower" and b > a]
@@ -114,21 +115,21 @@ def ratios(report: Report) -> list[Plot]:
     return plots
 
 
-def _curve(curve: Report, shade: str, name: str) -> list[Plot]:
+def _curve(curve: CurveBlock, shade: str, name: str) -> list[Plot]:
     """Attack curve with the band above it and certified curve with the band below it, switched on and off together."""
-    deltas, group = numbers(curve["deltas"]), {"legendgroup": name}
+    deltas, group = to_floats(curve["deltas"]), {"legendgroup": name}
     edge = {"mode": "lines", "line": {"width": 0, "color": shade}, "showlegend": False, "hoverinfo": "skip"} | group
     fill = {"fill": "tonexty", "fillcolor": shade + "22"}
     traces = [
-        _trace(deltas, numbers(curve["upper"]), name, **edge),
-        _trace(deltas, numbers(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
+        _trace(deltas, to_floats(curve["upper"]), name, **edge),
+        _trace(deltas, to_floats(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
     ]
-    if curve["certified"] is not None:
+    if curve["certified"] is not None and curve["certified_lower"] is not None:
         line = {"color": shade, "dash": "dash"}
         sure = f"{name}, certified lower bound"
         traces += [
-            _trace(deltas, numbers(curve["certified_lower"]), name, **edge),
-            _trace(deltas, numbers(curve["certified"]), sure, mode="lines", line=line, **fill, **group),
+            _trace(deltas, to_floats(curve["certified_lower"]), name, **edge),
+            _trace(deltas, to_floats(curve["certified"]), sure, mode="lines", line=line, **fill, **group),
         ]
     return traces
 

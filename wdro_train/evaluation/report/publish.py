@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: `report.json`, `report.html`, matplotlib_figures, and the same on a dashboard."""
+"""Publish a report: `report.json`, `report.html` and figures in a folder, and the same in the loggers (W&B, say)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from wandb.plot import line_series
 from wdro_train.config.loggers import build_loggers, closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.evaluation.report import build as reports
 from wdro_train.evaluation.report import fields, html, matplotlib_figures
-from wdro_train.evaluation.report.fields import Report, number
+from wdro_train.evaluation.report.fields import to_float
 from wdro_train.evaluation.report.image_pairs import Pairs
+from wdro_train.evaluation.report.schema import Report
 from wdro_train.utils.files import as_json
 
 FIGURES = "figures"
+_CURVE: tuple[fields.CurveKey, ...] = ("accuracy", "upper", "certified", "certified_lower")
+_NAMES_OF_A_ROW = ("loss", "p", "norm", "delta")
 
 
 def publish(
@@ -25,7 +28,7 @@ def publish(
 ) -> list[tuple[str, str]]:
     """Write report, page and figures, and log them.
 
-    The report comes first, so the numbers are safe whatever happens to the rest.
+    The report is written first, so that the numbers are safe whatever happens to the rest.
 
     Args:
         report: In memory or as read from `report.json`.
@@ -61,20 +64,22 @@ def scalars(report: Report) -> dict[str, float]:
     for model in report["models"]:
         prefix = f"{model['name']}/" if len(report["models"]) > 1 else ""
         worst = model["worst_case"]
-        values = {"clean_accuracy": model["clean_accuracy"], "band_width": model["band"]["width"]}
-        values |= {f"worst_case/{key}": worst[key] for key in ("accuracy", "spent", "images_moved")}
+        values: dict[str, Any] = {
+            "clean_accuracy": model["clean_accuracy"],
+            "band_width": model["band"]["width"],
+            "worst_case/accuracy": worst["accuracy"],
+            "worst_case/spent": worst["spent"],
+            "worst_case/images_moved": worst["images_moved"],
+        }
         for curve in model["curves"]:
             for delta in fields.grid(report):
-                ball = f"W_{number(curve['p']):g}/delta_{delta:g}"
+                ball = f"W_{to_float(curve['p']):g}/delta_{delta:g}"
                 values |= {f"curve/{ball}/{key}": fields.accuracy_at(curve, delta, key) for key in _CURVE}
         for row in model["poster"]:
-            ball = f"{row['loss']}/W_{number(row['p']):g}/delta_{number(row['delta']):g}"
-            values |= {f"poster/{ball}/{key}": row[key] for key in row if key not in ("loss", "p", "norm", "delta")}
-        found |= {prefix + key: number(value) for key, value in values.items() if number(value) == number(value)}
+            ball = f"{row['loss']}/W_{to_float(row['p']):g}/delta_{row['delta']:g}"
+            values |= {f"poster/{ball}/{key}": value for key, value in row.items() if key not in _NAMES_OF_A_ROW}
+        found |= {prefix + key: to_float(value) for key, value in values.items() if to_float(value) == to_float(value)}
     return found
-
-
-_CURVE = ("accuracy", "upper", "certified", "certified_lower")
 
 
 def _curves(report: Report) -> Any:
@@ -82,9 +87,9 @@ def _curves(report: Report) -> Any:
     several = len(report["models"]) > 1
     curves = [(model["name"], curve) for model in report["models"] for curve in model["curves"]]
     return line_series(
-        xs=[fields.numbers(curve["deltas"]) for _, curve in curves],
-        ys=[fields.numbers(curve["accuracy"]) for _, curve in curves],
-        keys=[(f"{name} " if several else "") + f"W_{number(curve['p']):g}" for name, curve in curves],
+        xs=[fields.to_floats(curve["deltas"]) for _, curve in curves],
+        ys=[fields.to_floats(curve["accuracy"]) for _, curve in curves],
+        keys=[(f"{name} " if several else "") + f"W_{to_float(curve['p']):g}" for name, curve in curves],
         title="worst-case accuracy",
         xname="delta",
     )

@@ -1,16 +1,16 @@
-"""Published accuracies of known networks, to stand beside ours."""
+"""Published accuracies of known networks, to stand beside those of an evaluation."""
 
 from __future__ import annotations
 
 import json
 import math
 from importlib.resources import files
-from typing import Any
 
+from wdro_train.evaluation.report.schema import PublishedRow
 from wdro_train.utils.numbers import parse_number
 
 
-def published(name: str, norm: float, delta: float) -> list[dict[str, Any]]:
+def published(name: str, norm: float, delta: float) -> list[PublishedRow]:
     """What is published about a network of RobustBench on CIFAR-10 at a radius.
 
     Args:

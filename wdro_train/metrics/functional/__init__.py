@@ -2,5 +2,13 @@
 
 from wdro_train.metrics.functional.accuracy_ratio import accuracy_ratio
 from wdro_train.metrics.functional.first_order_bounds import LowerBounds, first_order_value, lower_bounds
+from wdro_train.metrics.functional.first_order_quantities import FirstOrderQuantities, first_order_quantities
 
-__all__ = ["LowerBounds", "accuracy_ratio", "first_order_value", "lower_bounds"]
+__all__ = [
+    "FirstOrderQuantities",
+    "LowerBounds",
+    "accuracy_ratio",
+    "first_order_quantities",
+    "first_order_value",
+    "lower_bounds",
+]

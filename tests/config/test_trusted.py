@@ -27,9 +27,9 @@ from wdro_train.config.build import plain
 from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.trusted import checked
-from wdro_train.evaluation.networks import load_arrays, load_subject
+from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.models import load_weights, small_cnn
-from wdro_train.tools import compare_methods, gradient_masking, step_cost
+from wdro_train.tools import gradient_masking, judged_runs, step_cost
 from wdro_train.training.build import build_module
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
@@ -100,10 +100,10 @@ def put(tree, path, value):
 
 def use_everything(path, **named):
     """Whatever any command builds of a checkpoint."""
-    subject = load_subject(path, **named)
-    load_arrays(subject.config, "test", 8)
+    network = load_network(path, **named)
+    load_arrays(network.config, "test", 8)
     for group in ("attack", "objective"):
-        subject.construct(group)
+        network.construct(group)
 
 
 def refused(read, *arguments, **named):
@@ -214,6 +214,7 @@ def test_an_honest_checkpoint_loads(choice, folder):
     use_everything(written(folder / "honest.ckpt", honest()[0]), **named(choice))
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data())
 def test_constructors_at_any_place(data, folder):
@@ -257,7 +258,7 @@ def test_pieces_of_an_interpolation_do_not_become_one(folder):
     os.environ["WDRO_SECRET"] = SECRET
     node = OmegaConf.create({"_target_": "wdro_train.data.Digits", "name": "${one}${other}"})
     with pytest.raises(UserError, match="is not looked up") as caught:
-        load_subject(written(folder / "pieces.ckpt", config), data=node)
+        load_network(written(folder / "pieces.ckpt", config), data=node)
     assert SECRET not in str(caught.value)
 
 
@@ -343,10 +344,10 @@ def test_options_of_a_file(kind, options, folder):
     model = honest()[0]["model"] | {"_target_": f"wdro_train.models.{kind}_model", "name": "resnet18"}
     path = written(folder / "options.ckpt", honest()[0] | {"model": model | {"options": options}})
     with pytest.raises(UserError, match=r"model\.options"):
-        load_subject(path)
+        load_network(path)
     if isinstance(options, dict) and "trust_remote_code" in options:
         with pytest.raises(UserError, match=r"trust_remote_code"):
-            load_subject(written(folder / "options.ckpt", honest()[0] | {"model": model | options}))
+            load_network(written(folder / "options.ckpt", honest()[0] | {"model": model | options}))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_options_of_a_file(kind, options, folder):
 def test_addresses_of_a_file(group, key, name, folder):
     path = written(folder / "address.ckpt", put(honest()[0], (group, key), name))
     with pytest.raises(UserError, match=f"points {group}.{key} at"):
-        load_subject(path)
+        load_network(path)
 
 
 def test_options_in_use_are_let_pass():
@@ -368,9 +369,9 @@ def test_a_file_downloads_nothing(folder):
     data = {"_target_": "wdro_train.data.TorchvisionDataModule", "name": "CIFAR10", "root": str(folder / "none")}
     data = honest()[0]["data"] | data | {"download": True}
     model = honest()[0]["model"] | {"weights": "nowhere.pt"}
-    subject = load_subject(written(folder / "download.ckpt", honest()[0] | {"data": data, "model": model}))
+    network = load_network(written(folder / "download.ckpt", honest()[0] | {"data": data, "model": model}))
     with pytest.raises(UserError, match="CIFAR10 is missing"):
-        load_arrays(subject.config, "test")
+        load_arrays(network.config, "test")
     assert not (folder / "none").exists()
 
 
@@ -420,6 +421,7 @@ def archives(folder):
     return [folder / f"{name}.pt" for name in ("zip", "old", "bare", "script", "module")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_pickles_are_refused_without_advice_to_run_them(tmp_path):
     for file in archives(tmp_path):
@@ -447,7 +449,7 @@ def test_damaged_files_are_refused(data, folder):
     damage = data.draw(st.binary(min_size=1, max_size=20))
     end = data.draw(st.sampled_from([len(good), place + len(damage)]))
     (folder / "damaged.ckpt").write_bytes((good[:place] + damage + good[place + len(damage) :])[:end])
-    refusal = refused(load_subject, folder / "damaged.ckpt") or ""
+    refusal = refused(load_network, folder / "damaged.ckpt") or ""
     assert not any(advice in refusal for advice in TORCH_ADVICE)
 
 
@@ -458,6 +460,7 @@ def secret_free(folder):
     return all(SECRET.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "how", "more", "message"),
     [
@@ -482,6 +485,7 @@ def test_evaluate_runs_nothing_of_a_file(place, how, more, message, tmp_path):
     assert message is None or message in done.stderr
 
 
+@pytest.mark.slow
 def test_secrets_stay_where_they_are(tmp_path):
     written(tmp_path / "curious.ckpt", honest()[0] | {"name": "${oc.env:WDRO_SECRET}"})
     for arguments in (
@@ -497,6 +501,7 @@ def test_secrets_stay_where_they_are(tmp_path):
         assert secret_free(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_user_names_constructors_of_others(tmp_path):
     """`shell.dropout_cnn` is no constructor of this package: refused, unless the user names it, in any of the ways."""
     config = put(honest()[0], ("model", "_target_"), "shell.dropout_cnn")
@@ -512,21 +517,21 @@ def test_the_user_names_constructors_of_others(tmp_path):
     trusted = run("evaluate.py", "ckpt_path=own.ckpt", "+model._target_=shell.dropout_cnn", *JUDGE, cwd=tmp_path)
     assert trusted.returncode == 0, trusted.stderr
     named = OmegaConf.create(config["model"])
-    assert load_subject(path, model=named).config["model"]["_target_"] == "shell.dropout_cnn"
-    for rows in (
-        gradient_masking.masking_rows,
-        lambda path, **more: step_cost.main([path, "--repeats=1", "--batch=8", *more]),
+    assert load_network(path, model=named).config["model"]["_target_"] == "shell.dropout_cnn"
+    for main, options in (
+        (gradient_masking.main, ["--steps=1", "--limit=8"]),
+        (step_cost.main, ["--repeats=1", "--batch=8"]),
     ):
         with pytest.raises(UserError, match="--allow"):
-            rows(str(path))
-    assert gradient_masking.masking_rows(str(path), steps=1, limit=8, allowed={"shell.dropout_cnn"})
+            main([str(path), *options])
+    assert gradient_masking.main([str(path), "--steps=1", "--limit=8", "--allow=shell.dropout_cnn"])
 
 
 def test_constructors_renamed_since_are_still_found(tmp_path):
     old = put(honest()[0], ("attack", "_target_"), "wdro_train.attacks.WorstCase")
-    subject = load_subject(written(tmp_path / "old.ckpt", old))
-    assert subject.config["attack"]["_target_"] == "wdro_train.attacks.BoundaryAttack"
-    assert isinstance(subject.construct("attack"), BoundaryAttack)
+    network = load_network(written(tmp_path / "old.ckpt", old))
+    assert network.config["attack"]["_target_"] == "wdro_train.attacks.BoundaryAttack"
+    assert isinstance(network.construct("attack"), BoundaryAttack)
 
 
 def test_the_study_builds_what_is_listed_or_allowed(tmp_path):
@@ -534,16 +539,16 @@ def test_the_study_builds_what_is_listed_or_allowed(tmp_path):
     made = tmp_path / "made"
     for place in (("attack",), ("attack", "marginal"), ("objective",), ("objective", "beta")):
         for payload in payloads(made)[:3]:
-            subject = load_subject(written(tmp_path / "evil.ckpt", put(honest()[0], place, payload)))
+            network = load_network(written(tmp_path / "evil.ckpt", put(honest()[0], place, payload)))
             with pytest.raises(UserError, match=r"asks to run .* name it yourself, with --allow"):
-                compare_methods.passes(subject, load_arrays(subject.config, "train", 8))
+                judged_runs.passes(network, load_arrays(network.config, "train", 8))
             assert not made.exists()
     own = put(honest()[0], ("objective", "_target_"), "wdro_train.objectives.mart.Mart")
     path = written(tmp_path / "own.ckpt", own)
     with pytest.raises(UserError, match="--allow"):
-        load_subject(path).construct("objective")
-    assert load_subject(path, allowed={"wdro_train.objectives.mart.Mart"}).construct("objective").beta == 6.0
-    unfit = load_subject(written(tmp_path / "unfit.ckpt", put(honest()[0], ("objective", "gamma"), 1)))
+        load_network(path).construct("objective")
+    assert load_network(path, allowed={"wdro_train.objectives.mart.Mart"}).construct("objective").beta == 6.0
+    unfit = load_network(written(tmp_path / "unfit.ckpt", put(honest()[0], ("objective", "gamma"), 1)))
     with pytest.raises(UserError, match=r"cannot be made as configured .*gamma"):
         unfit.construct("objective")
 

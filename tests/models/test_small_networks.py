@@ -1,4 +1,4 @@
-import copy
+"""The networks for small images: logits, gradients and the normalisation in front."""
 
 import pytest
 import torch
@@ -53,24 +53,3 @@ def test_small_cnn_width_and_sides():
     for shape in ((1, 30, 28), (1, 28, 30)):
         with pytest.raises(UserError, match=f"divisible by 4, got {shape[1]}x{shape[2]}; use model=resnet18"):
             build(small_cnn, shape)
-
-
-def test_normalize_by_channel():
-    x = torch.rand(2, 3, 4, 4)
-    out = Normalize([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])(x)
-    for k in range(3):
-        assert torch.allclose(out[:, k], (x[:, k] - 0.1 * (k + 1)) / 2**k)
-
-
-@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.0]), ([0.5], [-1.0]), ([0.5], [float("nan")]), ([0.5, 0.5], [1])])
-def test_normalize_refuses(mean, std):
-    with pytest.raises(UserError, match="one mean and one positive std per channel"):
-        Normalize(mean, std)
-
-
-def test_normalisation_moves_but_is_not_saved():
-    layer = Normalize([0.5], [0.25])
-    assert not layer.state_dict()
-    moved = copy.deepcopy(layer).to("meta", torch.float64)
-    assert moved.mean.device.type == moved.std.device.type == "meta"
-    assert moved.mean.dtype == moved.std.dtype == torch.float64

@@ -1,0 +1,96 @@
+"""Lower bounds of a network's margins over balls around images, by linear relaxation of its ReLUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.certificates.forms import Form
+from wdro_train.certificates.layers import Segment, segments
+from wdro_train.theory.ground_norm import conjugate, per_image
+from wdro_train.utils.errors import UserError
+
+Method = Literal["crown", "ibp"]
+
+
+class RelaxedNetwork:
+    """A network as segments between ReLUs, from which lower bounds of its margins over balls are computed.
+
+    Args:
+        model: See `segments`.
+        like: Images, whose shape is the network's input.
+        dtype: Type to compute in.
+        method: `crown` or `ibp`.
+    """
+
+    def __init__(self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown") -> None:
+        channels, height, width = like.shape[1:] if like.dim() == 4 else (like[0].numel(), 1, 1)
+        self.segments: list[Segment] = segments(model, (channels, height, width), like.new_empty(0, dtype=dtype))
+        self.shape, self.dtype, self.method = (channels, height, width), dtype, method
+        classes, *flat = self.segments[-1].shape
+        if flat != [1, 1]:
+            raise UserError(f"the network ends in a map of shape {list(self.segments[-1].shape)}; end it in logits")
+        self.classes = classes
+
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> Tensor:
+        """Lower bounds of the margin min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
+
+        Args:
+            x: Images, shape [B, ...].
+            y: Labels, shape [B].
+            radii: Shape [B].
+            norm: Ground norm s.
+
+        Returns:
+            Shape [B], float64, in logit units.
+        """
+        x = x.to(self.dtype).view(-1, *self.shape)
+        everywhere = self._region(x, radii.to(self.dtype), norm)
+        boxes: list[tuple[Tensor, Tensor]] = []
+        for k, segment in enumerate(self.segments[:-1]):
+            bounds = self._lower(k, Form.both_signs(segment.shape[0], x), boxes, everywhere)
+            low, minus_high = bounds.transpose(1, 2).reshape(len(x), -1, *segment.shape[1:]).chunk(2, dim=1)
+            boxes.append((low, torch.maximum(low, -minus_high)))
+        eye = torch.eye(self.classes, dtype=x.dtype, device=x.device)
+        own = torch.nn.functional.one_hot(y, self.classes).bool()
+        rivals = eye.expand(len(x), -1, -1)[~own].view(len(x), self.classes - 1, self.classes)
+        coefficients = (own.to(eye)[:, None] - rivals)[:, None, :, :, None, None]
+        form = Form(coefficients, coefficients.new_zeros(1, 1, 1))
+        return self._lower(len(boxes), form, boxes, everywhere).flatten(1).amin(1).double()
+
+    def _lower(
+        self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
+    ) -> Tensor:
+        """The better of two lower bounds of a form of segment k's output, shape [B, L, M].
+
+        One from the box of the values before the nearest ReLU; and, unless the method is `ibp`, one from the images, by
+        carrying the form back through all ReLUs.
+
+        Args:
+            k: Number of the segment.
+            form: The affine functions to bound.
+            boxes: Lower and upper bounds of the values before each ReLU below.
+            everywhere: Bounds a form of the images, see `_region`.
+        """
+        form = self.segments[k].pull_back(form)
+        if k == 0:
+            return everywhere(form)
+        low, high = boxes[k - 1]
+        nearest = form.over_box(low.clamp(min=0), high.clamp(min=0))
+        if self.method == "ibp":
+            return nearest
+        for segment, box in zip(self.segments[k - 1 :: -1], boxes[k - 1 :: -1], strict=True):
+            form = segment.pull_back(form.through_relu(*box))
+        return torch.maximum(nearest, everywhere(form))
+
+    def _region(self, x: Tensor, radii: Tensor, norm: float) -> Callable[[Form], Tensor]:
+        """The function that bounds forms over all images within the radius: over their box, and over the ball."""
+        dual = conjugate(norm)
+        reach = per_image(radii, x)
+        low, high = (x - reach).clamp(0, 1), (x + reach).clamp(0, 1)
+        if norm == float("inf"):
+            return lambda form: form.over_box(low, high)
+        return lambda form: torch.maximum(form.over_box(low, high), form.over_ball(x, radii, dual))

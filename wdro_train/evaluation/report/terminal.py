@@ -1,0 +1,118 @@
+"""The report as tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from wdro_train.evaluation.report.fields import by_loss, column, to_float, to_floats
+from wdro_train.evaluation.report.schema import BandBlock, ModelReport, Report
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils import tables
+
+_SHARES = (0.25, 0.5, 1, 2)  # of the threat's radius: where the tables show the curves
+_NO_COLUMN = ("loss", "p", "norm", "delta")  # they name a row of the poster's table
+
+
+def show(report: Report, made: Sequence[tuple[str, str]]) -> None:
+    """Print what came out for every network, and where the files are.
+
+    Args:
+        report: In memory or as read from `report.json`.
+        made: What was made and where, from `publish`.
+    """
+    console = Console()
+    for model in report["models"]:
+        _show_model(console, report, model)
+    for what, where in made:
+        console.print(f"{what:<9} {where}", soft_wrap=True)
+
+
+def _show_model(console: Console, report: Report, model: ModelReport) -> None:
+    delta, worst = report["threat"]["delta"], model["worst_case"]
+    console.print(
+        f"\n{model['name']}: {model['images']} {report['split']} images ({model.get('sample')}) as one distribution, "
+        f"l_{to_float(model['norm']):g} norm, clean accuracy {model['clean_accuracy']:.4f}",
+        soft_wrap=True,
+    )
+    curve = RobustnessCurve(to_floats(model["distances"]["values"]))
+    orders = to_floats(row["p"] for row in model["curves"])
+    _show_curves(f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}", curve, orders, delta)
+    sure = model["certificate"]
+    if sure is not None:
+        title = f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
+        title += _lower_end(model["band"], sure["level"])
+        _show_curves(title, RobustnessCurve(sure["radii"]), orders, delta)
+    console.print(
+        f"W_{to_float(worst['p']):g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
+        f"correct images, up to distance {to_float(worst['marginal_distance']):.4g}",
+        soft_wrap=True,
+    )
+    _show_first_order(model)
+    _show_published(model, curve, delta)
+    for peer in model["peers"]:
+        console.print(
+            f"{peer['name']} at p = inf, radius {peer['delta']:.4g}: leaves {peer['accuracy']:.4f} of "
+            f"{peer['images']} images, in {peer['seconds']:.1f} s",
+            soft_wrap=True,
+        )
+    for warning in model["warnings"]:
+        console.print(f"warning: {warning['text']}", soft_wrap=True)
+
+
+def _show_curves(title: str, curve: RobustnessCurve, orders: Sequence[float], delta: float) -> None:
+    """Accuracies around the threat's radius, one row an order."""
+    wanted = [share * delta for share in _SHARES]
+    rows = [[f"W_{p:g}", *(tables.four_decimals(a) for a in curve.accuracies(wanted, p))] for p in orders]
+    tables.show(title, ["ball", *(f"delta {radius:.4g}" for radius in wanted)], rows)
+
+
+def _show_first_order(model: ModelReport) -> None:
+    """The poster's values, a table a loss and a column a ball."""
+    for loss, rows in by_loss(model).items():
+        keys = [key for key in rows[0] if key not in _NO_COLUMN]
+        tables.show(
+            f"first-order values and W-PGD, {loss} (ratio_lower* are asymptotic)",
+            ["", *(f"W_{to_float(row['p']):g} {row['delta']:.4g}" for row in rows)],
+            [[key, *map(tables.four_decimals, column(rows, key))] for key in keys],
+        )
+
+
+def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float) -> None:
+    """Published accuracies beside those of this evaluation."""
+    rows = model.get("published")
+    if not rows:
+        return
+    body = []
+    for row in rows:
+        error = f" +-{row['error']:g}" if row["error"] else ""
+        p = to_float(row["p"])
+        ours = [
+            tables.four_decimals(curve.accuracy(row["delta"], p)),
+            tables.four_decimals(_pgd(model, p, row["delta"])),
+        ]
+        body.append([f"W_{p:g}", tables.four_decimals(row["accuracy"]) + error, *ours, row["source"]])
+    head = ["ball", "published", "ours, worst case", "ours, W-PGD ReDLR", "source"]
+    tables.show(f"published beside ours, radius {delta:.4g}", head, body)
+
+
+def _pgd(model: ModelReport, p: float, delta: float) -> float:
+    """Accuracy under W-PGD with ReDLR in a ball; NaN if it was not run."""
+    rows = by_loss(model).get("redlr", [])
+    return next((row["pgd_acc"] for row in rows if (to_float(row["p"]), row["delta"]) == (p, delta)), math.nan)
+
+
+def _upper_end(band: BandBlock) -> str:
+    """What an attack's accuracy says about the population."""
+    if band["sided"] == "lower":
+        return ""
+    return f"; on the distribution at most {band['width']:.4f} more, at {100 * band['level']:g} %"
+
+
+def _lower_end(band: BandBlock, level: float) -> str:
+    """What a certified accuracy says about the population; a certificate that may fail lowers the band's level."""
+    if band["sided"] == "upper":
+        return ""
+    return f"; on the distribution at most {band['width']:.4f} less, at {100 * (band['level'] + level - 1):g} %"

@@ -1,0 +1,179 @@
+"""Judge the runs of a study alike: robustness curves, accuracies, and what a training step of each costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import numpy as np
+import torch
+
+from wdro_train.attacks.base import Stateful
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.data import ImageSet
+from wdro_train.evaluation import robustness_curve
+from wdro_train.evaluation.array_batches import ArrayBatches
+from wdro_train.evaluation.autoattack import autoattack
+from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import correct
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools.compare_attacks import measure
+from wdro_train.tools.loading import on_device
+from wdro_train.tools.step_cost import count
+from wdro_train.training.callbacks import AdversarialWeightPerturbation
+from wdro_train.training.checkpoint import read_checkpoint
+
+Accuracies = dict[str, dict[str, float]]  # worst-case accuracy by order and radius, both as they are written
+ORDERS = {"1": 1.0, "2": 2.0, "inf": math.inf}
+_GRID = 41  # radii of a curve, from 0 to twice the larger radius of the table
+_COUNTED = 512  # training images on which the passes of a step are counted
+_BATCH_SIZE = 512  # images per forward pass, as in evaluate.py
+
+
+class Check(TypedDict):
+    """AutoAttack against the distances on the same images, at p = inf."""
+
+    images: int
+    delta: float
+    clean: float
+    autoattack: float
+    minimal_distance: float
+
+
+class Effort(TypedDict):
+    """Accuracies with the usual effort, and with more."""
+
+    images: int
+    clean: float
+    usual: Accuracies
+    more: Accuracies
+
+
+class JudgedRun(TypedDict):
+    """One run, as `runs/<method>_<seed>.json` holds it."""
+
+    method: str
+    seed: int
+    command: str
+    trained_for: dict[str, object]
+    epochs: int
+    images: int
+    limit: int | None
+    norm: str
+    clean: float
+    deltas: list[float]
+    curves: dict[str, list[float]]
+    accuracies: Accuracies
+    passes: float
+    check: NotRequired[Check]
+    effort: NotRequired[Effort]
+
+
+def judge(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int | None) -> JudgedRun:
+    """Judge one run on its test set: curves, accuracies, and what a training step costs.
+
+    Args:
+        network: The network of the run, from `checkpoints/best.ckpt` in its folder.
+        norm: Ground norm.
+        deltas: Radii of the table.
+        limit: First so many images only; None for all.
+    """
+    arrays = load_arrays(network.config, "test", limit)
+    curve = robustness_curve(network.model, ArrayBatches(arrays, _BATCH_SIZE), norm=norm)
+    grid = np.linspace(0, 2 * max(deltas), _GRID)
+    run = network.path.parent.parent
+    method, _, seed = run.name.rpartition("_")
+    trained = json.loads((run / METRICS_FILE).read_text())
+    return {
+        "method": method,
+        "seed": int(seed),
+        "command": trained["command"],
+        "trained_for": trained["threat"],
+        "epochs": trained["epochs"],
+        "images": len(curve),
+        "limit": limit,
+        "norm": f"{norm:g}",
+        "clean": curve.clean_accuracy,
+        "deltas": grid.tolist(),
+        "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in ORDERS.items()},
+        "accuracies": _accuracies(curve, deltas),
+        "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
+    }
+
+
+def passes(network: JudgedNetwork, arrays: ImageSet) -> float:
+    """The number of pairs of a forward and a backward pass for each image of a training step, counted at the network.
+
+    Perturbing the weights takes the passes of the objective once more.
+
+    Args:
+        network: The trained network and its configuration.
+        arrays: Images to count on.
+    """
+    x, y = on_device(arrays, network)
+    attack, objective = network.construct("attack"), network.construct("objective")
+    for key, state in read_checkpoint(network.path).get("callbacks", {}).items():
+        if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
+            attack.load_state_dict(state["attack"])
+    pairs = count(network.model, x, y, attack if objective.needs_adversary else None, objective)
+    perturbed = any(
+        str(node.get("_target_", "")).endswith(AdversarialWeightPerturbation.__name__)
+        for node in network.config["callbacks"].values()
+        if isinstance(node, dict)
+    )
+    return pairs + (count(network.model, x, y, None, objective) if perturbed else 0.0)
+
+
+def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> Check:
+    """Hold AutoAttack, Square included, against the distances on the same images, at p = inf.
+
+    Args:
+        network: The network of the run.
+        norm: Ground norm.
+        delta: Radius.
+        limit: First so many images.
+    """
+    arrays = load_arrays(network.config, "test", limit)
+    ball = WassersteinBall(math.inf, norm, delta)
+    x, y = on_device(arrays, network)
+    found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), network.model, x, y, ball)
+    with attack_mode(network.model), torch.no_grad():
+        clean = correct(forward(network.model, x), y).double().mean().item()
+    ours = robustness_curve(network.model, ArrayBatches(arrays, _BATCH_SIZE), norm=norm)
+    return {
+        "images": len(y),
+        "delta": delta,
+        "clean": clean,
+        "autoattack": RobustnessCurve(found.distances).accuracy(delta, math.inf),
+        "minimal_distance": ours.accuracy(delta, math.inf),
+    }
+
+
+def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int) -> Effort:
+    """Judge again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
+
+    Args:
+        network: The network of the run.
+        norm: Ground norm.
+        deltas: Radii of the table.
+        limit: First so many images.
+    """
+    batches = ArrayBatches(load_arrays(network.config, "test", limit), _BATCH_SIZE)
+    weak = robustness_curve(network.model, batches, norm=norm)
+    strong = robustness_curve(network.model, batches, norm=norm, steps=50, restarts=2, targets=3)
+    best = RobustnessCurve.pool([weak.distances, strong.distances])
+    return {
+        "images": len(best),
+        "clean": best.clean_accuracy,
+        "usual": _accuracies(weak, deltas),
+        "more": _accuracies(best, deltas),
+    }
+
+
+def _accuracies(curve: RobustnessCurve, deltas: Sequence[float]) -> Accuracies:
+    return {name: {f"{delta:g}": curve.accuracy(delta, p) for delta in deltas} for name, p in ORDERS.items()}

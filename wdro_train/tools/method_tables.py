@@ -1,0 +1,123 @@
+"""The table and the figures of a study: one row a training method, over its seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools.judged_runs import JudgedRun
+from wdro_train.utils.files import replacing
+
+matplotlib.use("Agg", force=False)
+_LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
+_MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
+_COLOURS = 10  # of matplotlib's cycle, after which markers and dashes change
+_ALPHA = 0.05  # error probability of the confidence bands
+
+
+def band_width(images: int) -> float:
+    """By how much the accuracy on the population may exceed that on so many images, at 95 % (theory, section 12)."""
+    return RobustnessCurve(np.zeros(images)).band(_ALPHA).width
+
+
+def by_method(results: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
+    """The runs of each method."""
+    groups: dict[str, list[JudgedRun]] = defaultdict(list)
+    for result in results:
+        groups[result["method"]].append(result)
+    return groups
+
+
+def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[str, str]]:
+    """One row a method: mean and standard deviation over seeds, in per cent, highest worst-case accuracy first.
+
+    Args:
+        results: One a run.
+        deltas: Radii of the table.
+    """
+    wide, narrow = f"{max(deltas):g}", f"{min(deltas):g}"
+    rows = []
+    for method, group in by_method(results).items():
+        row = {"training": method, "seeds": str(len(group)), "clean": _spread([r["clean"] for r in group])}
+        for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide), ("1", narrow)):
+            row[f"W_{p} {delta}"] = _spread([r["accuracies"][p][delta] for r in group])
+        row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
+        checked = [r["check"] for r in group if "check" in r]
+        row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
+        pushed = [r["effort"] for r in group if "effort" in r]
+        row[f"W_2 {wide}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
+        row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
+        rows.append(row)
+    return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
+
+
+def _spread(values: list[float]) -> str:
+    percent = [100 * value for value in values]
+    return f"{statistics.mean(percent):.1f}" + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
+
+
+def figures(
+    results: Sequence[JudgedRun], deltas: Sequence[float], folder: Path, shown: Sequence[str] = ()
+) -> list[Path]:
+    """Draw robustness curves with their confidence band, and clean accuracy against that under W_2.
+
+    Args:
+        results: One a run.
+        deltas: Radii of the table.
+        folder: Where the pictures go.
+        shown: Methods whose curves are drawn; the leading six if empty.
+
+    Returns:
+        The files.
+    """
+    wide, groups = f"{max(deltas):g}", by_method(results)
+    ranked = sorted(groups, key=lambda m: -float(np.mean([r["accuracies"]["2"][wide] for r in groups[m]])))
+    drawn = {
+        folder / "curves.png": _curves(groups, ranked, [m for m in ranked if m in shown] or ranked[:_LEADING]),
+        folder / "clean_against_w2.png": _clean_against_w2(groups, ranked, wide),
+    }
+    for path, figure in drawn.items():
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+    return list(drawn)
+
+
+def _curves(groups: dict[str, list[JudgedRun]], ranked: list[str], shown: list[str]) -> Figure:
+    """Worst-case accuracy against the radius, mean over seeds; a method has its colour and dashes by its rank."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for ax, p in zip(figure.subplots(1, 2, sharey=True), ("2", "inf"), strict=True):
+        for method in shown:
+            group, rank = groups[method], ranked.index(method)
+            values = np.mean([r["curves"][p] for r in group], axis=0)
+            style = _DASHES[rank // _COLOURS % len(_DASHES)]
+            (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
+            # An attack's accuracy has no valid lower end for the population: see `Band`.
+            upper = np.clip(values + band_width(group[0]["images"]), 0, 1)
+            ax.fill_between(group[0]["deltas"], values, upper, alpha=0.15, color=line.get_color())
+        ax.set_title(f"W_{p}, l_{groups[ranked[0]][0]['norm']}")
+        ax.set_xlabel("radius")
+    figure.axes[0].set_ylabel("worst-case accuracy (attack: an upper bound)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], delta: str) -> Figure:
+    """Clean accuracy against worst-case accuracy under W_2, a cross a method."""
+    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
+    ax = figure.subplots()
+    for rank, method in enumerate(ranked):
+        pairs = [(r["clean"], r["accuracies"]["2"][delta]) for r in groups[method]]
+        (x, y), (wx, wy) = np.mean(pairs, axis=0), np.std(pairs, axis=0, ddof=1) if len(pairs) > 1 else (0.0, 0.0)
+        marker = _MARKERS[rank // _COLOURS % len(_MARKERS)]
+        ax.errorbar(x, y, yerr=wy, xerr=wx, fmt=marker, color=f"C{rank}", markersize=5, label=method)
+    ax.set_xlabel("clean accuracy")
+    ax.set_ylabel(f"worst-case accuracy, W_2 radius {delta}")
+    figure.legend(loc="outside right upper", fontsize=8, title="mean ± deviation over seeds")
+    return figure
