@@ -1,4 +1,4 @@
-"""All of the poster's first-order quantities (Bai, He, Jiang, Obloj 2023, arXiv 2306.09844; theory, sections 2 and 6)."""
+"""The first-order quantities of the poster (Bai, He, Jiang, Obloj 2023, arXiv 2306.09844) from measured means."""
 
 from __future__ import annotations
 
