@@ -14,6 +14,8 @@ import pytest
 import torch
 from shell import ROOT, run
 
+from wdro_train.attacks import BoundaryAttack
+from wdro_train.evaluation.networks import load_network
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.renamed import RENAMED, present_name, with_present_names
 
@@ -67,6 +69,13 @@ def test_only_constructors_are_renamed():
     name = next(iter(RENAMED))
     tree = {"text": name, "list": [name], "_target_": name, "inside": {"_target_": [name]}}
     assert with_present_names(tree) == {**tree, "_target_": present_name(name)}
+
+
+def test_a_stored_checkpoint_brings_its_attack():
+    """`wdro_train.attacks.WorstCase` is in the file, and what a file may run is listed by present names."""
+    attack = load_network(STORED).construct("attack")
+    assert isinstance(attack, BoundaryAttack)
+    assert attack.steps == 8
 
 
 def test_a_stored_checkpoint_is_judged(tmp_path):
