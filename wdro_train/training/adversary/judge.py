@@ -144,6 +144,4 @@ class AdversarialJudge:
 
     def _run(self, attack: Attack, model: nn.Module, batch: StepBatch) -> AttackResult:
         generator = batch_generator(self.seed, batch)
-        return attack(
-            model, batch.x, batch.y, weight=batch.weight, reducer=default_reducer(), generator=generator
-        )  # fmt: skip
+        return attack(model, batch.x, batch.y, weight=batch.weight, reducer=default_reducer(), generator=generator)
