@@ -156,7 +156,7 @@ def test_numbers_as_typed(attack, configure):
     ball = instantiate(cfg.attack).ball
     assert (ball.p, ball.norm, ball.delta) == (math.inf, 2.0, 8 / 255)
     adversary = instantiate(cfg.callbacks.adversary)
-    everything = [adversary.attack, adversary.first_order, *adversary.val_attack.attacks]
+    everything = [adversary.attack, adversary.judge.first_order, *adversary.judge.val_attack.attacks]
     assert {one.ball for one in everything} == {ball}
 
 
@@ -175,8 +175,12 @@ def test_judging_is_the_same_from_python(threat, configure):
     ours = instantiate(typed.callbacks.adversary)
     theirs = DistributionalAdversary(WPGD(**threat))
     for part in ("val_attack", "first_order"):
-        assert settings_of(getattr(ours, part)) == settings_of(getattr(theirs, part))
-    assert (ours.whole_set, ours.distances, ours.seed) == (theirs.whole_set, theirs.distances, theirs.seed)
+        assert settings_of(getattr(ours.judge, part)) == settings_of(getattr(theirs.judge, part))
+    assert (ours.whole_set, ours.judge.distances, ours.judge.seed) == (
+        theirs.whole_set,
+        theirs.judge.distances,
+        theirs.judge.seed,
+    )
 
 
 @pytest.mark.parametrize("attack", ["w_fgsm", "w_pgd"])

@@ -3,6 +3,7 @@
 import csv
 import math
 import warnings
+from dataclasses import dataclass
 from functools import partial
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wdro_train.attacks import WFGSM
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, WTrades
 from wdro_train.theory.losses import redlr
+from wdro_train.training.adversary import AdversarialJudge, Attacker
 from wdro_train.training.callbacks import (
     AdversarialImages,
     DistributionalAdversary,
@@ -70,23 +72,35 @@ def assert_same(before, after):
 class Watch(DistributionalAdversary):
     """Compares the module before and after each attack."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, attack):
+        super().__init__(attack)
         self.inference = []
+        self.attacker = WatchedAttacker(attack, watch=self)
+        self.judge = WatchedJudge(**vars(self.judge), watch=self)
 
-    def perturb(self, model, *rest):
-        return self.watched(super().perturb, model, *rest)
-
-    def judge(self, model, *rest):
-        return self.watched(super().judge, model, *rest)
-
-    def watched(self, act, model, *rest):
+    def watched(self, act, model, batch):
         before, inference = snapshot(model), torch.is_inference_mode_enabled()
-        result = act(model, *rest)
+        result = act(model, batch)
         assert_same(before, snapshot(model))
         assert torch.is_inference_mode_enabled() == inference
         self.inference.append(inference)
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedAttacker(Attacker):
+    watch: Watch
+
+    def perturb(self, model, batch):
+        return self.watch.watched(super().perturb, model, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedJudge(AdversarialJudge):
+    watch: Watch
+
+    def judge(self, model, batch):
+        return self.watch.watched(super().judge, model, batch)
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
@@ -133,19 +147,21 @@ def test_precisions(precision, objective):
     """Trains, and Upsilon and the perturbation do not care for the training precision."""
     module = classifier(fitted(), objective=objective(), optimizer=partial(torch.optim.SGD, lr=0.01))
 
-    class Check(DistributionalAdversary):
-        def perturb(self, *arguments):
-            result = super().perturb(*arguments)
+    class Check(Attacker):
+        def perturb(self, model, batch):
+            result = super().perturb(model, batch)
             assert (result.x_adv.dtype, result.upsilon.dtype, result.distances.dtype) == (
                 torch.float32,
                 torch.float64,
                 torch.float64,
             )
-            assert float(self.ball.spent(result.distances)) <= 0.1 * (1 + 1e-6)
+            assert float(self.attack.ball.spent(result.distances)) <= 0.1 * (1 + 1e-6)
             assert result.nonfinite_gradients == 0
             return result
 
-    door = trainer([Check(adversary().attack)], precision=precision)
+    judge = adversary()
+    judge.attacker = Check(judge.attack)
+    door = trainer([judge], precision=precision)
     door.fit(module, loader(64, 16), loader(41, 16, start=300))
     logged = {key: float(value) for key, value in door.callback_metrics.items()}
     assert all(math.isfinite(value) for value in logged.values())
@@ -243,6 +259,15 @@ def test_without_callback_it_trains_normally():
         "val/loss": cross_entropy(reference(x), y).item(),
     }
     assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_adversary_judges_the_runs_whose_callback_it_is():
+    """What it has measured of one set says nothing about the next."""
+    module, batches = classifier(fitted()), loader(41, 16)
+    before = validated(module, None, batches)
+    assert set(validated(module, adversary(), batches)) >= KEYS
+    assert validated(module, None, batches) == before
+    assert set(before) == {"val/clean_acc", "val/loss"}
 
 
 def test_training_values_are_means_over_images():

@@ -23,7 +23,7 @@ from wdro_train.objectives import Adversarial
 from wdro_train.training.callbacks import OverfittingWarning, RunCheckpoint, SeedEpoch, ValidationHistory
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.csv_logger import RunCSVLogger
-from wdro_train.training.resuming import Resumption
+from wdro_train.training.resuming import Resumption, forget
 from wdro_train.utils.errors import UserError
 
 QUICK = ["trainer=cpu", "logger=csv", "model.width=4", "callbacks.images=null", "+trainer.limit_train_batches=20"]
@@ -440,7 +440,7 @@ def test_what_an_attack_has_learnt_belongs_to_it(tmp_path, key, value, kept):
     checkpoint = torch.load(path, weights_only=True)
     callbacks = [adversary(scope="running"), ValidationHistory()]
     assert checkpoint["callbacks"][callbacks[0].state_key]["scope"]
-    Resumption.of(checkpoint, CONFIG, changed(key, value), path).forget(checkpoint, callbacks)
+    forget(checkpoint, callbacks, Resumption.of(checkpoint, CONFIG, changed(key, value), path).changed)
     assert (callbacks[0].state_key in checkpoint["callbacks"]) == kept
     assert (callbacks[1].state_key in checkpoint["callbacks"]) == (key != "attack.delta")
 

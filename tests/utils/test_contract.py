@@ -358,7 +358,7 @@ def test_a_look_leaves_everything_as_it_was():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     module = RobustClassifier(network)
     torch.manual_seed(0)
-    module.examine(X, Y)
+    module.inspector.examine(module, X, Y)
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(part.training for part in network.modules())

@@ -26,7 +26,7 @@ from wdro_train.utils.errors import UserError
 _PROBES = 16
 
 
-def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
+def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
     """Refuse a network, or a batch, that no attack could work with: one look at a real batch before any work is done.
 
     Modes, buffers and random numbers are as before afterwards.
@@ -35,6 +35,9 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         model: Should map images in [0, 1] to logits.
         x: Images, shape [B, ...], on the network's device.
         y: Labels, shape [B]; None where there are none.
+
+    Returns:
+        The number of classes that the network has an output for.
 
     Raises:
         UserError: See `wdro_train.utils.contract` and `check_logits`; or the network does not take such images.
@@ -46,7 +49,9 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
         x, _, labels = check_batch(x, y)
     with attack_mode(model), torch.no_grad(), _same_random_numbers(x.device):
         x = x[:_PROBES].clone().float()
-        check_logits(model, x, forward(model, x), labels)
+        logits = forward(model, x)
+        check_logits(model, x, logits, labels)
+    return logits.shape[1]
 
 
 def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange | None = None) -> None:

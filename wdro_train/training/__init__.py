@@ -1,1 +1,1 @@
-"""The Lightning rooms: the module, what its checkpoints hold, and its callbacks."""
+"""Training and validation with Lightning: the module around a network, its adversary, callbacks, and resuming."""

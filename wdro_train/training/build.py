@@ -62,8 +62,8 @@ def check_adversary(callbacks: Sequence[L.Callback], module: RobustClassifier) -
             "use objective=standard callbacks=no_adversary, or keep callbacks=default"
         )
     measured = {
-        "val/adv_acc": None if adversary is None else adversary.val_attack,
-        "val/worst_acc": None if adversary is None else adversary.distances,
+        "val/adv_acc": None if adversary is None else adversary.judge.val_attack,
+        "val/worst_acc": None if adversary is None else adversary.judge.distances,
     }
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and measured.get(callback.monitor or "", callback) is None:

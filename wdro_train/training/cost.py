@@ -1,4 +1,4 @@
-"""What an epoch of a run costs, counted on one batch."""
+"""What an epoch of a run costs in passes through the network, counted on one batch before the run starts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from wdro_train.utils.pass_counter import PassCounter
 
 
 def estimate(module: RobustClassifier, data: ImageDataModule, callbacks: Sequence[L.Callback]) -> list[str]:
-    """Sizes, and passes through the network an image, from one step of a copy that is thrown away.
+    """The number of parameters, and the passes through the network that an epoch takes.
 
-    An attack leaves out images that it has flipped, so the validation of a trained network costs more.
+    They are counted in one step on a copy of the module that is thrown away. An attack leaves out images that it has
+    flipped, so the validation of a trained network, whose images resist longer, costs more than is said here.
 
     Args:
         module: To be trained; it is not.
         data: Its images.
         callbacks: Of the run; those that cost passes are counted.
+
+    Returns:
+        Lines for people to read.
     """
     lines = [f"parameters  {sum(p.numel() for p in module.parameters()):,}"]
     for part, limits in (("training", (1, 0)), ("validation", (0, 1))):

@@ -1,4 +1,4 @@
-"""One file with every logged value of a run, also of a run that was interrupted."""
+"""A run's logged values in one CSV file, which a resumed run goes on with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from wdro_train.utils import files
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's `CSVLogger` that goes on in the file of the run that is resumed, instead of deleting it.
+    """Lightning's `CSVLogger`, but a resumed run appends to the file of the run that it continues.
 
-    Rows of epochs that are trained again are replaced. Nothing is touched before there is a first row to write.
+    Lightning's own logger deletes the file. Here rows of epochs that are trained again are replaced and all others
+    stay. Nothing in the folder is touched before there is a first row to write, so a run that fails before loses none.
     """
 
     _experiment: RunWriter | None
@@ -45,10 +46,10 @@ class RunCSVLogger(CSVLogger):
 
 
 class RunWriter(ExperimentWriter):
-    """Writes the rows.
+    """Lightning's writer of rows, which looks at earlier rows when it writes its first.
 
     Args:
-        log_dir: The folder.
+        log_dir: The folder of the file.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -68,10 +69,10 @@ class RunWriter(ExperimentWriter):
         super().save()
 
     def _check_log_dir_exists(self) -> None:
-        """Earlier rows are looked at when there is a first row to write."""
+        """Do nothing, where Lightning's writer deletes an earlier file: it is looked at with the first row."""
 
     def _begin(self, file: Path) -> None:
-        """Make the file one that can be appended to: with the earlier rows that stay, or away."""
+        """Before the first row: keep the earlier rows that belong to this run, and move or delete a file of another."""
         if not file.is_file():
             return
         if self._continued is None:

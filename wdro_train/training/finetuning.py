@@ -1,26 +1,26 @@
-"""Starting from a trained network: what to keep of it, and what to leave as it is."""
+"""Starting a new run from a trained network, and what of that network is kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
+from wdro_train.training.freezing import freeze_parameters
 from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
 
 
 def keep(model: nn.Module, noise: float) -> None:
-    """The network as it is."""
+    """Keep the network as it is; `noise` is not used."""
 
 
 def reinit_head(model: nn.Module, noise: float) -> None:
-    """A fresh last layer.
+    """Initialise the last linear or convolutional layer anew, for other classes or another loss; `noise` is not used.
 
     Raises:
         UserError: The network has no layer that can be initialised anew.
@@ -32,13 +32,14 @@ def reinit_head(model: nn.Module, noise: float) -> None:
 
 
 def perturb(model: nn.Module, noise: float) -> None:
-    """Every weight tensor plus Gaussian noise of `noise` times its root mean square."""
+    """Shake the network off its minimum: add Gaussian noise of `noise` times its root mean square to every tensor."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * parameter.square().mean().sqrt() * torch.randn_like(parameter))
 
 
 INITS: dict[str, Callable[[nn.Module, float], None]] = {"keep": keep, "reinit_head": reinit_head, "perturb": perturb}
+"""What can be done to the network of a checkpoint, by the value of `finetune.init`."""
 
 
 def start_from(
@@ -73,20 +74,4 @@ def start_from(
         INITS[init](module.model, scale)
     elif init != "keep":
         raise UserError(f"finetune.init={init} has no network to start from; give finetune.ckpt_path=...")
-    _freeze(module.model, [freeze] if isinstance(freeze, str) else freeze)
-
-
-def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        frozen = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not frozen:
-            raise UserError(f"finetune.freeze={pattern} matches no parameter; they are {', '.join(parameters)}")
-        for name in frozen:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise UserError(f"finetune.freeze={list(patterns)} leaves nothing to train; freeze less")
-    for part in model.modules():
-        own = list(part.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            part.eval()  # the trainer keeps the mode of every part
+    freeze_parameters(module.model, [freeze] if isinstance(freeze, str) else freeze)

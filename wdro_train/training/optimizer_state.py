@@ -50,6 +50,7 @@ def carry_over(
 
 
 def _replay(scheduler: LRScheduler, steps: int) -> None:
+    """Take a new schedule through its steps, which sets the optimizer's rates as they are then."""
     with warnings.catch_warnings():
         # The optimizer's own steps were taken before the checkpoint was written.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
@@ -58,6 +59,7 @@ def _replay(scheduler: LRScheduler, steps: int) -> None:
 
 
 def _check_weights(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Refuse buffers of another number of weights, which would be given to the wrong ones."""
     ours, theirs = (
         [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
     )
@@ -69,7 +71,7 @@ def _check_weights(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _check_buffers(make: Callable[..., Optimizer], optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Refuse buffers that the optimizer, as it is now set, could not go on with: it would end in a KeyError."""
+    """Refuse buffers that the optimizer, as it is set now, could not go on with: it would end in a KeyError."""
     if not saved["state"]:
         return
     ours, theirs = (
@@ -98,7 +100,7 @@ def _check_buffers(make: Callable[..., Optimizer], optimizer: Optimizer, saved: 
 
 
 def _buffers(make: Callable[..., Optimizer], optimizer: Optimizer) -> set[str]:
-    """What such an optimizer keeps for a weight, found out by a step of a small one."""
+    """Names of the buffers that such an optimizer keeps for a weight, found out by one step on a small weight."""
     weight = nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.zeros(2, 2)
     probe = make([weight])

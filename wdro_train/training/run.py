@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
-import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from wdro_train.config import slurm
 from wdro_train.config.build import build_data, plain
 from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb
-from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.data import ImageDataModule, content_digest
 from wdro_train.training import cost
 from wdro_train.training.build import build_callbacks, build_module, build_trainer, check_adversary
-from wdro_train.training.callbacks import KeepListening, ValidationHistory
+from wdro_train.training.callbacks import KeepListening
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
-from wdro_train.training.checkpoint_io import ReplacingCheckpointIO, check_own
 from wdro_train.training.finetuning import start_from
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.training.resuming import DATA_DIGEST, Kind, Resumption
-from wdro_train.utils import tables
-from wdro_train.utils.files import write_json
+from wdro_train.training.summary import conclude, present
 
-Report = dict[str, Any]
-_LOOKED_AT = 16  # images
+_LOOKED_AT = 16  # images: as many as `check_network` shows to the network
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -71,13 +64,12 @@ def train(cfg: DictConfig) -> float | None:
         slurm.requeue_on_signal()
         trainer.callbacks.append(KeepListening())  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        report = _conclude(cfg, trainer, module, data)
+        summary = conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
-            report["wandb_offline"] = offline_runs(trainer.loggers)
+            summary = replace(summary, wandb_offline=offline_runs(trainer.loggers))
     if trainer.is_global_zero:
-        _present(cfg, report)
-    result: float | None = report["val"].get(str(report["monitor"]).removeprefix("val/"))
-    return result
+        present(summary, Path(cfg.run_dir))
+    return summary.score
 
 
 def _quiet(cfg: DictConfig) -> None:
@@ -111,7 +103,7 @@ def _examine(module: RobustClassifier, data: ImageDataModule) -> None:
     """Look at the network with the first training images before anything is written."""
     arrays = data.arrays("train")
     rows = torch.arange(min(_LOOKED_AT, len(arrays.labels)))
-    module.examine(arrays.batch(rows), arrays.labels[rows])
+    module.inspector.examine(module, arrays.batch(rows), arrays.labels[rows])
 
 
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:
@@ -125,67 +117,3 @@ def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule
     if past is not None:
         settings = ", ".join(map(str, past.of_kind(Kind.OPTIMIZER, Kind.SCHEDULE)))
         console.print(f"resume  at epoch {past.epochs}{', with ' if settings else ''}{settings}", soft_wrap=True)
-
-
-def _conclude(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> Report:
-    """The report: validation values of the best epoch, and the test of its checkpoint."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    chosen = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
-    best = chosen.best_model_path if chosen is not None else ""
-    checkpoint = _own_checkpoint(trainer, best) if best else None
-    epoch = checkpoint["epoch"] if checkpoint is not None else trainer.current_epoch - 1
-    history = next((c.epochs for c in callbacks if isinstance(c, ValidationHistory)), {})
-    values = history.get(epoch)
-    if values is None:  # nobody wrote down the past: the present values are those of the last epoch
-        values = _values(trainer, "val/") if epoch == trainer.current_epoch - 1 else {}
-    report: Report = {
-        "command": " ".join(sys.argv),
-        "seed": cfg.seed,
-        "threat": {key: cfg.attack.get(key) for key in ("p", "norm", "delta")},
-        "epoch": epoch,
-        "epochs": trainer.current_epoch,
-        "checkpoint": best or None,
-        "monitor": chosen.monitor if chosen is not None else None,
-        "val": values,
-    }
-    if cfg.test:
-        if checkpoint is not None:
-            # Not by the trainer, whose weight averaging would restore the weights that it averages.
-            module.load_state_dict(checkpoint["state_dict"])
-        trainer.test(module, datamodule=data, verbose=False)
-        report["test"] = _values(trainer, "test/")
-    return report
-
-
-def _own_checkpoint(trainer: L.Trainer, path: str) -> dict[str, Any]:
-    """A checkpoint of this run, or of the run that it continues; ranks other than the first have no names of runs."""
-    content = read_checkpoint(path)
-    if isinstance(writer := trainer.strategy.checkpoint_io, ReplacingCheckpointIO):
-        check_own(content, trainer.strategy.broadcast(writer.lineage), path)
-    return content
-
-
-def _values(trainer: L.Trainer, prefix: str) -> dict[str, float]:
-    """What was logged under a prefix, without it."""
-    metrics = trainer.callback_metrics.items()
-    return {key.removeprefix(prefix): float(value) for key, value in metrics if key.startswith(prefix)}
-
-
-def _present(cfg: DictConfig, report: Report) -> None:
-    """Write `metrics.json` (undefined values as null, infinity as "inf") and print the table."""
-    folder = Path(cfg.run_dir)
-    stages = {name: report[key] for name, key in (("validation", "val"), ("test", "test")) if key in report}
-    write_json(folder / METRICS_FILE, report, indent=2)
-    threat = report["threat"]
-    tables.show(
-        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; best epoch {report['epoch']}",
-        ["metric", *stages],
-        tables.metric_rows(*stages.values()),
-    )
-    console = Console()
-    console.print(f"checkpoint  {report['checkpoint']}", soft_wrap=True)
-    console.print(f"run folder  {folder}", soft_wrap=True)
-    for run in report["wandb_offline"]:
-        console.print(f"dashboard   wandb sync {run}", soft_wrap=True)
-    if any(math.isnan(v) for values in stages.values() for v in values.values()):
-        console.print("nan: undefined on this set; the warning above names the cause")

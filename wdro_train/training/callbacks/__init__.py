@@ -1,4 +1,4 @@
-"""Lightning callbacks."""
+"""Lightning callbacks: the adversaries of a run, its checkpoints, its memory and its random numbers, one file each."""
 
 from wdro_train.training.callbacks.adversary import DistributionalAdversary
 from wdro_train.training.callbacks.checkpoint import RunCheckpoint

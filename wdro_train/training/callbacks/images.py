@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.training.module import Evidence, RobustClassifier
+from wdro_train.training.adversary import AdversarialJudge, Evidence
+from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.contract import unpack
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
@@ -49,19 +50,22 @@ class AdversarialImages(L.Callback):
     ) -> None:
         """Keep the first images of the first batch."""
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
-        if batch_idx == 0 and due and trainer.is_global_zero and outputs:
-            evidence: Evidence = outputs["evidence"]
-            clean = evidence.measures["clean_logits"].argmax(1)
-            adv = evidence.adv_logits.argmax(1)
+        if batch_idx or not due or not trainer.is_global_zero or not outputs:
+            return
+        evidence: Evidence = outputs["evidence"]
+        if evidence.attacked is not None:
             x, y = unpack(batch)
-            parts = (x, evidence.x_adv, y, clean, adv)
+            clean, adv = evidence.clean_logits.argmax(1), evidence.attacked.logits.argmax(1)
+            parts = (x, evidence.attacked.x_adv, y, clean, adv)
             self._shown = tuple(part[: self.number].cpu() for part in parts)  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, save and log."""
-        if self._shown is None or not isinstance(pl_module, RobustClassifier) or pl_module.adversary is None:
+        if self._shown is None or not isinstance(pl_module, RobustClassifier):
             return
-        ball = pl_module.adversary.ball
+        if not isinstance(pl_module.judge, AdversarialJudge):
+            return
+        ball = pl_module.judge.ball
         title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
         shown, self._shown = self._shown, None
         figure = draw_pairs(*shown, title=title)

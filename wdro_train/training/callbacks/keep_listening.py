@@ -1,4 +1,4 @@
-"""Signals go on ending a run in order while Lightning fits."""
+"""A run that is asked to stop while Lightning fits ends in order, and says how to go on with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from wdro_train.utils.interruption import listen_again
 
 
 class KeepListening(L.Callback):
-    """Lightning puts a handler of its own before ours: it asks all ranks for a broadcast that they may never join."""
+    """Puts the program's handlers of SIGTERM and SIGINT back in their place.
+
+    Lightning puts a handler of its own before them when it starts to fit. That one asks all ranks for a broadcast,
+    which ranks that were not told to stop never join, so that the run would hang.
+    """
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The first call after Lightning has put its handler there."""

@@ -9,9 +9,9 @@ import numpy as np
 
 
 class SeedEpoch(L.Callback):
-    """Seeds Python, NumPy and torch in every epoch from (seed, epoch, rank).
+    """Seeds Python, NumPy and torch in every epoch from the run's seed, the epoch and the rank.
 
-    Dropout and augmentation of epoch e are then the same whether the run got there in one go or was resumed.
+    Dropout and augmentation of an epoch are then the same whether the run got there in one go or was resumed.
 
     Args:
         seed: The run's seed.
@@ -27,9 +27,10 @@ class SeedEpoch(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed it again for the network: a loader draws numbers when its iterator is made.
+        """Seed the epoch again, for the network.
 
-        That is before the first epoch of a process starts, but after the start of all later ones.
+        A loader draws random numbers when its iterator is made. That is before the first epoch of a process starts, but
+        after the start of all later ones, so that the network would otherwise find other numbers in a resumed run.
         """
         if batch_idx == 0:
             self._seed(trainer)

@@ -13,9 +13,11 @@ from wdro_train.utils.errors import UserError
 
 
 class RadiusWarmup(L.Callback):
-    """In epoch e of the first `epochs` the training attack, or penalty, has the radius (e + 1) / epochs delta.
+    """Lets the radius of the training attack, or of the first-order penalty, grow linearly to its full size.
 
-    Judging is not warmed up, nor is a fixed reach (`attack=margin`), which does not follow from the radius.
+    In epoch e = 0, 1, ... of the first `epochs` it is (e + 1) / epochs times delta. Networks that do not begin to learn
+    against the full radius do so against a small one. Judging is not warmed up, nor is a fixed reach
+    (`attack=margin`), which does not follow from the radius.
 
     Args:
         epochs: Length of the warm-up, >= 1.

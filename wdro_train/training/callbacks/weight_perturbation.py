@@ -15,12 +15,14 @@ from wdro_train.utils.errors import UserError
 
 
 class AdversarialWeightPerturbation(L.Callback):
-    """The gradient is taken at weights moved up the loss by gamma ||w|| each, and applied to the weights themselves.
+    """Takes the gradient of the loss at weights that are moved up the loss, and applies it to the weights themselves.
 
-    One more forward and backward pass a step. BatchNorm statistics see the batch once.
+    Each weight matrix w is moved by gamma ||w|| g / ||g||, with g the gradient of the loss with respect to it, as in
+    Wu, Xia, Wang 2020, "Adversarial weight perturbation helps robust generalization". This costs one more forward and
+    backward pass a step. BatchNorm statistics see the batch once.
 
     Args:
-        gamma: Relative size of the perturbation, >= 0.
+        gamma: Relative size of the perturbation, >= 0. The default is that of the paper's experiments with TRADES.
         start_epoch: First epoch with it.
     """
 
