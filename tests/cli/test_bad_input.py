@@ -24,7 +24,7 @@ from wdro_train.cli import schemas
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.schemas.check import refusal, resolve
 from wdro_train.cli.schemas.trial import try_out
-from wdro_train.config import places
+from wdro_train.config import writable
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.errors import UserError
@@ -423,6 +423,6 @@ def test_folders_that_cannot_be_written(path, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=said):
-        places.refuse_unwritable("run_dir", path)
-    places.refuse_unwritable("run_dir", "new/run")
+        writable.refuse_unwritable("run_dir", path)
+    writable.refuse_unwritable("run_dir", "new/run")
     assert not (tmp_path / "new").exists()

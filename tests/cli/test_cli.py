@@ -2,12 +2,10 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from shell import run
+from shell import run, wandb_history
 
 pytestmark = pytest.mark.slow
 
@@ -18,13 +16,6 @@ LIGHT = ["logger=csv", "callbacks.progress=null", "callbacks.images=null", "data
 def train(folder, *arguments):
     """Run train.py in a folder of its own."""
     return run("train.py", *arguments, cwd=folder)
-
-
-def wandb_history(file):
-    """What the W&B client itself reads in an offline run."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
-    return found.stdout
 
 
 def metrics(folder):

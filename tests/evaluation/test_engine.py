@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from oracles import on_ranks, reference_images, reference_network, reference_records
 from shell import run
 
-from wdro_train.attacks import WPGD, MinimalDistance
+from wdro_train.attacks import WFGSM, WPGD, MinimalDistance
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import Engine
@@ -17,7 +18,8 @@ from wdro_train.evaluation.first_order_grid import first_order_grid
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
-from wdro_train.theory.losses import correct
+from wdro_train.metrics import FirstOrderBounds
+from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.utils.distributed import LocalReducer
 
 CPU = torch.device("cpu")
@@ -117,6 +119,21 @@ def test_first_order_grid_is_the_record(tmp_path):
             point = (2.0, record["delta"])
             assert grid.fgsm_acc[point] == pytest.approx(record["wfgsm_accuracy"], abs=0.0021)
             assert grid.v_q[point] == pytest.approx(record["wfgsm_mean_loss"], rel=1e-3)
+
+
+def test_metric_and_report_have_the_same_quantities(tmp_path):
+    """One batch is the whole set for W-FGSM too, so the metric of training and the grid of a report must agree."""
+    model, ((x, y),) = reference_network("adversarial"), batches(100, 100)
+    attack = WFGSM(p=2, norm=math.inf, delta=0.1, loss="redlr")
+    found = attack(model, x, y)
+    with torch.no_grad():
+        logits = model(found.x_adv)
+    metric = FirstOrderBounds(attack.ball)
+    losses = resolve_loss("redlr")(logits, y)
+    metric.update(found.logits, found.losses, logits, losses, found.dual_norms, found.distances, y, torch.ones(100))
+    grid = first_order_grid(engine(tmp_path), norm=math.inf, loss="redlr", orders=[2.0], deltas=[0.1])
+    computed = {key: value.item() for key, value in metric.compute().items()}
+    assert computed == pytest.approx(asdict(grid.quantities(2.0, 0.1)), rel=1e-5)
 
 
 def test_five_lines_of_python():

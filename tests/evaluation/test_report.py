@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NotRequired, get_origin, get_type_hints
 
 import jsonschema
 import matplotlib.image
@@ -21,8 +22,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from oracles import reference_images, reference_network
-from shell import ROOT, digits, run
-from test_cli import wandb_history
+from shell import ROOT, digits, run, wandb_history
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.config.build import plain
@@ -31,10 +31,9 @@ from wdro_train.evaluation.distances import distance_stage, find_distances
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.report import build as reports
-from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures
+from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.publish import scalars
-from wdro_train.evaluation.report.schema import SCHEMA as SCHEMA_NUMBER
 from wdro_train.evaluation.run import evaluate
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training.build import build_module
@@ -115,7 +114,7 @@ def invalid(report):
 
 def test_reports_follow_the_schema(report):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert SCHEMA["properties"]["schema"]["const"] == SCHEMA_NUMBER == report["schema"]
+    assert SCHEMA["properties"]["schema"]["const"] == schema.SCHEMA == report["schema"]
     assert not invalid(report)
 
 
@@ -143,24 +142,52 @@ def test_certified_report_follows_the_schema(enclosed):
     assert "between the two" not in page_of(enclosed)  # two classifiers
 
 
-def objects(schema, path="report"):
-    if isinstance(schema, dict):
-        if "properties" in schema or schema.get("type") == "object":
-            yield path, schema
-        for key, entry in schema.items():
+def objects(content, path="report"):
+    if isinstance(content, dict):
+        if "properties" in content or content.get("type") == "object":
+            yield path, content
+        for key, entry in content.items():
             yield from objects(entry, f"{path}.{key}")
-    elif isinstance(schema, list):
-        for entry in schema:
+    elif isinstance(content, list):
+        for entry in content:
             yield from objects(entry, path)
 
 
 def test_schema_describes_every_key():
     found = dict(objects(SCHEMA))
     assert len(found) > 10
-    for path, schema in found.items():
-        assert schema.get("description"), path
-        for key, entry in schema.get("properties", {}).items():
+    for path, content in found.items():
+        assert content.get("description"), path
+        for key, entry in content.get("properties", {}).items():
             assert len(entry.get("description", "")) > 5, f"{path}.{key}"
+
+
+BLOCKS = {
+    "model": schema.ModelReport,
+    "distances": schema.DistancesBlock,
+    "histogram": schema.HistogramBlock,
+    "band": schema.BandBlock,
+    "curve": schema.CurveBlock,
+    "worst_case": schema.WorstCaseBlock,
+    "mover": schema.MoverBlock,
+    "poster_row": schema.PosterRow,
+    "certificate": schema.CertificateBlock,
+    "peer": schema.PeerRow,
+    "warning": schema.WarningBlock,
+}
+
+
+def test_types_have_the_shape_of_the_schema():
+    definitions = SCHEMA["$defs"]
+    assert BLOCKS.keys() == {name for name, one in definitions.items() if one.get("type") == "object"}
+    pairs = [(SCHEMA, schema.Report), *((definitions[name], block) for name, block in BLOCKS.items())]
+    pairs += [(SCHEMA["properties"]["threat"], schema.ThreatBlock)]
+    pairs += [(definitions["model"]["properties"]["published"]["items"], schema.PublishedRow)]
+    for described, block in pairs:
+        kinds = get_type_hints(block, include_extras=True)
+        assert kinds.keys() == described["properties"].keys(), block
+        optional = {key for key, kind in kinds.items() if get_origin(kind) is NotRequired}
+        assert kinds.keys() - optional == set(described["required"]), block
 
 
 def test_scalars_of_several_models_keep_apart(both):

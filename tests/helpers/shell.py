@@ -248,3 +248,10 @@ class _Break(nn.Module):
         if self.training:
             self.left -= 1
         return logits if self.left >= 0 else logits * torch.nan
+
+
+def wandb_history(file):
+    """What the W&B client itself reads in an offline run."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    return found.stdout

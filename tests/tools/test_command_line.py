@@ -20,6 +20,7 @@ def test_the_commands_are_found():
     assert {"compare_attacks", "compare_methods", "gradient_masking", "step_cost", "wandb_workspace"} <= set(TOOLS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_help_is_written_in_sentences(tool, tmp_path, monkeypatch):
     done = run("-m", f"wdro_train.tools.{tool}", "--help", cwd=tmp_path, env={"COLUMNS": "500"})

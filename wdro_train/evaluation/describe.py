@@ -30,7 +30,7 @@ _PYTHON_CLASS = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or in 
 
 
 def describe(value: Any) -> Any:
-    """What an object is made of: its class, the code of that class, and all its attributes, as plain data.
+    """Describe what an object is made of, as plain data: its class, the code of that class, and all its attributes.
 
     Args:
         value: A setting, an attack, a network, or a collection of them.

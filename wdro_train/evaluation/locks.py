@@ -1,4 +1,4 @@
-"""A lock that many processes share while they use something, and that tells the last of them that it is the last.
+"""A lock that many processes share while they use a folder, so that the last of them can remove it.
 
 The operating system gives a lock back when its process ends, however it ends, so none is ever left behind.
 """
@@ -15,11 +15,11 @@ from wdro_train.utils.files import cannot_write
 
 
 class SharedLock:
-    """Held from construction to `release`.
+    """A share in a lock, held from construction to `release`.
 
     Args:
-        path: The lock's own file, beside what it protects; it is made, and removed by the last one.
-        setting: What chooses its folder, for the error message.
+        path: The file of the lock, beside what it protects; it is made here, and removed by the last process.
+        setting: The key that chooses the folder, for the error message.
 
     Raises:
         UserError: The file cannot be made, or its file system knows no locks.

@@ -1,4 +1,4 @@
-"""Finished pieces of an evaluation on disk, so that a killed one goes on where it stopped."""
+"""Keep the finished pieces of an evaluation on disk, so that one that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from wdro_train.utils.files import cannot_write, replacing
 
 Arrays = dict[str, NDArray[Any]]
 _SEAL = "seal"
-_SETTING = "store"  # of evaluate.py and of `robustness_curve`
+_SETTING = "store"  # the key of evaluate.py, and the argument of `robustness_curve`, that chooses the folder
 
 
 class PieceStore:
-    """Pieces of named stages: each is there whole and as it was made, or not at all.
+    """The pieces of the stages of one evaluation: each is there whole and as it was made, or not at all.
 
-    A piece carries a seal: digests of the evaluation's identity, of its batch, and of its own arrays. A piece whose
-    seal is missing or says something else is an absent one. While the store is open, nobody removes its folder.
+    A piece carries a seal: digests of the identity of the evaluation, of the batch, and of the arrays. A piece whose
+    seal is missing, or does not match, counts as absent. While a store is open, nobody removes its folder.
 
     Args:
-        root: Folder for all evaluations.
-        key: What all pieces depend on (plain data, from `identity`); another key is another folder.
+        root: Folder for the stores of all evaluations.
+        key: What all pieces depend on, as plain data from `identity`; another key is another folder.
 
     Raises:
         UserError: The folder cannot be written to.
@@ -50,10 +50,10 @@ class PieceStore:
         """Write a finished piece.
 
         Args:
-            stage: Name of the stage, which tells its settings apart from others'.
+            stage: Key of the stage, which tells its settings apart from others.
             piece: Number of the piece.
-            batch: Digest of the images and labels it was made from.
-            arrays: Its content.
+            batch: Digest of the images and labels that it was made from.
+            arrays: The content of the piece.
 
         Raises:
             UserError: The folder cannot be written to.
@@ -69,11 +69,11 @@ class PieceStore:
         Args:
             stage: As for `save`.
             piece: Number of the piece.
-            batch: Digest of the images and labels it is wanted for.
-            names: Only these of its arrays; None for all.
+            batch: Digest of the images and labels that it is wanted for.
+            names: Read only these of its arrays; None reads all.
 
         Returns:
-            Its arrays, or None if it has to be made (again).
+            The arrays; None if the piece has to be made, or made again.
         """
         path = self._path(stage, piece, batch)
         try:
@@ -110,7 +110,7 @@ class PieceStore:
         return self.folder / stage / f"{piece:06d}-{batch[:16]}.safetensors"
 
     def _tell(self, path: Path) -> None:
-        """Say once that something is computed again."""
+        """Warn once that something is computed again."""
         if not self._told:
             self._told = True
             warnings.warn(f"{path} is damaged, so it is computed again, as are others like it", stacklevel=4)

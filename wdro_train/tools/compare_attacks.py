@@ -182,8 +182,8 @@ def rows(outcomes: Sequence[Outcome], ball: WassersteinBall) -> list[list[str]]:
             [
                 found.name,
                 f"{float(np.median(correct_ones)):.4f}",
-                tables.number(curve.accuracy(ball.delta, ball.p)),
-                tables.number(curve.accuracy(ball.delta, math.inf)),
+                tables.four_decimals(curve.accuracy(ball.delta, ball.p)),
+                tables.four_decimals(curve.accuracy(ball.delta, math.inf)),
                 f"{found.backward:.1f}",
                 f"{found.forward:.1f}",
                 f"{found.seconds / outcomes[0].seconds:.2f}",

@@ -84,10 +84,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     rows = masking_rows(chosen_network(given, given.ckpt), given.steps, given.limit)
     metrics = Path(given.ckpt).resolve().parent.parent / METRICS_FILE
     reported = json.loads(metrics.read_text())["val"]["adv_acc"] if metrics.is_file() else None
-    body = [["val/adv_acc as training reported it", tables.number(reported), ""]] if reported is not None else []
+    body = [["val/adv_acc as training reported it", tables.four_decimals(reported), ""]] if reported is not None else []
     for name, accuracy in rows:
         change = "" if reported is None else f"{100 * (accuracy - reported):+.1f}"
-        body.append([name, tables.number(accuracy), change])
+        body.append([name, tables.four_decimals(accuracy), change])
     tables.show("accuracy left on the validation set", ["attack", "accuracy", "points"], body)
     return rows
 

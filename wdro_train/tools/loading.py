@@ -11,8 +11,7 @@ from torch import Tensor
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.data import ImageSet
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays, load_network, newest_checkpoint
-from wdro_train.utils.devices import add_device, resolve_device
-from wdro_train.utils.trusted import add_allow_option
+from wdro_train.utils.devices import resolve_device
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +20,16 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: Of the command line.
     """
-    add_allow_option(parser)
-    add_device(parser)
+    parser.add_argument(
+        "--allow",
+        type=lambda text: frozenset(filter(None, text.split(","))),
+        default=frozenset(),
+        metavar="NAMES",
+        help="A checkpoint may use these constructors of yours, such as my_package.models.mlp,my_package.data.Mine.",
+    )
+    parser.add_argument(
+        "--device", help="Compute on this device, such as cpu or cuda:1. By default it is the best one there is."
+    )
 
 
 def chosen_network(given: argparse.Namespace, checkpoint: str | Path | None = None) -> JudgedNetwork:

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from wdro_train.utils.errors import UserError
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--device` to a command line; `resolve_device` reads what was typed.
-
-    Args:
-        parser: Of the command line.
-    """
-    parser.add_argument(
-        "--device", help="Compute on this device, such as cpu or cuda:1. By default it is the best one there is."
-    )
 
 
 def resolve_device(name: str | None = None) -> torch.device:

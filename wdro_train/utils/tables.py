@@ -55,12 +55,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.strip() for line in console.file.getvalue().splitlines() if line.strip()) + "\n"
 
 
-def number(value: float | None) -> str:
-    """Four decimals, or a dash where there is nothing."""
+def four_decimals(value: float | None) -> str:
+    """A number as the tables show it: with four decimals, or a dash where there is none.
+
+    Args:
+        value: The number, or None.
+    """
     return "-" if value is None else f"{value:.4f}"
 
 
 def metric_rows(*columns: Mapping[str, float]) -> list[list[str]]:
-    """One row a metric over all columns, in the order of their first appearance."""
+    """One row for each metric: its name, and its value in every column.
+
+    Args:
+        *columns: The metrics of one column each, by name; one that a column lacks is a dash there.
+    """
     keys = list(dict.fromkeys(key for column in columns for key in column))
-    return [[key, *(number(column.get(key)) for column in columns)] for key in keys]
+    return [[key, *(four_decimals(column.get(key)) for column in columns)] for key in keys]

@@ -59,7 +59,7 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> Pat
 
 
 def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
-    """The page.
+    """Render the page.
 
     The scripts it holds are named by their hashes in its content security policy: no other script runs, and no
     request leaves the page.

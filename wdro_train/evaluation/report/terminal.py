@@ -65,7 +65,7 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
 def _show_curves(title: str, curve: RobustnessCurve, orders: Sequence[float], delta: float) -> None:
     """Accuracies around the threat's radius, one row an order."""
     wanted = [share * delta for share in _SHARES]
-    rows = [[f"W_{p:g}", *(tables.number(a) for a in curve.accuracies(wanted, p))] for p in orders]
+    rows = [[f"W_{p:g}", *(tables.four_decimals(a) for a in curve.accuracies(wanted, p))] for p in orders]
     tables.show(title, ["ball", *(f"delta {radius:.4g}" for radius in wanted)], rows)
 
 
@@ -76,7 +76,7 @@ def _show_first_order(model: ModelReport) -> None:
         tables.show(
             f"first-order values and W-PGD, {loss} (ratio_lower* are asymptotic)",
             ["", *(f"W_{to_float(row['p']):g} {row['delta']:.4g}" for row in rows)],
-            [[key, *map(tables.number, column(rows, key))] for key in keys],
+            [[key, *map(tables.four_decimals, column(rows, key))] for key in keys],
         )
 
 
@@ -89,8 +89,11 @@ def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float) ->
     for row in rows:
         error = f" +-{row['error']:g}" if row["error"] else ""
         p = to_float(row["p"])
-        ours = [tables.number(curve.accuracy(row["delta"], p)), tables.number(_pgd(model, p, row["delta"]))]
-        body.append([f"W_{p:g}", tables.number(row["accuracy"]) + error, *ours, row["source"]])
+        ours = [
+            tables.four_decimals(curve.accuracy(row["delta"], p)),
+            tables.four_decimals(_pgd(model, p, row["delta"])),
+        ]
+        body.append([f"W_{p:g}", tables.four_decimals(row["accuracy"]) + error, *ours, row["source"]])
     head = ["ball", "published", "ours, worst case", "ours, W-PGD ReDLR", "source"]
     tables.show(f"published beside ours, radius {delta:.4g}", head, body)
 
