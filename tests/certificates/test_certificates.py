@@ -78,6 +78,7 @@ def test_at_radius_zero_the_bound_is_the_margin(name, method):
     torch.testing.assert_close(bound, margin(net.double()(x.double()), y), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_nothing_flips_inside_and_the_attack_is_outside(name, s):
