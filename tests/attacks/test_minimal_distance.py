@@ -380,6 +380,7 @@ def test_every_image_meets_its_own_rivals_in_every_batch(s, extra, batch_size):
     torch.testing.assert_close(run(batch_size=batch_size), run(), rtol=1e-4, atol=ULPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_distances_end_at_the_boundary(s, classes):

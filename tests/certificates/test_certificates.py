@@ -78,6 +78,7 @@ def test_at_radius_zero_the_bound_is_the_margin(name, method):
     torch.testing.assert_close(bound, margin(net.double()(x.double()), y), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_nothing_flips_inside_and_the_attack_is_outside(name, s):
@@ -157,6 +158,7 @@ def nearest_flip(net, x, label, s):
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1, math.inf])
 def test_never_past_the_exact_distance(s):
     """Small networks are where an unsound relaxation shows: the bound is nearly tight."""
@@ -197,6 +199,7 @@ def test_intermediate_bounds_hold_at_every_neuron():
         assert (bound >= values[:, neuron] - 0.7).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "share"), [(math.inf, 0.5), (2, 0.1)])
 def test_reference_network_is_enclosed(s, share):
     x, y = (part[:12] for part in reference_images())

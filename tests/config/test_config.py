@@ -77,6 +77,7 @@ def test_every_group_is_covered():
     assert len(OPTIONS) >= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_builds_a_run(group, option, configure, tmp_path):
     """All objects of a run; what needs absent hardware or several processes is refused by Lightning itself."""
