@@ -21,8 +21,8 @@ def runs(tmp_path_factory):
     """The study's own command on digits, two methods, two seeds, two at a time."""
     folder = tmp_path_factory.mktemp("study")
     few = ["trainer.max_epochs=2", "trainer.limit_train_batches=15", "data=digits", "model.width=8"]
-    what = ["seed=0,1", "experiment=pgd_at,worst_case", "hydra.sweep.dir=runs"]
-    done = run("train.py", "+study=fashion_linf", *few, *what, cwd=folder)
+    what = ["seed=0,1", "method=pgd_at,worst_case", "hydra.sweep.dir=runs"]
+    done = run("train.py", "study=fashion_linf", *few, *what, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs"
 
@@ -59,7 +59,7 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
         assert cells == list(rows[cells[0]].values())
     record = json.loads((tmp_path / "runs/worst_case_1.json").read_text())
     assert record["seed"] == 1
-    assert "+study=fashion_linf" in record["command"]
+    assert "study=fashion_linf" in record["command"]
     assert record["curves"]["2"][0] == pytest.approx(record["clean"], abs=1e-6)
     printed = capsys.readouterr().out
     assert all(value in printed for row in rows.values() for value in row.values())

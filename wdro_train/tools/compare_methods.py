@@ -1,7 +1,7 @@
 """Which training method keeps most accuracy? Judge every run of a study alike, with a table and figures.
 
 `python -m wdro_train.tools.compare_methods FOLDER --out RESULTS`. FOLDER holds one run a subfolder, named
-`<method>_<seed>`, as `python train.py +study=fashion_linf` leaves them. What was judged before is not judged again.
+`<method>_<seed>`, as `python train.py study=fashion_linf` leaves them. What was judged before is not judged again.
 """
 
 from __future__ import annotations
