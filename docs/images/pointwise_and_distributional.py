@@ -81,7 +81,7 @@ def measure() -> Scene:
     moves = torch.from_numpy(curve.worst_case(DELTA, p=2).weights) > 0
     worst = torch.where(moves[:, None, None, None], found.x_adv, x)
     # The pointwise attacker goes as far as it may, or to a flip inside the radius that this misses.
-    pgd = WPGD(p=math.inf, norm=math.inf, delta=DELTA)(model, x, y).x_adv
+    pgd = WPGD(p=math.inf, norm=math.inf, delta=DELTA, steps=50, random_start=False)(model, x, y).x_adv
     with torch.no_grad():
         missed = (model(pgd).argmax(1) == y) & (found.distances <= DELTA)
     pointwise = torch.where(missed[:, None, None, None], found.x_adv, pgd)

@@ -35,7 +35,9 @@ def test_fgsm(network, norm):
 def test_pgd(network, norm):
     x, y = reference_images()
     model, delta, steps = reference_network(network), DELTA[network, norm], 6
-    ours = WPGD(p="inf", norm=norm, delta=delta, steps=steps, step_size=steps / 4, box=False)(model, x, y).x_adv
+    ours = WPGD(p="inf", norm=norm, delta=delta, steps=steps, step_size=steps / 4, box=False, random_start=False)(
+        model, x, y
+    ).x_adv
     pgd = PGD[norm](abs_stepsize=delta / 4, steps=steps, random_start=False)
     expected = theirs(pgd, model, x, y, delta)
     assert (expected - x).abs().amax() > delta / 10

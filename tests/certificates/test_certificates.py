@@ -92,7 +92,9 @@ def test_nothing_flips_inside_and_the_attack_is_outside(name, s):
         corners = (x + crown.view(-1, 1, 1, 1) * torch.randn(500, *x.shape).sign()).clamp(0, 1).float()
         assert correct(net(corners.flatten(0, 1)), y.repeat(500)).all()
         for i, radius in enumerate(crown.tolist()):
-            inside = WPGD(p=math.inf, norm=s, delta=radius, steps=20, loss="ce")(net, x[i : i + 1], y[i : i + 1])
+            inside = WPGD(p=math.inf, norm=s, delta=radius, steps=20, loss="ce", random_start=False)(
+                net, x[i : i + 1], y[i : i + 1]
+            )
             assert correct(net(inside.x_adv), y[i : i + 1]).all()
 
 

@@ -13,10 +13,6 @@ from wdro_train.cli.schemas.check import _located
 CONF = ROOT / "conf"
 GROUPS = ("attack", "objective", "callbacks")
 REASONS = {
-    "A training attack has few steps from a random start; one that is made by hand judges, and looks further.": {
-        "attack=w_pgd attack.steps",
-        "attack=w_pgd attack.random_start",
-    },
     "Margin maximisation leaves alone what does not flip; the worst case, the default of the class, does not.": {
         "attack=margin attack.beyond",
     },
@@ -27,7 +23,8 @@ REASONS = {
         f"callbacks=default callbacks.adversary.{key}"
         for key in (
             "first_order.loss", "val_attack.attacks.0.loss", "val_attack.attacks.0.steps",
-            "val_attack.attacks.0.keep", "val_attack.attacks.1.steps", "val_attack.attacks.1.keep",
+            "val_attack.attacks.0.random_start", "val_attack.attacks.0.keep", "val_attack.attacks.1.steps",
+            "val_attack.attacks.1.random_start", "val_attack.attacks.1.keep",
         )
     },
     "The option is there to judge by the worst case alone.": {

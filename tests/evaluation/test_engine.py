@@ -38,7 +38,9 @@ def engine(folder, found=None, **kwargs):
 @pytest.mark.parametrize(("p", "norm"), [(2, math.inf), (1.5, 2), (math.inf, 2), (2, 1)])
 def test_streamed_pgd_is_pgd_on_one_batch(p, norm, loss):
     model, (x, y) = reference_network("adversarial"), (torch.cat(part) for part in zip(*batches(), strict=True))
-    attack = WPGD(p=p, norm=norm, delta=0.1 if norm == math.inf else 1.0, loss=loss, steps=12, keep="best")
+    attack = WPGD(
+        p=p, norm=norm, delta=0.1 if norm == math.inf else 1.0, loss=loss, steps=12, keep="best", random_start=False
+    )
     whole = attack(model, x, y)
     streamed = streamed_pgd(attack, model, batches(), reducer=LocalReducer(), device=CPU)
     assert streamed.accuracy == pytest.approx(correct(whole.adv_logits, y).double().mean().item())
@@ -47,7 +49,7 @@ def test_streamed_pgd_is_pgd_on_one_batch(p, norm, loss):
 
 
 def test_streamed_pgd_leaves_no_files_behind(tmp_path):
-    attack = WPGD(p=2, norm=2, delta=1.0, steps=1)
+    attack = WPGD(p=2, norm=2, delta=1.0, steps=1, random_start=False)
     streamed_pgd(
         attack, reference_network("standard"), batches(20), reducer=LocalReducer(), device=CPU, folder=tmp_path
     )

@@ -37,14 +37,20 @@ from wdro_train.training.callbacks import DistributionalAdversary
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1}
 ATTACKS = {
     "w_fgsm": partial(WFGSM, **THREAT),
-    **{f"w_pgd, {keep}": partial(WPGD, **THREAT, steps=2, keep=keep) for keep in ("last", "best", "cheapest")},
+    **{
+        f"w_pgd, {keep}": partial(WPGD, **THREAT, steps=2, keep=keep, random_start=False)
+        for keep in ("last", "best", "cheapest")
+    },
     "w_pgd, running scope": partial(WPGD, **THREAT, steps=2, random_start=True, scope="running"),
-    "pool": lambda: Pool([WPGD(**THREAT, steps=2, loss=loss) for loss in ("ce", "redlr")]),
+    "pool": lambda: Pool([WPGD(**THREAT, steps=2, loss=loss, random_start=False) for loss in ("ce", "redlr")]),
     "worst_case": partial(BoundaryAttack, **THREAT, steps=2, bisections=2),
     "lagrangian": partial(Lagrangian, **THREAT, steps=2),
     "kl_pgd": partial(KLPGD, **THREAT, steps=2),
 }
-DISTANCES, VALIDATION = MinimalDistance(norm="inf", steps=1), WPGD(**THREAT, steps=1, keep="cheapest")
+DISTANCES, VALIDATION = (
+    MinimalDistance(norm="inf", steps=1),
+    WPGD(**THREAT, steps=1, keep="cheapest", random_start=False),
+)
 SHORT = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test")} | {"num_sanity_val_steps": 0}
 OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart()]
 

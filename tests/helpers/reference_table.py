@@ -23,7 +23,12 @@ if __name__ == "__main__":
                 if (r["loss"], float(r["p"]), float(r["norm"]), r["delta"]) == ("ReDLR", 2, norm, delta)
             )
             pgd = [
-                correct(WPGD(p=2, norm=norm, delta=delta, loss=loss, keep="cheapest")(model, x, y).adv_logits, y)
+                correct(
+                    WPGD(p=2, norm=norm, delta=delta, loss=loss, keep="cheapest", steps=50, random_start=False)(
+                        model, x, y
+                    ).adv_logits,
+                    y,
+                )
                 for loss in ("redlr", "ce")
             ]
             shares = [record, *(p.double().mean().item() for p in pgd), curve.accuracy(delta, 2)]

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 ATTACKS = {
     "w_fgsm": WFGSM,
     "w_pgd": partial(WPGD, steps=3, random_start=True),
-    "best": partial(WPGD, steps=3, keep="best"),
-    "cheapest": partial(WPGD, steps=4, keep="cheapest", loss="redlr"),
+    "best": partial(WPGD, steps=3, keep="best", random_start=False),
+    "cheapest": partial(WPGD, steps=4, keep="cheapest", loss="redlr", random_start=False),
 }
 SCOPES = ("batch", "running")
 NORMS = {"inf": 0.1, "2": 0.6, "3": 0.3}
@@ -64,7 +64,9 @@ def attacked(kind, norm, scope, n):
     reducer, p = default_reducer(), 2
     threat = {"p": p, "norm": norm, "delta": NORMS[norm]}
     if kind == "pool":
-        attack = Pool([WPGD(**threat, steps=3, keep="cheapest", loss=loss) for loss in ("ce", "redlr")])
+        attack = Pool(
+            [WPGD(**threat, steps=3, keep="cheapest", loss=loss, random_start=False) for loss in ("ce", "redlr")]
+        )
     else:
         attack = ATTACKS[kind](**threat, scope=scope)
     model, found = fitted(), []

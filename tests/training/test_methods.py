@@ -172,7 +172,13 @@ def test_warmup_leaves_the_judge_alone():
 
 
 @pytest.mark.parametrize(
-    "kind", [WPGD, KLPGD, lambda **threat: Pool([WPGD(**threat, keep="cheapest")]), BoundaryAttack]
+    "kind",
+    [
+        WPGD,
+        KLPGD,
+        lambda **threat: Pool([WPGD(**threat, keep="cheapest", steps=50, random_start=False)]),
+        BoundaryAttack,
+    ],
 )
 def test_warmup_moves_the_images_less(kind):
     attack = kind(p=INF, norm=INF, delta=0.1, steps=2)

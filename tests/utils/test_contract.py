@@ -147,7 +147,7 @@ THREAT = {"p": 2, "norm": 2, "delta": 0.3}
 ATTACKS = [
     WFGSM(**THREAT),
     WPGD(**THREAT, steps=2, random_start=True, keep="last"),
-    WPGD(**THREAT, steps=2, keep="cheapest", loss="redlr"),
+    WPGD(**THREAT, steps=2, keep="cheapest", loss="redlr", random_start=False),
     KLPGD(**THREAT, steps=2),
     Lagrangian(**THREAT, steps=2),
     Pool([WFGSM(**THREAT)]),
@@ -178,7 +178,11 @@ def attack_with(attack):
 
 def validated(network, batches, adversary=True):
     module, loader = RobustClassifier(network), DataLoader(batches, batch_size=None)
-    callbacks = [DistributionalAdversary(WFGSM(**THREAT), val_attack=WPGD(**THREAT, steps=1))] if adversary else []
+    callbacks = (
+        [DistributionalAdversary(WFGSM(**THREAT), val_attack=WPGD(**THREAT, steps=1, random_start=False))]
+        if adversary
+        else []
+    )
     return list(trainer(callbacks).validate(module, loader, verbose=False)[0].values())
 
 

@@ -35,6 +35,9 @@ class WPGD:
       pulled back, so that what was won is not undone;
     - every p in (1, inf] and every ground norm, scale-free.
 
+    The defaults are those to train with, in Python as on the command line. To judge a network take more steps, start at
+    the images, and keep the cheapest flips.
+
     Args:
         p: Wasserstein order in (1, inf].
         norm: Ground norm in [1, inf].
@@ -63,9 +66,9 @@ class WPGD:
         norm: float,
         delta: float,
         loss: str | LossFunction = "ce",
-        steps: int = 50,
+        steps: int = 8,
         step_size: float = 1.875,
-        random_start: bool = False,
+        random_start: bool = True,
         keep: Keep = "last",
         box: bool = True,
         scope: str | Scope = "batch",

@@ -51,7 +51,7 @@ def pgd_whole_set(
         UserError: The ranks do not see each other's files.
     """
     world, rank = engine.reducer.world_size, engine.reducer.rank
-    attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box)
+    attack = WPGD(p=p, norm=norm, delta=delta, loss=loss, steps=steps, box=box, random_start=False)
     name = f"pgd_{loss}_{p:g}_{delta:g}"
     stage = stage_key(name, {"attack": attack, "world": world})
     marks = engine.survey()

@@ -105,7 +105,7 @@ def wpgd(ball: WassersteinBall, steps: int) -> Attacker:
         ball: The threat, p > 1.
         steps: Gradient steps.
     """
-    attack = WPGD(p=ball.p, norm=ball.norm, delta=ball.delta, loss="ce", steps=steps, keep="best")
+    attack = WPGD(p=ball.p, norm=ball.norm, delta=ball.delta, loss="ce", steps=steps, keep="best", random_start=False)
     return lambda model, x, y: attack(model, x, y).x_adv
 
 

@@ -45,8 +45,17 @@ def present_name(name: str) -> str:
     return RENAMED.get(name, name)
 
 
+DEFAULTS_OF_0_1_0: Mapping[str, Mapping[str, Any]] = {
+    "wdro_train.attacks.WPGD": {"steps": 50, "random_start": False},
+}
+"""Arguments whose default was another one in version 0.1.0, by the constructor's present name."""
+
+
 def with_present_names(tree: Any) -> Any:
-    """A copy of a stored configuration in which every `_target_` has its present name.
+    """A copy of a stored configuration that means today what it meant when it was written.
+
+    Every `_target_` has its present name. Where version 0.1.0 has written the configuration, which its names tell, the
+    arguments that it left to defaults which have changed since are spelt out.
 
     Args:
         tree: Dictionaries, lists and plain values.
@@ -54,9 +63,23 @@ def with_present_names(tree: Any) -> Any:
     >>> with_present_names({"callbacks": [{"_target_": "wdro_train.callbacks.SeedEpoch", "seed": 0}]})
     {'callbacks': [{'_target_': 'wdro_train.training.callbacks.SeedEpoch', 'seed': 0}]}
     """
+    return _present(tree, DEFAULTS_OF_0_1_0 if _has_former_names(tree) else {})
+
+
+def _has_former_names(tree: Any) -> bool:
     if isinstance(tree, Mapping):
-        return {
-            key: present_name(value) if key == "_target_" and isinstance(value, str) else with_present_names(value)
-            for key, value in tree.items()
-        }
-    return [with_present_names(part) for part in tree] if isinstance(tree, list | tuple) else tree
+        named = tree.get("_target_")
+        return (isinstance(named, str) and named in RENAMED) or any(map(_has_former_names, tree.values()))
+    return isinstance(tree, list | tuple) and any(map(_has_former_names, tree))
+
+
+def _present(tree: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Any:
+    if isinstance(tree, list | tuple):
+        return [_present(part, defaults) for part in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    parts = {key: _present(value, defaults) for key, value in tree.items()}
+    if isinstance(named := tree.get("_target_"), str):
+        parts["_target_"] = present_name(named)
+        parts |= {key: value for key, value in defaults.get(parts["_target_"], {}).items() if key not in parts}
+    return parts

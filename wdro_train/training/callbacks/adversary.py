@@ -138,5 +138,5 @@ def default_validation_attack(ball: WassersteinBall) -> Attack:
     Args:
         ball: The threat.
     """
-    pgd = partial(WPGD, p=ball.p, norm=ball.norm, delta=ball.delta, keep="cheapest")
+    pgd = partial(WPGD, p=ball.p, norm=ball.norm, delta=ball.delta, random_start=False, keep="cheapest")
     return Pool([pgd(loss="redlr", steps=10), pgd(loss="ce", steps=20)])
