@@ -63,7 +63,7 @@ import wdro_train
 assert wdro_train.__version__ and "torch" not in sys.modules
 assert {"RobustClassifier", "DistributionalAdversary", "robustness_curve"} <= set(dir(wdro_train))
 from wdro_train import DistributionalAdversary, RobustClassifier, robustness_curve
-from wdro_train.evaluation.engine import robustness_curve as curve
+from wdro_train.evaluation.curve import robustness_curve as curve
 from wdro_train.training.callbacks.adversary import DistributionalAdversary as Adversary
 from wdro_train.training.module import RobustClassifier as Classifier
 assert (DistributionalAdversary, RobustClassifier, robustness_curve) == (Adversary, Classifier, curve)

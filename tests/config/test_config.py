@@ -281,7 +281,7 @@ def test_objects_are_those_of_the_configuration(configure):
     trainer, module, data = build_trainer(cfg), build_module(cfg), build_data(cfg)
     adversary = next(c for c in trainer.callbacks if isinstance(c, DistributionalAdversary))
     assert isinstance(adversary.attack, WPGD)
-    assert (adversary.attack.steps, adversary.seed, data.seed) == (3, 4, 4)
+    assert (adversary.attack.steps, adversary.attacker.seed, adversary.judge.seed, data.seed) == (3, 4, 4, 4)
     optimizer = module.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.defaults["lr"] == 0.3
