@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # makes them ten times slower. torch reads this when it is first imported; set it yourself to choose otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["DistributionalAdversary", "RobustClassifier", "__version__", "robustness_curve"]
 
 _HOMES = {

@@ -86,6 +86,8 @@ def test_this_machine_comes_after_methods_and_before_the_command_line(tmp_path):
             "+study=fashion_linf is now study=fashion_linf, and experiment=mma is now method=mma",
         ),
         (["experiment=cifar10"], "experiment=cifar10 is not an option; did you mean experiment=cifar10_resnet18?"),
+        (["hydra=default"], "hydra=default is now hydra=train"),
+        (["experiment=standard", "atack.steps=3"], "experiment=standard is now method=standard"),
         (["hydra/launcher=slurm"], "hydra/launcher=slurm is not an option;"),
     ],
 )
@@ -95,6 +97,16 @@ def test_old_names_say_their_new_ones(arguments, said):
     sentence = did_you_mean.sentence(caught.value, "train", arguments)
     assert sentence.startswith(said)
     assert "\n" not in sentence
+
+
+def test_an_experiment_of_the_users_own_may_have_an_old_name(tmp_path):
+    """What Hydra complains about is the misspelt key, so that is what the sentence is about."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/standard.yaml").write_text("# @package _global_\nseed: 5\n")
+    arguments = ["experiment=standard", "atack.steps=3"]
+    with hydra(), pytest.raises(ConfigCompositionException) as caught:
+        compose("train", [f"hydra.searchpath=[file://{tmp_path}]", *arguments])
+    assert did_you_mean.sentence(caught.value, "train", arguments).startswith("atack.steps is not a key")
 
 
 def test_every_method_was_an_experiment_once():

@@ -56,9 +56,9 @@ def sentence(error: Exception, config_name: str, arguments: list[str]) -> str | 
         return f"{empty} is no option of a group; name one, --help shows them"
     if not isinstance(error, ConfigCompositionException):
         return None
-    renamed = [f"{argument} is now {name}" for argument in arguments if (name := new_option(argument)) is not None]
-    if renamed:
-        return ", and ".join(renamed)
+    renamed = {argument: name for argument in arguments if (name := new_option(argument)) is not None}
+    if any(_is_about(error, argument) for argument in renamed):
+        return ", and ".join(f"{argument} is now {name}" for argument, name in renamed.items())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         return _no_option(error.missing_cfg_file, error.options)
     for argument in arguments:
@@ -81,6 +81,8 @@ def new_option(argument: str) -> str | None:
     'method=pgd_at,trades'
     >>> new_option("+study=fashion_linf")
     'study=fashion_linf'
+    >>> new_option("hydra=default")
+    'hydra=train'
     >>> new_option("experiment=cifar10_resnet18")
     """
     key, _, value = argument.partition("=")
@@ -88,7 +90,18 @@ def new_option(argument: str) -> str | None:
         return f"method={value}"
     if key == "+study":
         return f"study={value}"
+    if argument == "hydra=default":
+        return "hydra=train"
     return None
+
+
+def _is_about(error: ConfigCompositionException, argument: str) -> bool:
+    """Whether it is the option that this argument chooses which Hydra cannot find, or finds chosen twice."""
+    group, _, value = argument.lstrip("+").partition("=")
+    if isinstance(error, MissingConfigException):
+        missing, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return missing == group and option in re.findall(r"\w+", value)
+    return f"Multiple values for {group}." in str(error)
 
 
 def _no_option(missing: str, options: Iterable[str]) -> str:

@@ -47,6 +47,7 @@ def present_name(name: str) -> str:
 
 DEFAULTS_OF_0_1_0: Mapping[str, Mapping[str, Any]] = {
     "wdro_train.attacks.WPGD": {"steps": 50, "random_start": False},
+    "wdro_train.attacks.KLPGD": {"steps": 50},  # which hands its arguments to WPGD
 }
 """Arguments whose default was another one in version 0.1.0, by the constructor's present name."""
 
