@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from shell import ROOT
 
 from wdro_train.cli.schemas.check import _located
+from wdro_train.cli.schemas.constructors import _PARTS
 
 CONF = ROOT / "conf"
 GROUPS = ("attack", "objective", "callbacks")
@@ -91,3 +92,15 @@ def differences():
 def test_defaults_are_the_same_but_for_a_reason():
     expected = set().union(*REASONS.values())
     assert set(differences()) == expected
+
+
+def test_schemas_of_one_attack_have_its_defaults():
+    compared = 0
+    for schema, (made, *others) in _PARTS.items():
+        if others or not made.__module__.startswith("wdro_train.attacks"):
+            continue
+        for name, parameter in inspect.signature(made).parameters.items():
+            if name in schema.model_fields and parameter.default is not parameter.empty:
+                assert schema.model_fields[name].default == parameter.default, f"{made.__name__}.{name}"
+                compared += 1
+    assert compared > 20

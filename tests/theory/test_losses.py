@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,9 @@ def test_resolve_loss():
     assert resolve_loss(dlr) is dlr
     with pytest.raises(UserError, match="unknown loss 'hinge'; choose one of ce, dlr, redlr"):
         resolve_loss("hinge")
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_tie_is_zero_without_a_sign(classes):
+    logits = torch.tensor([[1.0, 1.0, 0.0]])[:, :classes]
+    assert math.copysign(1.0, dlr(logits, torch.tensor([0])).item()) == 1.0

@@ -21,7 +21,7 @@ from wdro_train.metrics import CleanAccuracy
 from wdro_train.objectives import Adversarial
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.training.module import RobustClassifier
-from wdro_train.utils.contract import check_batch, check_labels
+from wdro_train.utils.contract import already_checked, check_batch, check_labels
 from wdro_train.utils.errors import UserError
 
 INF = math.inf
@@ -388,3 +388,24 @@ def test_predict(change, adversary):
     torch.testing.assert_close(logits, network.inner(X))
     with pytest.raises(UserError, match="images range over"):
         trainer(callbacks).predict(RobustClassifier(network), DataLoader([change(255 * X, Y)], batch_size=None))
+
+
+def test_a_checked_batch_that_is_changed_in_place_is_looked_at_again():
+    batch = check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    with already_checked(batch):
+        assert check_batch(batch.x, batch.y) is batch
+        batch.x.add_(2.0)
+        with pytest.raises(UserError, match="scale them"):
+            check_batch(batch.x, batch.y)
+        batch.x.sub_(2.0)
+        batch.y.fill_(7)
+        assert check_batch(batch.x, batch.y).labels == (7, 7)
+
+
+@torch.inference_mode()
+def test_a_checked_batch_of_inference_mode_is_recognised():
+    batch = check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert batch.x.is_inference()
+    with already_checked(batch):
+        assert check_batch(batch.x, batch.y) is batch
+        assert check_batch(batch.x, batch.y.clone()) is not batch

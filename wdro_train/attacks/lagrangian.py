@@ -123,11 +123,11 @@ class Lagrangian:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The price."""
+        """The logarithm of the price lambda, for a checkpoint."""
         return {} if self._log_price is None else {"log_price": self._log_price}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from it."""
+        """Continue with the price of a checkpoint."""
         self._log_price = state_dict.get("log_price", self._log_price)
 
     def _budget(self) -> float:
@@ -138,13 +138,13 @@ class Lagrangian:
         assert self._log_price is not None
         return self._log_price
 
-    def _start_price(self, upsilon: Tensor) -> None:
+    def _start_price(self, sensitivity: Tensor) -> None:
         """The first price is the one at which W-FGSM spends the budget: p lambda budget^(p-1) = Upsilon."""
-        if self._log_price is None and upsilon > 0:
-            self._log_price = (upsilon / (self.ball.p * self._budget() ** (self.ball.p - 1))).log()
+        if self._log_price is None and sensitivity > 0:
+            self._log_price = (sensitivity / (self.ball.p * self._budget() ** (self.ball.p - 1))).log()
         elif self._log_price is None:
-            self._log_price = torch.zeros_like(upsilon)
-        self._log_price = self._log_price.to(upsilon.device)
+            self._log_price = torch.zeros_like(sensitivity)
+        self._log_price = self._log_price.to(sensitivity.device)
 
     def _radii(self, dual_norms: Tensor, x: Tensor) -> Tensor:
         """The distances at which another unit of distance costs what it wins, shape [B].

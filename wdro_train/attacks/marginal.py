@@ -66,7 +66,7 @@ class Fixed:
             raise UserError(f"attack.marginal.distance={distance} is no reach; choose a positive number")
 
     def reach(self, ball: WassersteinBall, x: Tensor) -> Tensor:
-        """The distance."""
+        """The fixed distance, with a warning if images are judged farther away than they are trained."""
         if self.distance < ball.delta:
             warnings.warn(
                 f"attack.marginal.distance={self.distance:g} is less than attack.delta={ball.delta:g}: images are "
@@ -128,9 +128,9 @@ class DualAscent:
         self._distance = (self._distance * (self.rate * (1 - spent)).exp()).clamp(ball.delta, most)
 
     def state_dict(self) -> dict[str, Any]:
-        """D."""
+        """The marginal distance D for a checkpoint; empty before the first batch."""
         return {} if self._distance is None else {"distance": self._distance}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from D."""
+        """Continue with the marginal distance of a checkpoint."""
         self._distance = state_dict.get("distance", self._distance)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import batch_under_attack
-from wdro_train.attacks.nearest_flip_search import STEP_SIZES, Effort, NearestFlipSearch
+from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch, SearchEffort
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct
@@ -75,7 +75,7 @@ class MinimalDistance:
             raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
         if step_size is None:
             step_size = STEP_SIZES.get(self.ground.order, 1.0)
-        self.effort = Effort(int(steps), int(restarts), int(targets), float(step_size), batch_size)
+        self.effort = SearchEffort(int(steps), int(restarts), int(targets), float(step_size), batch_size)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None

@@ -22,8 +22,8 @@ from wdro_train.utils.contract import (
 )
 from wdro_train.utils.errors import UserError
 
-# Images of a look at a network. Two scores of one image may add up to 1 by chance, but not those of 16 images.
-_PROBES = 16
+PROBED_IMAGES = 16
+"""Images of a look at a network. Two scores of one image may add up to 1 by chance, but not those of 16 images."""
 
 
 def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
@@ -48,7 +48,7 @@ def check_network(model: nn.Module, x: Tensor, y: Tensor | None = None) -> int:
     else:
         x, _, labels = check_batch(x, y)
     with attack_mode(model), torch.no_grad(), _same_random_numbers(x.device):
-        x = x[:_PROBES].clone().float()
+        x = x[:PROBED_IMAGES].clone().float()
         logits = forward(model, x)
         check_logits(model, x, logits, labels)
     return logits.shape[1]
@@ -85,7 +85,7 @@ def check_logits(model: nn.Module, x: Tensor, logits: Tensor, labels: LabelRange
             "float32"
         )
     if suspicious:
-        noise = torch.rand(_PROBES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+        noise = torch.rand(PROBED_IMAGES, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
         with torch.no_grad(), _same_random_numbers(x.device):
             elsewhere = forward(model, noise)
         if look_like_probabilities(elsewhere):

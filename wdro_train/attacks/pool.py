@@ -36,7 +36,7 @@ class Pool:
 
     @property
     def ball(self) -> WassersteinBall:
-        """The threat of all of them."""
+        """The ball in which every attack of the pool stays."""
         return self.attacks[0].ball
 
     @ball.setter

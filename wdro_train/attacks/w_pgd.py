@@ -177,7 +177,7 @@ class WPGD:
 
     @torch.no_grad()
     def _offer(self, keeper: Keeper, model: nn.Module, x: Tensor, y: Tensor, loss: LossFunction) -> None:
-        """Offer a point of which no gradient is needed."""
+        """Show the keeper a point from which no step is taken, at the cost of one forward pass."""
         logits = forward(model, x, self.batch_size)
         keeper.offer(x, logits, loss(logits, y))
 

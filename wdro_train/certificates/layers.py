@@ -28,7 +28,7 @@ _KINDS = (nn.ReLU, nn.Flatten, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1
 
 @dataclass(frozen=True)
 class Segment:
-    """An affine map, by its layers.
+    """A part of the network without ReLU, an affine map, as the list of its layers.
 
     Attributes:
         layers: Pull a form of a layer's output back to its input; first layer first.

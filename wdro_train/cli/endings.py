@@ -28,7 +28,7 @@ _TRACEBACK = "traceback.txt"
 
 @dataclass
 class Ending:
-    """What the run that this process is at work on would say if it ended now.
+    """What this process prints if a signal ends it now, and whether errors show their traceback.
 
     Hydra stands between the command line, which ends the process, and the run, which knows how one goes on.
 

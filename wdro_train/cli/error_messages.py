@@ -46,7 +46,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _sentence(error: BaseException) -> str | None:
-    """The same for one exception of a chain."""
+    """The sentence for one exception, whatever caused it; None if it looks like a mistake in a program."""
     if _is_lightnings(error):
         return _line(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):

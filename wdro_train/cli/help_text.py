@@ -16,12 +16,16 @@ from wdro_train.cli import CONF
 
 
 def wanted(arguments: list[str]) -> bool:
-    """Whether help was asked for.
+    """Whether help on the command's own configuration was asked for; that on another one Hydra gives itself.
 
     Args:
         arguments: As typed, without the program's name.
+
+    >>> wanted(["--help"]), wanted(["--config-name=mine", "--help"])
+    (True, False)
     """
-    return not {"-h", "--help"}.isdisjoint(arguments)
+    named = {argument.partition("=")[0] for argument in arguments}
+    return not {"-h", "--help"}.isdisjoint(arguments) and named.isdisjoint({"-cn", "--config-name"})
 
 
 def text(config_name: str, arguments: list[str]) -> str:

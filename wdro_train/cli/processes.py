@@ -102,7 +102,10 @@ def leave_result(result: float | None, where: str | None) -> None:
 
 
 def return_address() -> str | None:
-    """Where the sweep that started this process waits for the result; the ranks of this run are not asked."""
+    """The file in which the sweep that started this process expects the result, or None.
+
+    Processes that this one starts do not inherit it.
+    """
     return os.environ.pop(_RETURN, None)
 
 
@@ -125,8 +128,7 @@ def quiet_rank(arguments: list[str]) -> list[str]:
     scratch = tempfile.mkdtemp(prefix="wdro_train_rank_")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     quiet = [f"hydra.sweep.dir={scratch}", "hydra.output_subdir=null"]
-    if (
-        not slurm.in_slurm_step()
-    ):  # there all ranks know the run's folder, and look in it for the checkpoint to go on from
+    # In a step of Slurm all ranks know the run's folder, and look in it for the checkpoint to go on from.
+    if not slurm.in_slurm_step():
         quiet.append(f"hydra.run.dir={scratch}")
     return [*arguments, *quiet]

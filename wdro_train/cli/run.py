@@ -23,6 +23,7 @@ from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
 from wdro_train.config import new_folders, run_folders
+from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.writable import refuse_unwritable
 from wdro_train.utils import interruption
@@ -113,7 +114,7 @@ def how_to_go_on(cfg: DictConfig, argv: list[str], sweeping: bool = False) -> st
     if _command(cfg) == "evaluate":
         again = "" if sweeping else f": {shlex.join([*program, *argv[1:]])}"
         return f"the same command goes on from what is finished{again}"
-    last = Path(str(cfg.get("run_dir"))) / "checkpoints" / "last.ckpt"
+    last = Path(str(cfg.get("run_dir"))) / LAST_CHECKPOINT
     typed = list(HydraConfig.get().overrides.task) if sweeping else argv[1:]
     kept = [item for item in typed if not item.startswith("ckpt_path=")]
     if not last.is_file():

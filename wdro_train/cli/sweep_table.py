@@ -28,7 +28,7 @@ from wdro_train.utils.files import write_csv, write_json, write_text
 
 TABLE_FILE = "sweep.csv"
 
-Row = dict[str, str]
+JobRow = dict[str, str]
 
 
 class SweepTable(Callback):
@@ -146,7 +146,7 @@ class SweepTable(Callback):
             return
         notes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         overrides: list[list[str]] = [note["overrides"] for note in notes]
-        rows: list[Row] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
+        rows: list[JobRow] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
         with leaving_on_error():
             self._show(rows, overrides, _write_table(rows, folder))
         shutil.rmtree(self._notes(config), ignore_errors=True)
@@ -154,7 +154,7 @@ class SweepTable(Callback):
         if failed:
             leave(f"{len(failed)} of {len(rows)} jobs failed: {', '.join(failed)}")
 
-    def _show(self, rows: list[Row], overrides: list[list[str]], path: Path) -> None:
+    def _show(self, rows: list[JobRow], overrides: list[list[str]], path: Path) -> None:
         """Print the table, with the overrides that all jobs have in common above it."""
         from wdro_train.utils import tables  # and with it Rich, which commands without a table need not load
 
@@ -175,7 +175,7 @@ class SweepTable(Callback):
 
 
 class EvaluationTable(SweepTable):
-    """The same for `evaluate.py`, from `report.json`: the first model of each job, in the job's ball."""
+    """The table of a sweep of `evaluate.py`: one line for each job, from the first model in its `report.json`."""
 
     file = REPORT_FILE
     columns = ("p", "delta", "clean_acc", "worst_acc", "band", "images_moved")
@@ -193,7 +193,7 @@ class EvaluationTable(SweepTable):
         return dict(zip(self.columns, (*found, worst["images_moved"]), strict=True))
 
 
-def _write_table(rows: list[Row], folder: Path) -> Path:
+def _write_table(rows: list[JobRow], folder: Path) -> Path:
     """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced."""
     jobs_here = {row["job"] for row in rows}
     path, number = folder / TABLE_FILE, 0

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from wdro_train.config.constructors import construct
-from wdro_train.utils.errors import UserError
+from wdro_train.config.one_sentence import one_sentence
 
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 _SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
@@ -30,14 +30,15 @@ def build_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
 
 
 def _build(node: Any) -> Logger:
-    try:
+    def describe(error: Exception) -> str | None:
+        if not isinstance(error.__cause__ or error, ModuleNotFoundError):
+            return None
+        name = str(node["_target_"]).rpartition(".")[2]
+        package = _PACKAGES.get(name, name)
+        return f"{name} needs the package {package}; run pip install {package}"
+
+    with one_sentence(describe):
         logger: Logger = construct(node)
-    except Exception as error:
-        if isinstance(error.__cause__ or error, ModuleNotFoundError):
-            name = str(node["_target_"]).rpartition(".")[2]
-            package = _PACKAGES.get(name, name)
-            raise UserError(f"{name} needs the package {package}; run pip install {package}") from error
-        raise
     return logger
 
 

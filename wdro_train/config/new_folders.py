@@ -44,7 +44,9 @@ def prepare_run(config: DictConfig) -> None:
 
 
 def prepare_sweep(config: DictConfig) -> None:
-    """The same for the folder of a sweep. One that the user names may be shared; its jobs claim folders of their own.
+    """Choose the folder of a sweep before Hydra makes it.
+
+    One that the user names may be shared; its jobs claim folders of their own.
 
     Args:
         config: With the node `hydra`, whose `sweep.dir` is changed if another sweep has that folder.
@@ -90,7 +92,7 @@ def remove_unused() -> None:
     for made in _made:
         folder, parents = made[0], made[1:]
         with suppress(OSError):
-            if not run_folders.is_unused(folder):
+            if not run_folders.lock_if_unused(folder):
                 continue
             shutil.rmtree(folder)
             for path in parents:

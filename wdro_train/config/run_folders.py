@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from wdro_train.config import slurm
+from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.file_lock import lock_file
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import cannot_write, write_json, write_text
@@ -89,11 +90,14 @@ def holds(folder: Path) -> bool:
     return folder.absolute() in _held
 
 
-def is_unused(folder: Path) -> bool:
-    """Whether no run has left anything in a folder, and none but this process's is at work there.
+def lock_if_unused(folder: Path) -> bool:
+    """Lock a folder for this process if no run has left anything in it and no other process is at work there.
 
     Args:
-        folder: One that exists; it is locked for this process, if it was not.
+        folder: One that exists.
+
+    Returns:
+        Whether it is unused, and locked.
     """
     return all(map(_is_trace, folder.iterdir())) and (holds(folder) or _lock(folder))
 
@@ -171,7 +175,7 @@ def _refuse_finished(folder: Path, cfg: DictConfig) -> None:
     )
     if not finished or _continues(folder, cfg) or HydraConfig.get().mode == RunMode.MULTIRUN:
         return
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / LAST_CHECKPOINT
     way_out = f", or continue it with ckpt_path={last}" if "trainer" in cfg and last.is_file() else ""
     raise UserError(f"{folder} holds another run; choose another folder with hydra.run.dir=...{way_out}")
 

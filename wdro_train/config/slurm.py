@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
+
 
 def started_rank() -> int:
     """The rank that torchrun or Slurm gave to this process; 0 if neither started it."""
@@ -43,7 +45,7 @@ def interrupted_checkpoint(folder: str | Path) -> str | None:
     Args:
         folder: Of the run.
     """
-    last = Path(folder) / "checkpoints" / "last.ckpt"
+    last = Path(folder) / LAST_CHECKPOINT
     return str(last) if is_slurm_restart() and last.is_file() else None
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet
+from wdro_train.utils.contract import PIXEL_ROUNDING
 from wdro_train.utils.errors import UserError
-
-_TOLERANCE = 1e-6  # relative; float32 rounds the brightest pixel by up to 6e-8, resizing and normalising by a few times
 
 
 def checked_set(arrays: ImageSet, name: str, shape: Sequence[int], num_classes: int) -> ImageSet:
@@ -79,7 +78,7 @@ def _check_pixels(name: str, arrays: ImageArrays) -> None:
     # PyTorch lacks the extremes of some integers, and NumPy those of some floating-point types.
     pair = images.aminmax() if images.is_floating_point() else (images.numpy().min(), images.numpy().max())
     darkest, brightest = map(float, pair)
-    if not (darkest >= 0 and brightest <= arrays.scale * (1 + _TOLERANCE)):
+    if not (darkest >= 0 and brightest <= arrays.scale * (1 + PIXEL_ROUNDING)):
         raise UserError(
             f"the {name} images range over [{darkest:g}, {brightest:g}], outside [0, {arrays.scale:g}]; "
             "give ImageArrays their full scale"

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
+from wdro_train.utils.contract import PIXEL_ROUNDING
 from wdro_train.utils.errors import UserError
 
 # The number of the tag, and what undoes each of its values; 1 is upright (Exif 2.32, section 4.6.4).
@@ -25,7 +26,6 @@ _TURNS = {
 }
 # Tags of the TIFF 6.0 specification: bits of a sample, and whether 0 is black or white.
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-_TOLERANCE = 1e-6  # floating-point pixels may miss [0, 1] by what rounding in float32 leaves; they are clamped
 
 
 class UnreadableImageError(UserError):
@@ -106,7 +106,7 @@ class Fit:
         self.box = [height, width] if resize is None else [round(n * resize / shorter) for n in (height, width)]
 
     def __call__(self, image: Image.Image, name: str | os.PathLike[str]) -> Tensor:
-        """The pixels.
+        """The pixels of a decoded image, resized and cropped to one shape, in the channels that are asked for.
 
         Args:
             image: Decoded, in any mode.
@@ -136,7 +136,7 @@ class Fit:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright again."""
+    """The transposition that undoes the rotation noted in the Exif data; None if there is none."""
     try:
         return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the parser raises nearly anything on damaged metadata, which says nothing about the pixels
@@ -166,7 +166,7 @@ def _deep(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
     levels = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         full = 1.0
-        if not ((levels >= -_TOLERANCE) & (levels <= 1 + _TOLERANCE)).all():
+        if not ((levels >= -PIXEL_ROUNDING) & (levels <= 1 + PIXEL_ROUNDING)).all():
             raise UnreadableImageError(
                 f"{name} has floating-point pixels in [{levels.min():g}, {levels.max():g}]; divide them by their "
                 "full scale, so that they lie in [0, 1]"

@@ -25,7 +25,7 @@ class Digits(ImageDataModule):
         super().__init__(**kwargs)
 
     def load(self) -> tuple[ImageArrays, ImageArrays]:
-        """Training and test part."""
+        """Four fifths of the images for training and the rest for testing, drawn class by class, always alike."""
         data = load_digits()
         images = torch.as_tensor(data.images).to(torch.uint8)[:, None]
         labels = torch.as_tensor(data.target).long()

@@ -79,7 +79,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.fit = Fit(self.shape, resize)
 
     def load(self) -> Mapping[str, ImageSet]:
-        """The sets there are.
+        """The sets whose folders exist, of `train`, `val` and `test`, with the classes of the first of them.
 
         Raises:
             UserError: No folder, no images in it, or other classes than in the first.

@@ -25,7 +25,7 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import Sided
 from wdro_train.utils.numbers import parse_number
 
-_DEFAULT_RADII = 41  # of the curve, from 0 to twice the threat's: every twentieth of the threat's is among them
+DEFAULT_RADII = 41  # of the curve, from 0 to twice the threat's: every twentieth of the threat's is among them
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def chosen_grid(cfg: DictConfig, ball: WassersteinBall) -> CurveGrid:
     Raises:
         UserError: A number that cannot be read.
     """
-    radii = np.linspace(0, 2 * ball.delta, _DEFAULT_RADII).tolist()
+    radii = np.linspace(0, 2 * ball.delta, DEFAULT_RADII).tolist()
     return CurveGrid(
         orders=tuple(parsed(cfg.curve.p, "curve.p", [])),
         deltas=tuple(parsed(cfg.curve.deltas, "deltas", radii)),

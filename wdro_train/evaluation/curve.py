@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.network_check import check_network
+from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.distances import find_distances
-from wdro_train.evaluation.engine import PROBED_IMAGES, Engine
+from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.identity import identity
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.theory.robustness_curve import RobustnessCurve

@@ -24,7 +24,6 @@ from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-PROBED_IMAGES = 16  # of the first batch, before any work: enough that no defect holds for all of them by chance
 Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
 
 

@@ -37,7 +37,7 @@ class Mover:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class NetworkEvidence:
     """Everything that was measured of one network on one set, as one distribution.
 
     Attributes:

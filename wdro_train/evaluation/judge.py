@@ -12,7 +12,7 @@ from wdro_train.data import ImageSet, describe_sample
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import Engine
-from wdro_train.evaluation.evidence import Evidence
+from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.measurements import chosen_measurements, concluded
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.progress_bars import ProgressBars
@@ -21,9 +21,9 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.distributed import default_reducer
 
 
-def judge(
+def measure_network(
     cfg: DictConfig, model: nn.Module, arrays: ImageSet, ball: WassersteinBall, store: PieceStore, device: torch.device
-) -> tuple[Evidence, Pairs | None]:
+) -> tuple[NetworkEvidence, Pairs | None]:
     """Measure everything that the configuration asks for.
 
     Args:
@@ -46,7 +46,7 @@ def judge(
     steps = 0 if cfg.poster is None else cfg.poster.pgd_steps
     with ProgressBars(len(batches), steps, quiet=reducer.rank > 0) as bars:
         engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=bars)
-        evidence = Evidence(ball, describe_sample(arrays, cfg.limit), find_distances(engine, attack))
+        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), find_distances(engine, attack))
         for measurement in measurements:
             evidence = measurement(engine, evidence)
     evidence = concluded(evidence)

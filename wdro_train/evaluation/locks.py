@@ -65,7 +65,7 @@ class SharedLock:
             os.close(handle)
 
     def __del__(self) -> None:
-        """An object that nobody refers to protects nothing."""
+        """Release the lock when the last reference to it is gone."""
         self.release()
 
 

@@ -17,7 +17,7 @@ from wdro_train.evaluation.autoattack import ReferenceResult, run_reference_atta
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.choices import parsed
 from wdro_train.evaluation.engine import Engine
-from wdro_train.evaluation.evidence import Evidence
+from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
@@ -26,8 +26,8 @@ from wdro_train.theory.ball import WassersteinBall
 class Measurement(Protocol):
     """One measurement of a network."""
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
-        """Measure.
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
+        """The evidence so far with the result of this measurement added.
 
         Args:
             engine: The set and the network.
@@ -57,7 +57,7 @@ class FirstOrder:
     steps: int
     box: bool
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add a row for each loss, order and radius."""
         rows = first_order_rows(
             engine,
@@ -73,7 +73,7 @@ class FirstOrder:
 
 @dataclass(frozen=True)
 class Certified:
-    """Certified radii.
+    """The certified lower bound of the robustness curve, from a radius for each image within which no flip exists.
 
     Attributes:
         certificate: Finds them.
@@ -83,7 +83,7 @@ class Certified:
     certificate: Certificate
     method: str
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add the certified curve."""
         return replace(evidence, certificate=certified_curve(engine, self.certificate, self.method))
 
@@ -92,8 +92,8 @@ class Certified:
 class Randomness:
     """Whether the network answers twice alike, on the first batch."""
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
-        """Add a warning if it does not."""
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
+        """Run the network twice on the first batch, and add a warning if its logits differ."""
         x, _ = next(iter(engine.batches))
         return _warned(evidence, warning_signs.randomness(engine.model, x.to(engine.device)))
 
@@ -102,7 +102,7 @@ class Randomness:
 class AutoAttack:
     """The standard version of AutoAttack on every image, at p = inf."""
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add its flips, and a warning if it is stronger than the attacks of this package."""
         found = run_reference_attack(engine, evidence.ball, attacks=None, name="AutoAttack")
         return _with_reference(evidence, found, warning_signs.peer_wins(evidence.curve_of_own_attacks, found))
@@ -112,7 +112,7 @@ class AutoAttack:
 class Square:
     """The black-box attack Square on the first batch, at p = inf, as a check on the gradients."""
 
-    def __call__(self, engine: Engine, evidence: Evidence) -> Evidence:
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add its flips, and a warning if it flips what the attacks with gradients could not."""
         found = run_reference_attack(engine, evidence.ball, attacks=["square"], name="Square", batches=1)
         sign = warning_signs.black_box_wins(evidence.curve_of_own_attacks, found.flips.tolist(), evidence.ball.delta)
@@ -157,7 +157,7 @@ def chosen_measurements(
     return chosen
 
 
-def concluded(evidence: Evidence) -> Evidence:
+def concluded(evidence: NetworkEvidence) -> NetworkEvidence:
     """The evidence with the warnings that need all of it.
 
     Args:
@@ -175,10 +175,10 @@ def concluded(evidence: Evidence) -> Evidence:
     )
 
 
-def _with_reference(evidence: Evidence, found: ReferenceResult, sign: WarningSign | None) -> Evidence:
+def _with_reference(evidence: NetworkEvidence, found: ReferenceResult, sign: WarningSign | None) -> NetworkEvidence:
     return _warned(replace(evidence, references=(*evidence.references, found)), sign)
 
 
-def _warned(evidence: Evidence, *signs: WarningSign | None) -> Evidence:
+def _warned(evidence: NetworkEvidence, *signs: WarningSign | None) -> NetworkEvidence:
     raised = (sign for sign in signs if sign is not None)
     return replace(evidence, warnings=(*evidence.warnings, *raised))

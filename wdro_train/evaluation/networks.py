@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from wdro_train.config.build import build_data, build_model, plain, require_values
+from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.constructors import construct, permitted
+from wdro_train.config.one_sentence import one_sentence
 from wdro_train.config.resolvers import default_delta
 from wdro_train.config.trusted import checked
 from wdro_train.data import ImageSet
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
-from wdro_train.utils.errors import UserError, user_error_in
+from wdro_train.utils.errors import UserError
 from wdro_train.utils.plain_values import plain_values, without_special_keys
 from wdro_train.utils.tensor_files import load_failure
 
@@ -204,18 +206,16 @@ def _without_side_effects(node: Any, group: str) -> Any:
     return node | {key: off for key, off in (("augment", None), ("download", False)) if key in node}
 
 
-@contextmanager
-def _refusals_of(what: str) -> Iterator[None]:
+def _refusals_of(what: str) -> AbstractContextManager[None]:
     """One sentence for whatever a constructor raises on arguments that it does not take; Hydra wraps it up to 1.3."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (InstantiationException, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+
+    def describe(error: Exception) -> str:
         text = " ".join(str(error.__cause__ or error).split())
-        raise user_error_in(error) or UserError(
-            f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
-        ) from error
+        return f"{what} cannot be made as configured ({text}); choose the model and data it was trained with"
+
+    return one_sentence(
+        describe, (InstantiationException, TypeError, ValueError, LookupError, AttributeError, RuntimeError)
+    )
 
 
 def _name(path: Path) -> str:
@@ -230,7 +230,7 @@ def newest_checkpoint(root: str | Path = "runs") -> str:
     Raises:
         UserError: There is none.
     """
-    found = sorted(Path(root).glob("**/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(Path(root).glob(f"**/{BEST_CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(f"no checkpoint given and none under {root}/; train one, or give ckpt_path=...")
     return str(found[-1])

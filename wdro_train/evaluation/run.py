@@ -7,11 +7,10 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from wdro_train.attacks.network_check import check_network
+from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
-from wdro_train.evaluation.engine import PROBED_IMAGES
-from wdro_train.evaluation.judge import judge
+from wdro_train.evaluation.judge import measure_network
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.evaluation.report import build, terminal
 from wdro_train.evaluation.report.publish import publish
@@ -40,7 +39,7 @@ def evaluate(cfg: DictConfig) -> float:
         model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
         stores.append(open_store(cfg, model, fabric))
         arrays = load_arrays(network.config, cfg.split, cfg.limit)
-        evidence, pairs = judge(cfg, model, arrays, ball, stores[-1], fabric.device)
+        evidence, pairs = measure_network(cfg, model, arrays, ball, stores[-1], fabric.device)
         attack = {"name": "MinimalDistance", **OmegaConf.to_container(cfg.distances)}  # type: ignore[dict-item]
         models.append(build.model(network, evidence, grid, attack=attack, movers=cfg.pictures))
         pictures.append(pairs)

@@ -10,7 +10,7 @@
 | `loss`                                                                   | `mean_loss.py`            |
 
 A `torchmetrics.MetricCollection` hands each metric the arguments that its `update` names, of those that
-`wdro_train.training.adversary.Evidence` provides.
+`wdro_train.training.adversary.BatchEvidence` provides.
 """
 
 from wdro_train.metrics.adversarial_accuracy import AdversarialAccuracy

@@ -77,7 +77,7 @@ def _drop_auxiliary(network: nn.Module, parts: Sequence[str]) -> None:
 
 
 def _replace_first(network: nn.Module, name: str, channels: int, small: bool) -> None:
-    """A first convolution for other images."""
+    """Replace the first convolution by one for other channels or small images."""
     path, old = next(
         ((path, part) for path, part in network.named_modules() if isinstance(part, nn.Conv2d)), ("", None)
     )
@@ -95,7 +95,7 @@ def _replace_first(network: nn.Module, name: str, channels: int, small: bool) ->
 
 
 def _replace_last(network: nn.Module, name: str, num_classes: int) -> None:
-    """A last layer for another number of classes."""
+    """Replace the last layer by one for another number of classes."""
     linear = [(path, part) for path, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not linear or linear[-1][1].out_features != _IMAGENET:
         raise UserError(f"model.pretrained=true of {name} has 1000 classes, not {num_classes}; use another network")

@@ -90,7 +90,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _wrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """What a checkpoint keeps the weights in, if it is one."""
+    """The state dict inside a checkpoint, under the first key that usually holds one; None if there is none."""
     return next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
 
 
@@ -103,7 +103,7 @@ def _bare(names: Iterable[str]) -> dict[str, str]:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few, and how many more."""
+    """Names for an error message: the first three, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more

@@ -42,7 +42,7 @@ class WideBlock(nn.Module):
 
 
 class WideGroup(nn.Module):
-    """Blocks of one width; the first one changes it.
+    """A group of residual blocks of one width; its first block changes channels and resolution.
 
     Args:
         blocks: How many.

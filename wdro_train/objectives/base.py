@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,17 @@ def weighted_mean(losses: Tensor, importance: Tensor | None) -> Tensor:
         importance: Shape [B]; None for weights of 1.
     """
     return losses.mean() if importance is None else (losses * importance.to(losses)).mean()
+
+
+def checked_weight(beta: float) -> float:
+    """The weight of a second term of a loss, `objective.beta`, if it is one.
+
+    Args:
+        beta: Should be >= 0.
+
+    Raises:
+        UserError: It is negative or NaN.
+    """
+    if not beta >= 0:
+        raise UserError(f"objective.beta={beta} is not a weight; choose beta >= 0")
+    return beta

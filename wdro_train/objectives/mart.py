@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.objectives.base import ObjectiveResult, weighted_mean
+from wdro_train.objectives.base import ObjectiveResult, checked_weight, weighted_mean
 from wdro_train.theory.losses import ce, kl_divergence
 from wdro_train.utils.distributed import Reducer
-from wdro_train.utils.errors import UserError
 
 
 class Mart:
@@ -26,9 +25,7 @@ class Mart:
     needs_adversary = True
 
     def __init__(self, beta: float = 5.0) -> None:
-        if not beta >= 0:
-            raise UserError(f"objective.beta={beta} is not a weight; choose beta >= 0")
-        self.beta = beta
+        self.beta = checked_weight(beta)
 
     def __call__(
         self,

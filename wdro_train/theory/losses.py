@@ -88,12 +88,12 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """
     z = _wide(logits)
     if z.shape[1] == 2:
-        return _squashed(-margin(z, labels))
+        return _squashed(0.0 - margin(z, labels))  # at a tie 0.0, where a minus alone would give -0.0
     top = z.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
     resolution = torch.finfo(z.dtype).eps * z.detach().abs().amax(1)
     told_apart = spread > resolution
-    ratio = -margin(z, labels) / torch.where(told_apart, spread, 1.0)
+    ratio = (0.0 - margin(z, labels)) / torch.where(told_apart, spread, 1.0)
     return torch.where(told_apart, ratio, 0.0 * ratio)
 
 

@@ -31,6 +31,7 @@ from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
 Attacker = Callable[[nn.Module, Tensor, Tensor], Tensor]
+_LONG = 50  # steps of the attack with more effort than the others, as many as `gradient_masking` takes
 _DEEPFOOL_CANDIDATES = 10  # rival classes that DeepFool considers, foolbox's default
 
 
@@ -166,7 +167,7 @@ def compare(
         classes = forward(model, x[:1]).shape[1]
     rest = list(other_attacks(ball.norm, round(first.backward), classes))
     if ball.p > 1:
-        rest.append(("W-PGD, 50 steps", wpgd(ball, 50)))
+        rest.append((f"W-PGD, {_LONG} steps", wpgd(ball, _LONG)))
     if with_autoattack:
         rest.append(("AutoAttack", lambda model, x, y: autoattack(model, x, y, ball)))
     return [first, *(measure(name, attack, model, x, y, ball) for name, attack in rest)]

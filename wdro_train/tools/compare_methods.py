@@ -15,9 +15,10 @@ from pathlib import Path
 
 from rich.progress import track
 
+from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.tools import command_line
-from wdro_train.tools.judged_runs import JudgedRun, check, effort, judge
+from wdro_train.tools.judged_runs import JudgedRun, check, effort, judge_run
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import band_width, figures, summary
 from wdro_train.utils import tables
@@ -96,7 +97,7 @@ def _finished(folder: Path) -> list[Path]:
     Raises:
         UserError: A run whose name does not say its method and its seed.
     """
-    runs = sorted(path.parent.parent for path in folder.glob("*/checkpoints/best.ckpt"))
+    runs = sorted(path.parent.parent for path in folder.glob(f"*/{BEST_CHECKPOINT}"))
     runs = [run for run in runs if (run / METRICS_FILE).is_file()]
     for run in runs:
         if not re.fullmatch(r".+_\d+", run.name):
@@ -154,9 +155,9 @@ def _refuse_other_samples(known: dict[str, JudgedRun], chosen: dict[str, list[st
 
 def _complete(run: Path, known: JudgedRun | None, chosen: dict[str, list[str]], given: argparse.Namespace) -> JudgedRun:
     """What a run was judged, with whatever is asked for and was not done before."""
-    checkpoint = run / "checkpoints/best.ckpt"
+    checkpoint = run / BEST_CHECKPOINT
     if known is None:
-        known = judge(chosen_network(given, checkpoint), given.norm, given.deltas, given.limit)
+        known = judge_run(chosen_network(given, checkpoint), given.norm, given.deltas, given.limit)
     if known["method"] in chosen["autoattack"] and "check" not in known:
         network = chosen_network(given, checkpoint)
         known["check"] = check(network, given.norm, max(given.deltas), given.autoattack_images)

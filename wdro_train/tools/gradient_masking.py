@@ -20,14 +20,13 @@ from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.theory.losses import correct
 from wdro_train.tools import command_line
-from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
+from wdro_train.tools.loading import BATCH_SIZE, add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
 
-Row = tuple[str, float]
-_BATCH_SIZE = 512  # images per forward pass, as in evaluate.py
+AttackRow = tuple[str, float]
 
 
-def masking_rows(network: JudgedNetwork, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[Row]:
+def masking_rows(network: JudgedNetwork, steps: int = 50, limit: int | None = None, seed: int = 0) -> list[AttackRow]:
     """The accuracy on the validation set under every attack of the check.
 
     Args:
@@ -52,7 +51,7 @@ def masking_rows(network: JudgedNetwork, steps: int = 50, limit: int | None = No
                 steps=steps,
                 random_start=random_start,
                 keep=keep,
-                batch_size=_BATCH_SIZE,
+                batch_size=BATCH_SIZE,
             )
             found = attack(network.model, x, y, generator=torch.Generator(x.device).manual_seed(seed))
             assert found.adv_logits is not None
@@ -62,7 +61,7 @@ def masking_rows(network: JudgedNetwork, steps: int = 50, limit: int | None = No
     return rows
 
 
-def main(arguments: list[str] | None = None) -> list[Row]:
+def main(arguments: list[str] | None = None) -> list[AttackRow]:
     """Run the command.
 
     Args:

@@ -10,7 +10,6 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import torch
 
-from wdro_train.attacks.base import Stateful
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.run_folders import METRICS_FILE
@@ -18,24 +17,24 @@ from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
+from wdro_train.evaluation.choices import DEFAULT_RADII
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools.compare_attacks import measure
-from wdro_train.tools.loading import on_device
+from wdro_train.tools.loading import BATCH_SIZE, on_device
 from wdro_train.tools.step_cost import count
-from wdro_train.training.callbacks import AdversarialWeightPerturbation
+from wdro_train.training.adversary import Attacker
+from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary
 from wdro_train.training.checkpoint import read_checkpoint
 
 Accuracies = dict[str, dict[str, float]]  # worst-case accuracy by order and radius, both as they are written
 ORDERS = {"1": 1.0, "2": 2.0, "inf": math.inf}
-_GRID = 41  # radii of a curve, from 0 to twice the larger radius of the table
-_COUNTED = 512  # training images on which the passes of a step are counted
-_BATCH_SIZE = 512  # images per forward pass, as in evaluate.py
+_COUNTED = 512  # training images on which a step's passes are counted, which are averaged over images; four batches
 
 
-class Check(TypedDict):
+class AutoAttackCheck(TypedDict):
     """AutoAttack against the distances on the same images, at p = inf."""
 
     images: int
@@ -45,7 +44,7 @@ class Check(TypedDict):
     minimal_distance: float
 
 
-class Effort(TypedDict):
+class EffortCheck(TypedDict):
     """Accuracies with the usual effort, and with more."""
 
     images: int
@@ -70,11 +69,11 @@ class JudgedRun(TypedDict):
     curves: dict[str, list[float]]
     accuracies: Accuracies
     passes: float
-    check: NotRequired[Check]
-    effort: NotRequired[Effort]
+    check: NotRequired[AutoAttackCheck]
+    effort: NotRequired[EffortCheck]
 
 
-def judge(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int | None) -> JudgedRun:
+def judge_run(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int | None) -> JudgedRun:
     """Judge one run on its test set: curves, accuracies, and what a training step costs.
 
     Args:
@@ -84,8 +83,8 @@ def judge(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: i
         limit: First so many images only; None for all.
     """
     arrays = load_arrays(network.config, "test", limit)
-    curve = robustness_curve(network.model, ArrayBatches(arrays, _BATCH_SIZE), norm=norm)
-    grid = np.linspace(0, 2 * max(deltas), _GRID)
+    curve = robustness_curve(network.model, ArrayBatches(arrays, BATCH_SIZE), norm=norm)
+    grid = np.linspace(0, 2 * max(deltas), DEFAULT_RADII)
     run = network.path.parent.parent
     method, _, seed = run.name.rpartition("_")
     trained = json.loads((run / METRICS_FILE).read_text())
@@ -118,8 +117,8 @@ def passes(network: JudgedNetwork, arrays: ImageSet) -> float:
     x, y = on_device(arrays, network)
     attack, objective = network.construct("attack"), network.construct("objective")
     for key, state in read_checkpoint(network.path).get("callbacks", {}).items():
-        if key.startswith("DistributionalAdversary") and isinstance(attack, Stateful) and "attack" in state:
-            attack.load_state_dict(state["attack"])
+        if key.startswith(DistributionalAdversary.__name__):
+            Attacker(attack).load_state_dict(state)
     pairs = count(network.model, x, y, attack if objective.needs_adversary else None, objective)
     perturbed = any(
         str(node.get("_target_", "")).endswith(AdversarialWeightPerturbation.__name__)
@@ -129,7 +128,7 @@ def passes(network: JudgedNetwork, arrays: ImageSet) -> float:
     return pairs + (count(network.model, x, y, None, objective) if perturbed else 0.0)
 
 
-def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> Check:
+def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> AutoAttackCheck:
     """Hold AutoAttack, Square included, against the distances on the same images, at p = inf.
 
     Args:
@@ -144,7 +143,7 @@ def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> Chec
     found = measure("AutoAttack", lambda m, a, b: autoattack(m, a, b, ball), network.model, x, y, ball)
     with attack_mode(network.model), torch.no_grad():
         clean = correct(forward(network.model, x), y).double().mean().item()
-    ours = robustness_curve(network.model, ArrayBatches(arrays, _BATCH_SIZE), norm=norm)
+    ours = robustness_curve(network.model, ArrayBatches(arrays, BATCH_SIZE), norm=norm)
     return {
         "images": len(y),
         "delta": delta,
@@ -154,7 +153,7 @@ def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> Chec
     }
 
 
-def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int) -> Effort:
+def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int) -> EffortCheck:
     """Judge again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
 
     Args:
@@ -163,7 +162,7 @@ def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: 
         deltas: Radii of the table.
         limit: First so many images.
     """
-    batches = ArrayBatches(load_arrays(network.config, "test", limit), _BATCH_SIZE)
+    batches = ArrayBatches(load_arrays(network.config, "test", limit), BATCH_SIZE)
     weak = robustness_curve(network.model, batches, norm=norm)
     strong = robustness_curve(network.model, batches, norm=norm, steps=50, restarts=2, targets=3)
     best = RobustnessCurve.pool([weak.distances, strong.distances])

@@ -13,6 +13,9 @@ from wdro_train.data import ImageSet
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays, load_network, newest_checkpoint
 from wdro_train.utils.devices import resolve_device
 
+BATCH_SIZE = 512
+"""Images of a forward pass, as in `conf/evaluate.yaml`."""
+
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Give a command the options `--allow` and `--device`, which `chosen_network` reads.

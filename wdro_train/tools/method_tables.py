@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -15,7 +14,6 @@ from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.utils.files import replacing
 
-matplotlib.use("Agg", force=False)
 _LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
 _MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
 _COLOURS = 10  # of matplotlib's cycle, after which markers and dashes change

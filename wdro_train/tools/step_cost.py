@@ -25,9 +25,8 @@ from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
 from wdro_train.utils.pass_counter import PassCounter
 
-_ADAPTATION = (
-    200  # steps on the batch before the timing, so that an attack with a state stops where it would in training
-)
+# Steps on the batch before the timing, so that an attack with a state stops where it would in training.
+_ADAPTATION = 200
 
 
 def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | None, Objective]]:
@@ -41,6 +40,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
     threat = pointwise | {"p": ball.p}
     yield f"PGD-AT, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Adversarial()
     yield "standard", None, Standard()
+    # A step of 1.25 radii from a random start is FGSM-RS (Wong, Rice, Kolter 2020, arXiv 2001.03994).
     yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
     yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
     yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 
 from wdro_train.metrics import CleanAccuracy, Mean
 from wdro_train.objectives import ObjectiveResult
-from wdro_train.training.adversary import Evidence, Judge
+from wdro_train.training.adversary import BatchEvidence, Judge
 from wdro_train.training.batches import StepBatch
 
 _ON_THE_BAR = ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
@@ -29,7 +29,7 @@ class JudgedMetrics(nn.Module):
         self.collection = MetricCollection(list(judge.metrics()), prefix=f"{stage}/", compute_groups=False)
         self._on_the_bar = {f"{stage}/{key}" for key in _ON_THE_BAR}
 
-    def update(self, evidence: Evidence) -> None:
+    def update(self, evidence: BatchEvidence) -> None:
         """Count a batch."""
         self.collection.update(**evidence.arguments())
 

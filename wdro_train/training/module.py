@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.objectives import Objective, Standard
-from wdro_train.training.adversary import Attacker, CleanJudge, Evidence, Judge
+from wdro_train.training.adversary import Attacker, BatchEvidence, CleanJudge, Judge
 from wdro_train.training.batches import BatchInspector
 from wdro_train.training.divergence import diverged, refuse_nonfinite
 from wdro_train.training.epoch_metrics import JudgedMetrics, TrainingMetrics
@@ -109,11 +109,11 @@ class RobustClassifier(L.LightningModule):
         self.training_metrics.update(result, here, terms)
         return result.loss
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Evidence]:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, BatchEvidence]:
         """Judge a validation batch."""
         return self._evaluate("val", batch, batch_idx, dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Evidence]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, BatchEvidence]:
         """Judge a test batch."""
         return self._evaluate("test", batch, batch_idx, dataloader_idx)
 
@@ -153,7 +153,7 @@ class RobustClassifier(L.LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.taken_up = take_up(checkpoint, checkpoint.get(CONFIG_KEY), self.config, self.trainer)
 
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> dict[str, Evidence]:
+    def _evaluate(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> dict[str, BatchEvidence]:
         if dataloader_idx:
             raise UserError("several evaluation sets are not supported; pass a single dataloader")
         here = self.inspector.receive(self, batch, batch_idx, self.trainer)

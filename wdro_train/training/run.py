@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from wdro_train.attacks.network_check import PROBED_IMAGES
 from wdro_train.config import slurm
 from wdro_train.config.build import build_data, plain
 from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb
@@ -25,8 +26,6 @@ from wdro_train.training.finetuning import start_from
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
 from wdro_train.training.resuming import DATA_DIGEST, Kind, Resumption
 from wdro_train.training.summary import conclude, present
-
-_LOOKED_AT = 16  # images: as many as `check_network` shows to the network
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -102,7 +101,7 @@ def _past(cfg: DictConfig, module: RobustClassifier, ckpt_path: str) -> Resumpti
 def _examine(module: RobustClassifier, data: ImageDataModule) -> None:
     """Look at the network with the first training images before anything is written."""
     arrays = data.arrays("train")
-    rows = torch.arange(min(_LOOKED_AT, len(arrays.labels)))
+    rows = torch.arange(min(PROBED_IMAGES, len(arrays.labels)))
     module.inspector.examine(module, arrays.batch(rows), arrays.labels[rows])
 
 

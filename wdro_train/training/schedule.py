@@ -29,7 +29,9 @@ class Schedule:
     interval: Literal["epoch", "step"]
 
     def position(self, resumption: Resumption, trainer: L.Trainer) -> int:
-        """How often it has stepped where a checkpoint was written, in a run like the present one.
+        """The number of steps that the schedule would have taken at a checkpoint.
+
+        That is, had the run had the present settings from its start.
 
         Args:
             resumption: The checkpoint.

@@ -20,9 +20,9 @@ from wdro_train.utils.errors import UserError
 
 _IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "x")
 _LABEL_KEYS = ("label", "labels", "y", "target", "targets")
-# Pixels this far outside [0, 1] come from resizing, or from undoing a normalisation, in float32, whose spacing below 1
-# is 6e-8; a wrong scale is off by far more.
-_ROUNDING = 1e-6
+PIXEL_ROUNDING = 1e-6
+"""Pixels this far outside [0, 1] come from resizing, or from undoing a normalisation, in float32, whose spacing below 1
+is 6e-8; a wrong scale is off by far more."""
 # Sums of probabilities over many classes, rounded to float32 and averaged over an ensemble, stay this close to 1.
 _PROBABILITY = 1e-4
 
@@ -52,7 +52,7 @@ class CheckedBatch(NamedTuple):
     labels: LabelRange
 
 
-_CHECKED: ContextVar[CheckedBatch | None] = ContextVar("the batch that need not be checked again", default=None)
+_CHECKED: ContextVar[tuple[CheckedBatch, list[int | None]] | None] = ContextVar("checked_batch", default=None)
 
 
 @contextmanager
@@ -60,12 +60,13 @@ def already_checked(batch: CheckedBatch) -> Iterator[None]:
     """Inside, `check_batch` answers for this batch without looking at it again, at a transfer to the host each time.
 
     For whoever hands one batch to several attacks, each of which checks what it is given. Only these very tensors are
-    recognised; whatever else comes is looked at.
+    recognised, as long as nobody changes them in place; whatever else comes is looked at. Tensors of inference mode
+    do not count their changes, so that of them only another tensor is noticed.
 
     Args:
         batch: What `check_batch` has returned, unchanged since.
     """
-    token = _CHECKED.set(batch)
+    token = _CHECKED.set((batch, _versions(batch)))
     try:
         yield
     finally:
@@ -138,8 +139,8 @@ def check_batch(x: Tensor, y: Tensor) -> CheckedBatch:
         UserError: Another type, shape or range.
     """
     known = _CHECKED.get()
-    if known is not None and known.x is x and known.y is y:
-        return known
+    if known is not None and known[0].x is x and known[0].y is y and _versions(known[0]) == known[1]:
+        return known[0]
     _check_image_type(x)
     if y.dim() == 2 and y.shape[0] == x.shape[0] and y.shape[1] > 1:
         raise UserError(
@@ -222,6 +223,11 @@ def nonfinite_weights(model: nn.Module) -> str | None:
     return next((name for name, value in state if value.is_floating_point() and not value.isfinite().all()), None)
 
 
+def _versions(batch: CheckedBatch) -> list[int | None]:
+    """How often images and labels were changed in place; None for tensors of inference mode, which do not count it."""
+    return [None if tensor.is_inference() else tensor._version for tensor in (batch.x, batch.y)]
+
+
 def _check_image_type(x: Tensor) -> None:
     if x.dtype == torch.uint8:
         raise UserError("images are torch.uint8; divide them by 255, to floating point in [0, 1]")
@@ -237,7 +243,7 @@ def _clamped(x: Tensor, low: float, high: float) -> Tensor:
     """The images with their rounding outside [0, 1] taken off."""
     if low != low:
         raise UserError(f"images range over [{low:g}, {high:g}]: they have NaN pixels; repair them or leave them out")
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
+    if low < -PIXEL_ROUNDING or high > 1 + PIXEL_ROUNDING:
         raise UserError(
             f"images range over [{low:g}, {high:g}]; scale them to [0, 1] and keep the normalisation "
             "inside the model (wdro_train.models.Normalize)"

@@ -93,7 +93,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """The same with the types that JSON has: NaN becomes null, +-inf the string "inf" or "-inf"."""
+    """Plain data for JSON, which has no number for NaN (null) or infinity (the strings "inf" and "-inf")."""
     if isinstance(value, Mapping):
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import FrameType
 
 # Lightning's thread that ends this process when one of its ranks has ended. It is recognised by its name, because the
-# commands listen before they spend seconds on importing Lightning.
+# commands listen before they spend seconds on importing Lightning. It is private; a test holds the name against it.
 _OBSERVER = "_ChildProcessObserver"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _received: list[int] = []

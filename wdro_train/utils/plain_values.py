@@ -17,7 +17,8 @@ _SPECIAL_KEY = re.compile(r"_.*_")  # how Hydra marks what it does not hand to a
 _MOST_VALUES = 100_000  # a configuration has hundreds; a list that is shared many times over counts every time
 _DEEPEST = 50  # a configuration has about six levels; a list inside itself has any number
 _LARGEST = 2**64  # seeds have 64 bits, and Python refuses to print integers of thousands of digits
-_SHOWN = 80  # characters of a value that an error message shows
+SHOWN_CHARACTERS = 80
+"""So much of a value is shown in an error message."""
 
 
 def plain_values(tree: Any, source: str | Path) -> dict[str, Any]:
@@ -99,4 +100,4 @@ def shown(value: Any) -> str:
         text = value.encode("unicode_escape").decode()
     else:
         text = repr(value) if type(value) in PLAIN_TYPES else f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

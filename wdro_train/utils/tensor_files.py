@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-_SHOWN = 80  # characters of a name that an error message shows
+from wdro_train.utils.plain_values import SHOWN_CHARACTERS
 
 
 class UnreadableError(ValueError):
@@ -45,6 +45,6 @@ def load_failure(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text or "safe_globals" in text:
         if named := re.search(r"GLOBAL ([\w.]+)", text):
-            return f"it holds the Python object {named[1][:_SHOWN]}, and reading such objects can run code"
+            return f"it holds the Python object {named[1][:SHOWN_CHARACTERS]}, and reading such objects can run code"
         return "it is damaged, or holds Python objects, and reading such objects can run code"
     return text.splitlines()[0] if text else type(error).__name__

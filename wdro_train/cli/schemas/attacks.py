@@ -11,7 +11,7 @@ from wdro_train.cli.schemas.fields import Said
 from wdro_train.cli.schemas.part import Part
 
 
-class Attack(Part):
+class AttackSettings(Part):
     """What attacks have in common."""
 
     p: fields.Number = 2
@@ -26,25 +26,31 @@ class Attack(Part):
     batch_size: fields.Count | None = None
 
 
-class WPGD(Attack):
+class WPGDSettings(AttackSettings):
     """Settings of `WPGD`."""
 
-    random_start: fields.Flag = False
+    steps: fields.Count = 8
+    step_size: fields.Positive = 1.875
+    random_start: fields.Flag = True
     keep: Annotated[Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")] = "last"
 
 
-class Lagrangian(Attack):
+class LagrangianSettings(AttackSettings):
     """Settings of `Lagrangian`."""
 
+    steps: fields.Count = 8
+    step_size: fields.Positive = 1.875
     free: fields.BelowOne = 0.0
     random_start: fields.Flag = True
     rate: fields.NotNegative = 0.05
     limit: fields.UpToOne = 0.6
 
 
-class BoundaryAttack(Attack):
+class BoundaryAttackSettings(AttackSettings):
     """Settings of `BoundaryAttack`."""
 
+    steps: fields.Count = 8
+    step_size: fields.Positive = 3.0
     random_start: fields.NotNegative = 0.2
     bisections: fields.Natural = 0
     weighted: fields.Flag = False
@@ -52,7 +58,7 @@ class BoundaryAttack(Attack):
     marginal: fields.Node | None = None
 
 
-class DualAscent(Part):
+class DualAscentSettings(Part):
     """Settings of `DualAscent`."""
 
     rate: fields.NotNegative = 0.05
@@ -60,13 +66,13 @@ class DualAscent(Part):
     safety: fields.AtLeastOne = 1.0
 
 
-class Fixed(Part):
+class FixedSettings(Part):
     """Settings of `Fixed`."""
 
     distance: fields.FiniteNumber
 
 
-class MinimalDistance(Part):
+class MinimalDistanceSettings(Part):
     """Settings of `MinimalDistance`."""
 
     norm: fields.Number
@@ -77,7 +83,7 @@ class MinimalDistance(Part):
     batch_size: fields.Count | None = None
 
 
-class Pool(Part):
+class PoolSettings(Part):
     """Settings of `Pool`."""
 
     attacks: Annotated[
@@ -87,7 +93,7 @@ class Pool(Part):
     ]
 
 
-class Objective(Part):
+class ObjectiveSettings(Part):
     """What objectives have in common."""
 
     beta: fields.NotNegative = 1.0

@@ -11,7 +11,7 @@ from wdro_train.cli.schemas.fields import Said
 from wdro_train.cli.schemas.part import Part
 
 
-class Adversary(Part):
+class AdversarySettings(Part):
     """Settings of `DistributionalAdversary`."""
 
     attack: fields.Node
@@ -22,7 +22,7 @@ class Adversary(Part):
     seed: fields.Seed = 0
 
 
-class Checkpoint(Part):
+class CheckpointSettings(Part):
     """Settings of `RunCheckpoint`, and of Lightning's own."""
 
     dirpath: fields.Path | None = None
@@ -43,7 +43,7 @@ class Checkpoint(Part):
     auto_insert_metric_name: fields.Flag = True
 
 
-class Overfitting(Part):
+class OverfittingSettings(Part):
     """Settings of `OverfittingWarning`."""
 
     tolerance: fields.NotNegative = 0.02
@@ -51,7 +51,7 @@ class Overfitting(Part):
     multi_step: fields.Text = "val/adv_acc"
 
 
-class Pictures(Part):
+class PicturesSettings(Part):
     """Settings of `AdversarialImages`."""
 
     folder: fields.Path
@@ -59,13 +59,13 @@ class Pictures(Part):
     every_n_epochs: fields.Count = 1
 
 
-class SeedEpoch(Part):
+class SeedEpochSettings(Part):
     """Settings of `SeedEpoch`."""
 
     seed: fields.Seed
 
 
-class Progress(Part):
+class ProgressSettings(Part):
     """Settings of `ProgressBar`."""
 
     leave: fields.Flag = False
@@ -73,32 +73,32 @@ class Progress(Part):
     theme: fields.Node | None = None
 
 
-class Theme(Part):
+class ThemeSettings(Part):
     """Settings of Rich's theme."""
 
     metrics_text_delimiter: Annotated[str, Field(strict=True), Said("is not a text", "give one")] = " "
 
 
-class WeightPerturbation(Part):
+class WeightPerturbationSettings(Part):
     """Settings of `AdversarialWeightPerturbation`."""
 
     gamma: fields.NotNegative = 0.005
     start_epoch: fields.Natural = 0
 
 
-class Warmup(Part):
+class WarmupSettings(Part):
     """Settings of `RadiusWarmup`."""
 
     epochs: fields.Count = 5
 
 
-class Averaging(Part):
+class AveragingSettings(Part):
     """Settings of Lightning's averaging of weights."""
 
     decay: fields.Unit = 0.999
 
 
-class Logger(Part):
+class LoggerSettings(Part):
     """What loggers have in common."""
 
     save_dir: fields.Path | None = None
@@ -106,7 +106,7 @@ class Logger(Part):
     version: Annotated[str | int | None, Said("is no version", "give a name or a number")] = None
 
 
-class WandB(Logger):
+class WandBLoggerSettings(LoggerSettings):
     """Settings of W&B's logger."""
 
     project: fields.Text | None = None
@@ -123,7 +123,7 @@ class WandBSettings(Part):
     quiet: fields.Flag = True
 
 
-class MLFlow(Part):
+class MLFlowLoggerSettings(Part):
     """Settings of MLflow's logger."""
 
     experiment_name: fields.Text = "wdro_train"

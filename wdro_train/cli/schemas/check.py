@@ -19,12 +19,12 @@ from wdro_train.cli.schemas.fields import SAID, is_node
 from wdro_train.cli.schemas.top_level import TOP_LEVELS
 from wdro_train.cli.schemas.trial import try_out
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.plain_values import SHOWN_CHARACTERS
 from wdro_train.utils.renamed import present_name
 
 _HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 _OURS = {"model": ("weights",)}  # what is not handed to the constructor
 _OWNER = {"data": "these images have", "model": "this model has"}
-_LONGEST = 80
 Path = tuple[str | int, ...]
 
 
@@ -250,4 +250,4 @@ def _shown(value: Any) -> str:
         text = "{" + ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) + "}"
     else:
         text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

@@ -11,7 +11,7 @@ from wdro_train.cli.schemas.fields import Said
 from wdro_train.cli.schemas.part import Part
 
 
-class Optimizer(Part):
+class OptimizerSettings(Part):
     """What optimizers have in common."""
 
     lr: fields.NotNegative = 1e-3
@@ -23,7 +23,7 @@ class Optimizer(Part):
     amsgrad: fields.Flag = False
 
 
-class Scheduler(Part):
+class SchedulerSettings(Part):
     """What schedulers have in common."""
 
     T_max: fields.Count = 1
@@ -38,13 +38,13 @@ class Scheduler(Part):
     cycle_momentum: fields.Flag = True
 
 
-class OneCycle(Scheduler):
+class OneCycleSettings(SchedulerSettings):
     """Settings of `OneCycleLR`."""
 
     max_lr: fields.Positive
 
 
-class Device(Part):
+class TrainerSettings(Part):
     """The Trainer's settings that decide where and how long it runs; all others are left to Lightning."""
 
     accelerator: fields.Text = "auto"

@@ -11,7 +11,7 @@ from wdro_train.cli.schemas.fields import Said
 from wdro_train.cli.schemas.part import Part
 
 
-class Images(Part):
+class ImagesSettings(Part):
     """What sets of images have in common."""
 
     shape: fields.Shape
@@ -30,7 +30,7 @@ class Images(Part):
     augment: fields.Nodes | None = None
 
 
-class TorchvisionImages(Images):
+class TorchvisionImagesSettings(ImagesSettings):
     """Settings of `TorchvisionDataModule` and `GzipDataModule`."""
 
     name: fields.TorchvisionSet
@@ -40,7 +40,7 @@ class TorchvisionImages(Images):
     package: fields.Text | None = None
 
 
-class FolderImages(Images):
+class FolderImagesSettings(ImagesSettings):
     """Settings of `ImageFolderDataModule`."""
 
     root: fields.Path
@@ -49,7 +49,7 @@ class FolderImages(Images):
     subset: fields.Path | None = None
 
 
-class HubImages(Images):
+class HubImagesSettings(ImagesSettings):
     """Settings of `HuggingFaceDataModule`."""
 
     name: fields.Text
@@ -59,7 +59,7 @@ class HubImages(Images):
     resize: fields.Count | None = None
 
 
-class Network(Part):
+class NetworkSettings(Part):
     """What networks have in common."""
 
     shape: fields.Shape | None = None
@@ -75,13 +75,13 @@ class Network(Part):
     weights: fields.Path | None = None
 
 
-class ResNet(Network):
+class ResNetSettings(NetworkSettings):
     """Settings of `resnet18`."""
 
     small_stem: fields.Flag | None = None
 
 
-class NamedNetwork(Network):
+class NamedNetworkSettings(NetworkSettings):
     """Settings of a library's network, chosen by name."""
 
     name: fields.Text

@@ -16,8 +16,8 @@ class Keys(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class Finetune(Keys):
-    """`finetune`."""
+class FinetuneKeys(Keys):
+    """What a fine-tuning starts from and which weights it leaves alone: `finetune`."""
 
     ckpt_path: fields.Path | None
     init: Annotated[
@@ -27,13 +27,13 @@ class Finetune(Keys):
     freeze: fields.Words
 
 
-class Train(Keys):
-    """`conf/train.yaml`."""
+class TrainKeys(Keys):
+    """The keys of `conf/train.yaml`; the groups' own settings have schemas of their own."""
 
     name: fields.Text
     seed: fields.Seed
     ckpt_path: fields.Path | None
-    finetune: Finetune
+    finetune: FinetuneKeys
     test: fields.Flag
     dry_run: fields.Flag
     run_dir: fields.Path
@@ -48,24 +48,24 @@ class Train(Keys):
     callbacks: fields.Nodes
 
 
-class Threat(Keys):
-    """`attack` of an evaluation."""
+class ThreatKeys(Keys):
+    """The ball to judge in: `attack` of `conf/evaluate.yaml`; null is what the network was trained for."""
 
     p: fields.Number | None
     norm: fields.Number | None
     delta: fields.FiniteNumber | None
 
 
-class Distances(Keys):
-    """`distances`."""
+class DistancesKeys(Keys):
+    """How hard the minimum-norm attack searches: `distances`."""
 
     steps: fields.Count
     restarts: fields.Count
     targets: fields.Natural
 
 
-class Curve(Keys):
-    """`curve`."""
+class CurveKeys(Keys):
+    """Orders, radii and confidence band of the robustness curve: `curve`."""
 
     p: fields.Orders
     deltas: fields.Radii | None
@@ -73,8 +73,8 @@ class Curve(Keys):
     sided: Annotated[Literal["two", "lower", "upper"], Said("is unknown", "choose two, lower or upper")]
 
 
-class Poster(Keys):
-    """`poster`."""
+class PosterKeys(Keys):
+    """Losses, orders and radii of the first-order values and bounds: `poster`."""
 
     losses: fields.Losses
     p: fields.Orders | None
@@ -83,8 +83,8 @@ class Poster(Keys):
     box: fields.Flag
 
 
-class Certificate(Keys):
-    """`certificate`."""
+class CertificateKeys(Keys):
+    """The method of the certified lower bound and its effort: `certificate`."""
 
     method: Annotated[
         Literal["crown", "ibp", "smoothing"] | None, Said("is unknown", "choose crown, ibp, smoothing or null")
@@ -94,24 +94,24 @@ class Certificate(Keys):
     alpha: fields.Share
 
 
-class Peers(Keys):
-    """`peers`."""
+class PeersKeys(Keys):
+    """Which attacks of other authors are run beside: `peers`."""
 
     autoattack: fields.Flag
     square: fields.Flag
 
 
-class Evaluate(Keys):
-    """`conf/evaluate.yaml`."""
+class EvaluateKeys(Keys):
+    """The keys of `conf/evaluate.yaml`."""
 
     name: fields.Text
     ckpt_path: fields.Checkpoints | None
-    attack: Threat
-    distances: Distances
-    curve: Curve
-    poster: Poster | None
-    certificate: Certificate | None
-    peers: Peers
+    attack: ThreatKeys
+    distances: DistancesKeys
+    curve: CurveKeys
+    poster: PosterKeys | None
+    certificate: CertificateKeys | None
+    peers: PeersKeys
     split: Annotated[Literal["train", "val", "test"], Said("is unknown", "choose train, val or test")]
     batch_size: fields.Count
     limit: fields.Count | None
@@ -128,5 +128,5 @@ class Evaluate(Keys):
     logger: fields.Nodes | None = None
 
 
-TOP_LEVELS: dict[str, type[Keys]] = {"train": Train, "evaluate": Evaluate}
+TOP_LEVELS: dict[str, type[Keys]] = {"train": TrainKeys, "evaluate": EvaluateKeys}
 """By the name of the command."""

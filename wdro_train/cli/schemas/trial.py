@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning as L
@@ -16,6 +16,7 @@ from torch import nn
 from wdro_train.attacks import MinimalDistance
 from wdro_train.cli.error_messages import root_cause, sentence
 from wdro_train.cli.schemas.fields import is_node
+from wdro_train.config.one_sentence import one_sentence
 from wdro_train.evaluation.certified_curve import make_certificate
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.build import check_adversary
@@ -39,9 +40,9 @@ def try_out(plain: Mapping[str, Any], command: str) -> None:
     """
     for group in ("data", "model", "attack", "objective", "optimizer", "scheduler", "trainer"):
         if is_node(plain.get(group)) and _harmless(plain[group]):
-            with _quiet(), _one_sentence(group, plain[group]):
+            with _quiet(), _refusals_of(group, plain[group]):
                 _TRIALS.get(group, _make)(plain)(plain[group])
-    with _quiet(), _one_sentence("accelerator, devices", {}):
+    with _quiet(), _refusals_of("accelerator, devices", {}):
         (_judging if command == "evaluate" else _callbacks)(plain)
 
 
@@ -50,7 +51,7 @@ def _make(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 
 def _network(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Of the networks that are built here, one without memory for its weights."""
+    """Build a network of this package on the meta device, which takes no memory for weights; others are not built."""
 
     def make(node: Mapping[str, Any]) -> None:
         mean, shape = node.get("mean"), node.get("shape")
@@ -107,7 +108,7 @@ def _callbacks(plain: Mapping[str, Any]) -> None:
     made = []
     for name, node in plain["callbacks"].items():
         if node is not None:
-            with _one_sentence(f"callbacks.{name}", node):
+            with _refusals_of(f"callbacks.{name}", node):
                 made.append(instantiate(node))
     check_adversary(made, RobustClassifier(nn.Identity(), objective=instantiate(plain["objective"])))
 
@@ -136,20 +137,16 @@ def _harmless(node: Any) -> bool:
     return all(map(_harmless, node)) if isinstance(node, list) else True
 
 
-@contextmanager
-def _one_sentence(group: str, node: Mapping[str, Any]) -> Iterator[None]:
+def _refusals_of(group: str, node: Mapping[str, Any]) -> AbstractContextManager[None]:
     """What a constructor says, as a sentence about its group."""
-    try:
-        yield
-    except Exception as error:
+
+    def describe(error: Exception) -> str:
         cause = root_cause(error)
-        reason = sentence(error)
-        if reason is None:
-            reason = " ".join(str(cause).split()) or type(cause).__name__
-        if isinstance(cause, UserError):
-            raise UserError(reason) from error
+        reason = sentence(error) or " ".join(str(cause).split()) or type(cause).__name__
         target = str(node.get("_target_", "")).rpartition(".")[2]
-        raise UserError(f"{group}: {target or 'Lightning'} does not take these settings ({reason})") from error
+        return f"{group}: {target or 'Lightning'} does not take these settings ({reason})"
+
+    return one_sentence(describe)
 
 
 @contextmanager

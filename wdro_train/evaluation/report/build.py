@@ -17,7 +17,7 @@ from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.choices import CurveGrid
-from wdro_train.evaluation.evidence import Evidence
+from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.evaluation.report.published import published
@@ -77,7 +77,7 @@ def report(made_by: Header, ball: WassersteinBall, split: str, models: list[Mode
 
 
 def model(
-    network: JudgedNetwork, evidence: Evidence, grid: CurveGrid, *, attack: dict[str, Any], movers: int
+    network: JudgedNetwork, evidence: NetworkEvidence, grid: CurveGrid, *, attack: dict[str, Any], movers: int
 ) -> ModelReport:
     """The block of one network.
 
@@ -200,7 +200,7 @@ def write(report: Report, folder: Path) -> Path:
     return path
 
 
-def _worst_case(evidence: Evidence, movers: int) -> WorstCaseBlock:
+def _worst_case(evidence: NetworkEvidence, movers: int) -> WorstCaseBlock:
     """The worst case in the ball of the threat, and the first images that it moves."""
     worst, ball = evidence.worst_case, evidence.ball
     return {

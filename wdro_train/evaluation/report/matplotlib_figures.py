@@ -20,7 +20,7 @@ from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
 
 _PANEL = (5.6, 4.2)  # inches of a panel: three side by side fill a page of a paper, with legible text
-_DPI = 150
+_DPI = 150  # a panel is then 840 pixels wide: three fill a wide screen, and print sharply at half their size
 
 
 def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> list[Path]:

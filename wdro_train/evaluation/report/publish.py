@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from wandb.plot import line_series
 
 from wdro_train.config.loggers import build_loggers, closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.evaluation.report import build as reports
@@ -84,6 +82,8 @@ def scalars(report: Report) -> dict[str, float]:
 
 def _curves(report: Report) -> Any:
     """Worst-case accuracy against the radius, a line an order (and model, if there are several)."""
+    from wandb.plot import line_series  # as in `_log`
+
     several = len(report["models"]) > 1
     curves = [(model["name"], curve) for model in report["models"] for curve in model["curves"]]
     return line_series(
@@ -100,6 +100,8 @@ def _log(logger: Logger, report: Report, path: Path, page: Path, drawn: Sequence
     logger.log_hyperparams({key: value for key, value in report.items() if key != "models"})
     logger.log_metrics(scalars(report), step=0)
     if isinstance(logger, WandbLogger):
+        import wandb  # which takes most of a second; a report that goes into no W&B run does without
+
         logger.experiment.log({"robustness_curves": _curves(report)})
         for file in drawn:
             logger.log_image(f"{FIGURES}/{file.stem}", [str(file)])

@@ -6,7 +6,7 @@ set before it is judged, and `random_numbers` seeds the random starts of both.
 """
 
 from wdro_train.training.adversary.attacker import Attacker
-from wdro_train.training.adversary.evidence import AttackEvidence, Evidence, FirstOrderEvidence
+from wdro_train.training.adversary.evidence import AttackEvidence, BatchEvidence, FirstOrderEvidence
 from wdro_train.training.adversary.judge import AdversarialJudge, CleanJudge, Judge
 from wdro_train.training.adversary.whole_set import EvaluationSet, gradient_moment_of_set
 
@@ -14,9 +14,9 @@ __all__ = [
     "AdversarialJudge",
     "AttackEvidence",
     "Attacker",
+    "BatchEvidence",
     "CleanJudge",
     "EvaluationSet",
-    "Evidence",
     "FirstOrderEvidence",
     "Judge",
     "gradient_moment_of_set",

@@ -28,13 +28,15 @@ class FirstOrderEvidence:
 
 @dataclass(frozen=True)
 class AttackEvidence:
-    """A batch under the strongest attack that it was judged with.
+    """A batch under attack: under the validation attack if there is one, else under the minimum-norm attack.
+
+    Without either, the images are the clean ones.
 
     Attributes:
         x_adv: The images, shape [B, C, H, W].
         logits: Their logits, shape [B, m].
         distances: ||x' - x||_s, how far the validation attack moved each image, float64, shape [B]; None if there is
-            no validation attack, and the images are those of the minimum-norm attack.
+            no validation attack.
         flips: Distance of the nearest misclassified point that was found of each image, 0 where the image itself is
             misclassified and infinite where none was found, float64, shape [B].
     """
@@ -46,8 +48,8 @@ class AttackEvidence:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One batch, judged.
+class BatchEvidence:
+    """What a judge has found out about one batch, for the metrics to count.
 
     Attributes:
         labels: Shape [B].

@@ -18,7 +18,7 @@ from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBou
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.sensitivity import WholeSetScope
-from wdro_train.training.adversary.evidence import AttackEvidence, Evidence, FirstOrderEvidence
+from wdro_train.training.adversary.evidence import AttackEvidence, BatchEvidence, FirstOrderEvidence
 from wdro_train.training.adversary.random_numbers import batch_generator
 from wdro_train.training.batches import StepBatch
 from wdro_train.utils.contract import already_checked
@@ -29,10 +29,10 @@ class Judge(Protocol):
     """Looks at validation and test batches."""
 
     def metrics(self) -> list[Metric]:
-        """What the evidence of this judge is counted by, as fresh metrics."""
+        """New metrics, which sum the evidence of this judge over a set."""
         ...
 
-    def judge(self, model: nn.Module, batch: StepBatch) -> Evidence:
+    def judge(self, model: nn.Module, batch: StepBatch) -> BatchEvidence:
         """The evidence on one batch.
 
         Args:
@@ -49,14 +49,14 @@ class CleanJudge:
         """Accuracy and mean cross-entropy, as fresh metrics."""
         return [CleanAccuracy(), MeanLoss()]
 
-    def judge(self, model: nn.Module, batch: StepBatch) -> Evidence:
+    def judge(self, model: nn.Module, batch: StepBatch) -> BatchEvidence:
         """The logits of one batch.
 
         Args:
             model: Maps images in [0, 1] to logits.
             batch: This rank's share of the global batch.
         """
-        return Evidence(batch.y, batch.weight, clean_logits=model(batch.x))
+        return BatchEvidence(batch.y, batch.weight, clean_logits=model(batch.x))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class AdversarialJudge:
     seed: int = 0
 
     def metrics(self) -> list[Metric]:
-        """What the evidence of this judge is counted by, as fresh metrics."""
+        """New metrics, which sum the evidence of this judge over a set: one for each attack, and clean accuracy."""
         metrics: list[Metric] = [CleanAccuracy()]
         if self.val_attack is not None:
             metrics.append(AdversarialAccuracy(self.ball))
@@ -100,7 +100,7 @@ class AdversarialJudge:
         first_order.scope = WholeSetScope(gradient_moment)
         return replace(self, first_order=first_order)
 
-    def judge(self, model: nn.Module, batch: StepBatch) -> Evidence:
+    def judge(self, model: nn.Module, batch: StepBatch) -> BatchEvidence:
         """One batch under all attacks.
 
         Args:
@@ -115,7 +115,7 @@ class AdversarialJudge:
                 with attack_mode(model), torch.no_grad():
                     clean_logits = forward(model, batch.x.clone().float())
             attacked = self._attack(model, batch, clean_logits)
-        return Evidence(batch.y, batch.weight, clean_logits, first_order, attacked)
+        return BatchEvidence(batch.y, batch.weight, clean_logits, first_order, attacked)
 
     def _push_forward(self, attack: WFGSM, model: nn.Module, batch: StepBatch) -> tuple[FirstOrderEvidence, Tensor]:
         """The batch under Q_delta, and the logits of the clean images, which are found on the way."""

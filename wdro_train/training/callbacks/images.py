@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import matplotlib
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.training.adversary import AdversarialJudge, Evidence
+from wdro_train.training.adversary import AdversarialJudge, BatchEvidence
 from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.contract import unpack
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
 
 COLUMNS = ["clean image", "adversarial image", "label", "prediction", "prediction under attack", "distance"]
-
-matplotlib.use("Agg", force=False)
+_DPI = 100  # matplotlib's own: images of up to 64 pixels a side are enlarged, and an epoch's file stays small
 
 
 class AdversarialImages(L.Callback):
@@ -52,7 +49,7 @@ class AdversarialImages(L.Callback):
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
         if batch_idx or not due or not trainer.is_global_zero or not outputs:
             return
-        evidence: Evidence = outputs["evidence"]
+        evidence: BatchEvidence = outputs["evidence"]
         if evidence.attacked is not None:
             x, y = unpack(batch)
             clean, adv = evidence.clean_logits.argmax(1), evidence.attacked.logits.argmax(1)
@@ -71,7 +68,7 @@ class AdversarialImages(L.Callback):
         figure = draw_pairs(*shown, title=title)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
         with replacing(path) as file:
-            figure.savefig(file, format="png", dpi=100)
+            figure.savefig(file, format="png", dpi=_DPI)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("adversarial_images", [str(path)])
@@ -91,6 +88,8 @@ def table_rows(
         adv: Predictions on x_adv, shape [k].
         ball: Gives the norm of the distances.
     """
+    import wandb  # which takes most of a second; the runs that log nothing there do without
+
     before, after = ([wandb.Image(to_pil_image(image.float())) for image in images] for images in (x, x_adv))
     distances = ball.ground.distances(x_adv.float() - x.float())
     numbers = (part.tolist() for part in (y, clean, adv, distances))

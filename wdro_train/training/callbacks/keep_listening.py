@@ -15,13 +15,13 @@ class KeepListening(L.Callback):
     """
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first call after Lightning has put its handler there."""
+        """Take the signals back when the sanity check starts: before it Lightning has set its own handlers."""
         listen_again()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same without a sanity check."""
+        """Take the signals back when training starts, which is the first call if there is no sanity check."""
         listen_again()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same for a test."""
+        """Take the signals back when a test starts."""
         listen_again()

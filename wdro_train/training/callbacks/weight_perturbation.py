@@ -72,7 +72,7 @@ class AdversarialWeightPerturbation(L.Callback):
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Nobody must save perturbed weights."""
+        """Put the weights back before a checkpoint is written of them."""
         self._restore()
 
     def _restore(self) -> None:

@@ -117,7 +117,7 @@ class Resumption:
                 )
 
     def sentence(self) -> str | None:
-        """What the user must know about scores of before; None if they still hold."""
+        """The warning that earlier scores cannot be compared with those to come; None if they can."""
         if self.measures_the_same:
             return None
         shown = self.shown()
