@@ -173,7 +173,7 @@ def tables(page):
 
 
 def cells(line):
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+    return [cell.strip().replace("\N{NO-BREAK SPACE}", " ") for cell in line.strip().strip("|").split("|")]
 
 
 def documented(page, *header):
