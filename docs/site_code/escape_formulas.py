@@ -10,7 +10,7 @@ _EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\n).+)*", re.MULTILINE)  # a doctest, wit
 
 
 class EscapeFormulas(griffe.Extension):
-    """Puts a backslash before the signs of norms, such as (E ||g||_*^q)^(1/q), and doctests into a section of their own."""
+    """Escapes the signs of norms, such as (E ||g||_*^q)^(1/q), and puts doctests into a section of their own."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite one docstring, outside code, and leave out the method that only checks a dataclass's arguments.
