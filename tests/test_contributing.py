@@ -53,9 +53,9 @@ def test_the_tables_are_read():
     assert len(MOVED) > 50
 
 
-def test_floors():
+def test_layers():
     """In the order of the imports, as the test of the layout has them."""
-    assert [tuple(codes(rooms)) for rooms, _ in table("CONTRIBUTING.md", "| floor | holds |")] == list(FLOORS)
+    assert [tuple(codes(rooms)) for rooms, _ in table("CONTRIBUTING.md", "| layer | holds |")] == list(FLOORS)
 
 
 @pytest.mark.parametrize(("file", "names"), [(codes(file), codes(names)) for _, file, names in PLACES], ids=str)

@@ -8,7 +8,10 @@ import sys
 
 import matplotlib.image
 import pytest
-from shell import ROOT
+from shell import ROOT, fitted, loader
+from test_docs import blocks
+
+from wdro_train.training.adversary.attacker import Attacker
 
 PAGE = (ROOT / "README.md").read_text()
 PICTURE = ROOT / "docs/images/pointwise_and_distributional.png"
@@ -32,6 +35,24 @@ def test_picture():
     assert str(PICTURE.relative_to(ROOT)) in PAGE
     assert PICTURE.stat().st_size < 250_000
     assert matplotlib.image.imread(PICTURE).shape[1] == 1800
+
+
+def test_its_training_has_an_adversary(tmp_path, monkeypatch):
+    """Every training batch of the block in Python is attacked, and the images move."""
+    monkeypatch.chdir(tmp_path)
+    perturb, moved = Attacker.perturb, []
+
+    def watched(self, model, batch):
+        found = perturb(self, model, batch)
+        moved.append(float(found.distances.max()))
+        return found
+
+    monkeypatch.setattr(Attacker, "perturb", watched)
+    names = {"my_network": fitted(), "my_train_loader": loader(40, 20), "my_val_loader": loader(40, 20)}
+    (block,) = [body for kind, body in blocks(ROOT / "README.md") if kind == "python"]
+    exec(block, names | {"my_test_loader": loader(20, 20, start=400)})
+    assert len(moved) == 10 * 2  # epochs, and batches of each
+    assert min(moved) > 0
 
 
 @pytest.mark.slow

@@ -51,7 +51,10 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
     assert float(rows["pgd_at"]["passes"]) == 9
     made = {"runs", "table.csv", "table.md", "curves.png", "clean_against_w2.png"}
     assert {path.name for path in tmp_path.iterdir()} == made
-    header, rule, *lines = (tmp_path / "table.md").read_text().splitlines()
+    title, _, *text, _, header, rule = (page := (tmp_path / "table.md").read_text().splitlines())[: -len(rows)]
+    lines = page[-len(rows) :]
+    assert title == "# Full table"
+    assert "upper bounds" in " ".join(text)
     assert [cell.strip() for cell in header.strip("|").split("|")] == list(rows["pgd_at"])
     assert set(rule) == set("|-")
     for line in lines:

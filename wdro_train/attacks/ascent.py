@@ -27,7 +27,7 @@ def slope_in_box(gradient: Tensor, x: Tensor, *, box: bool) -> Tensor:
     Args:
         gradient: grad_x J, shape [B, ...].
         x: The images where it was taken, in [0, 1], same shape.
-        box: True sets the components that point out of the box to 0; False is the poster's formula.
+        box: True sets the components that point out of the box to 0; False is the paper's formula.
     """
     return free_gradient(gradient, x) if box else gradient
 
@@ -54,7 +54,7 @@ class ProjectedStep:
     Attributes:
         ball: The threat, p > 1.
         length: The p-th power mean of the ascent, in units of the ground norm.
-        box: True goes along the free gradient and spends the whole length inside [0, 1]^n; False is the poster's step.
+        box: True goes along the free gradient and spends the whole length inside [0, 1]^n; False is the paper's step.
         scope: Over what the spent budget is taken.
     """
 

@@ -30,7 +30,7 @@ class WFGSM:
         norm: Ground norm in [1, inf].
         delta: Radius.
         loss: `ce`, `dlr`, `redlr` or a per-image loss.
-        box: True builds Q_delta from the free gradient and spends in full inside [0, 1]^n; False is the poster's
+        box: True builds Q_delta from the free gradient and spends in full inside [0, 1]^n; False is the paper's
             formula, clamped to [0, 1] afterwards (the 2023 code).
         scope: Over what Upsilon is taken: `batch` (the global batch), `running`, or a `Scope`.
         batch_norm: Mode the model runs in during the attack, `eval` or `train`.

@@ -51,7 +51,7 @@ class WPGD:
             `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the
             flips that it pays for are returned, cheapest first. `cheapest` is the strongest against accuracy,
             `last` is the one to train on.
-        box: Use the free gradient and project after clamping; False is the poster's order.
+        box: Use the free gradient and project after clamping; False is the paper's order.
         scope: Over what Upsilon and the spent budget are taken: `batch` (the global batch), `running`, or
             a `Scope`.
         batch_norm: Mode the model runs in during the attack, `eval` or `train`.

@@ -1,4 +1,4 @@
-"""Whole-set evaluation: exact worst-case accuracy of any network on any set, without Hydra or Lightning.
+"""How much accuracy of any network is left on any set at every radius (an attack's upper bound), without Hydra.
 
 >>> import torch
 >>> from wdro_train.evaluation import robustness_curve

@@ -78,7 +78,7 @@ def first_order_grid(
         loss: `ce`, `dlr` or `redlr`.
         orders: Wasserstein orders p > 1.
         deltas: Radii.
-        box: True uses the free gradient and spends in full inside [0, 1]^n; False is the poster's formula.
+        box: True uses the free gradient and spends in full inside [0, 1]^n; False is the paper's formula.
     """
     value = resolve_loss(loss)
 

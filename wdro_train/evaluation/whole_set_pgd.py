@@ -45,7 +45,7 @@ def pgd_whole_set(
         p: Wasserstein order, > 1.
         delta: Radius.
         steps: Gradient steps.
-        box: True goes along the free gradient and projects after clamping; False is the poster's order.
+        box: True goes along the free gradient and projects after clamping; False is the paper's order.
 
     Raises:
         UserError: The ranks do not see each other's files.

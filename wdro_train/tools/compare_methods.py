@@ -26,6 +26,13 @@ from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_csv, write_json, write_text
 
+_ABOVE_THE_TABLE = """# Full table
+
+Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
+knapsack over `MinimalDistance`.
+
+"""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
@@ -172,7 +179,7 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     rows = summary(results, given.deltas)
     head, body = list(rows[0]), [list(row.values()) for row in rows]
     write_csv(given.out / "table.csv", rows)
-    write_text(given.out / "table.md", tables.markdown(head, body))
+    write_text(given.out / "table.md", _ABOVE_THE_TABLE + tables.markdown(head, body))
     figures(results, given.deltas, given.out, shown)
     tables.show(
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{given.norm:g}",

@@ -154,7 +154,7 @@ def check(network: JudgedNetwork, norm: float, delta: float, limit: int) -> Auto
 
 
 def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int) -> EffortCheck:
-    """Judge again with ten times the effort: 50 steps, 2 restarts and 3 target classes.
+    """Judge again with about eight times the gradient steps: 50 steps, 2 restarts and 3 target classes.
 
     Args:
         network: The network of the run.

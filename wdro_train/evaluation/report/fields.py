@@ -95,7 +95,7 @@ def first_order_lines(model: ModelReport, loss: str) -> Iterator[tuple[Number, l
 def upsilon_name(report: Report) -> str:
     """Which of the two Upsilons the numbers of a report use (theory, section 2)."""
     box = (report["config"].get("poster") or {}).get("box", True)
-    return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the poster's formula, no box)"
+    return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the paper's formula, no box)"
 
 
 def certificate_note(report: Report) -> str | None:

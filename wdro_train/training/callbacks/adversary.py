@@ -21,10 +21,10 @@ class DistributionalAdversary(L.Callback):
 
     In training the module asks `attacker` for images when its objective needs adversarial ones. In validation and test
     `judge` runs up to three attacks: `first_order` (W-FGSM, whose images are Q_delta: bounds and ratios), `val_attack`
-    (`adv_acc`, `ratio`) and `distances` (`worst_acc`, the exact worst case over the whole set). With `whole_set=True`
-    one extra forward and backward pass over the set comes first, so that Upsilon, Q_delta and the bounds are those of
-    the whole set. `val_attack` treats every global batch as a distribution of its own (at p = inf this makes no
-    difference, as images do not share a budget).
+    (`adv_acc`, `ratio`) and `distances` (`worst_acc`, the knapsack over the whole set, an upper bound). With
+    `whole_set=True` one extra forward and backward pass over the set comes first, so that Upsilon, Q_delta and the
+    bounds are those of the whole set. `val_attack` treats every global batch as a distribution of its own (at p = inf
+    this makes no difference, as images do not share a budget).
 
     Random starts depend on seed, epoch, batch and the image's place in the global batch only, so neither the
     number of ranks nor an interruption changes them.
