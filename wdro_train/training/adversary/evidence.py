@@ -55,6 +55,7 @@ class Evidence:
         clean_logits: Logits of the clean images, shape [B, m].
         first_order: The batch under Q_delta; None if it was not asked for.
         attacked: The batch under attack; None without an adversary.
+        radii: Certified radii, float64, shape [B]; None without a certificate.
     """
 
     labels: Tensor
@@ -62,6 +63,7 @@ class Evidence:
     clean_logits: Tensor
     first_order: FirstOrderEvidence | None = None
     attacked: AttackEvidence | None = None
+    radii: Tensor | None = None
 
     def arguments(self) -> dict[str, Tensor]:
         """Arguments of the metrics' `update` by name, of which a `MetricCollection` gives each metric its own."""
@@ -78,4 +80,6 @@ class Evidence:
             found |= {"adv_logits": self.attacked.logits, "flips": self.attacked.flips}
             if self.attacked.distances is not None:
                 found |= {"distances": self.attacked.distances}
+        if self.radii is not None:
+            found |= {"radii": self.radii}
         return found
