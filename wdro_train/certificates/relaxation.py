@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
-from wdro_train.certificates.base import Radii
+from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.interval_network import IntervalNetwork
 from wdro_train.certificates.largest_root import largest_root
 from wdro_train.certificates.precision import full_float32
@@ -94,7 +94,7 @@ class LinearRelaxation:
                 with torch.no_grad():
                     radii[rows] = self._certify((fast, exact), x[rows], y[rows], slack, clean, guess)
             radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
-            return Radii(radii, robust, self.norm, 1.0, "the network itself")
+            return Radii(radii, robust, self.norm, 1.0, THE_NETWORK)
 
     def _margins(self, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Margins:
         """The bounds of the margins of a network in a precision."""
