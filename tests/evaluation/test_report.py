@@ -31,7 +31,7 @@ from wdro_train.evaluation.distances import distance_stage, find_distances
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.report import build as reports
-from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema
+from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema, terminal
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.publish import scalars
 from wdro_train.evaluation.run import evaluate
@@ -140,6 +140,18 @@ def test_certified_report_follows_the_schema(enclosed):
     assert "between the two" in page_of(enclosed)
     enclosed["models"][0]["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
     assert "between the two" not in page_of(enclosed)  # two classifiers
+
+
+def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, capsys):
+    model = enclosed["models"][0]
+    worst = model["worst_case"]
+    least = RobustnessCurve(model["certificate"]["radii"]).accuracy(worst["delta"], float(worst["p"]))
+    terminal.show(enclosed, [])
+    expected = f"lies between {100 * least:.1f} % (crown, certified) and {100 * worst['accuracy']:.1f} % (attack)"
+    assert expected in capsys.readouterr().out
+    model["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
+    terminal.show(enclosed, [])
+    assert "lies between" not in capsys.readouterr().out
 
 
 def objects(content, path="report"):

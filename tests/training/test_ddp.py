@@ -37,6 +37,7 @@ JUDGED = {
     "worst case": lambda: [
         adversary(val_attack=None, first_order=None, distances=MinimalDistance(norm="inf", steps=5))
     ],
+    "certified": lambda: [adversary(val_attack=None, first_order=None, certificate="ibp", delta=0.01)],
     "none": list,
 }
 OBJECTIVES = {

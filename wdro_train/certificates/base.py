@@ -16,6 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+THE_NETWORK = "the network itself"
+"""What `Radii.about` says where the certificate speaks of the classifier that is attacked, too."""
+
 
 @dataclass(frozen=True)
 class Radii:

@@ -50,7 +50,7 @@ class SweepTable(Callback):
     columns: tuple[str, ...] = tuple(
         f"{part}/{key}"
         for part in ("val", "test")
-        for key in ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
+        for key in ("clean_acc", "adv_acc", "worst_acc", "certified_acc", "ratio", "ratio_upper", "ratio_lower")
     )
     shown: tuple[str, ...] = (*(key for key in columns if "ratio" not in key), "test/ratio")
 

@@ -13,7 +13,7 @@ from wdro_train.config.constructors import construct
 from wdro_train.config.one_sentence import one_sentence
 
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-_SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio")} | {
+_SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "certified_acc", "ratio")} | {
     "train/loss": "min",
     "val/v_q": "min",
     "val/upsilon": "min",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from torch import Tensor
 
 from wdro_train.config.build import build_model, plain
 from wdro_train.config.constructors import construct
@@ -64,10 +65,29 @@ def check_adversary(callbacks: Sequence[L.Callback], module: RobustClassifier) -
     measured = {
         "val/adv_acc": None if adversary is None else adversary.judge.val_attack,
         "val/worst_acc": None if adversary is None else adversary.judge.distances,
+        "val/certified_acc": None if adversary is None else adversary.judge.certificate,
     }
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and measured.get(callback.monitor or "", callback) is None:
             raise UserError(
                 f"{callback.monitor} chooses the checkpoint but is not measured; use callbacks=no_adversary, "
-                "callbacks=default (val/adv_acc) or callbacks=worst_case (val/worst_acc)"
+                "callbacks=default (val/adv_acc), callbacks=worst_case (val/worst_acc) or "
+                "callbacks.adversary.certificate=ibp (val/certified_acc)"
             )
+
+
+def check_certificate(callbacks: Sequence[L.Callback], module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+    """Refuse a certificate that does not cover the network, before any work is done.
+
+    Args:
+        callbacks: Of the run.
+        module: What it trains.
+        x: Images in [0, 1], shape [B, C, H, W].
+        y: Labels, shape [B].
+
+    Raises:
+        UserError: An operation of the network that has no bounds, named.
+    """
+    for callback in callbacks:
+        if isinstance(callback, DistributionalAdversary) and callback.judge.certificate is not None:
+            callback.judge.certificate(module.model, x[:1], y[:1])

@@ -12,7 +12,7 @@ from wdro_train.objectives import ObjectiveResult
 from wdro_train.training.adversary import BatchEvidence, Judge
 from wdro_train.training.batches import StepBatch
 
-_ON_THE_BAR = ("clean_acc", "adv_acc", "worst_acc", "ratio", "ratio_upper", "ratio_lower")
+_ON_THE_BAR = ("clean_acc", "adv_acc", "worst_acc", "certified_acc", "ratio", "ratio_upper", "ratio_lower")
 """Keys that the progress bar shows too."""
 
 

@@ -12,6 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from wdro_train.attacks.network_check import PROBED_IMAGES
 from wdro_train.config import slurm
@@ -19,7 +20,7 @@ from wdro_train.config.build import build_data, plain
 from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.data import ImageDataModule, content_digest
 from wdro_train.training import cost
-from wdro_train.training.build import build_callbacks, build_module, build_trainer, check_adversary
+from wdro_train.training.build import build_callbacks, build_module, build_trainer, check_adversary, check_certificate
 from wdro_train.training.callbacks import KeepListening
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.finetuning import start_from
@@ -46,22 +47,25 @@ def train(cfg: DictConfig) -> float | None:
     start_from(module, **cfg.finetune)
     data.prepare_data()
     data.setup()
-    _examine(module, data)
+    images, labels = _examine(module, data)
     assert module.config is not None
     module.config[DATA_DIGEST] = content_digest(data.arrays("val"))  # the same name may hold other images tomorrow
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         callbacks = build_callbacks(cfg)
         check_adversary(callbacks, module)
+        check_certificate(callbacks, module, images, labels)
         cost.show(cost.estimate(module, data, callbacks))
         return None
     with closing_wandb():
         trainer = build_trainer(cfg)
-        check_adversary(trainer.callbacks, module)  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        check_adversary(callbacks, module)
+        check_certificate(callbacks, module, images, labels)
         if trainer.is_global_zero:
             _introduce(cfg, data, module, past)
         slurm.requeue_on_signal()
-        trainer.callbacks.append(KeepListening())  # type: ignore[attr-defined]
+        callbacks.append(KeepListening())
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         summary = conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
@@ -98,11 +102,13 @@ def _past(cfg: DictConfig, module: RobustClassifier, ckpt_path: str) -> Resumpti
     return past
 
 
-def _examine(module: RobustClassifier, data: ImageDataModule) -> None:
-    """Look at the network with the first training images before anything is written."""
+def _examine(module: RobustClassifier, data: ImageDataModule) -> tuple[Tensor, Tensor]:
+    """Look at the network with the first training images, which are returned, before anything is written."""
     arrays = data.arrays("train")
     rows = torch.arange(min(PROBED_IMAGES, len(arrays.labels)))
-    module.inspector.examine(module, arrays.batch(rows), arrays.labels[rows])
+    images, labels = arrays.batch(rows), arrays.labels[rows]
+    module.inspector.examine(module, images, labels)
+    return images, labels
 
 
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:

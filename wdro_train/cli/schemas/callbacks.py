@@ -18,6 +18,9 @@ class AdversarySettings(Part):
     val_attack: fields.Node | None = None
     first_order: fields.Node | None = None
     distances: fields.Node | None = None
+    certificate: Annotated[
+        Literal["crown", "ibp"] | fields.Node | None, Said("is no certificate", "choose crown, ibp or null")
+    ] = None
     whole_set: fields.Flag = True
     seed: fields.Seed = 0
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.evaluation.report.fields import by_loss, column, to_float, to_floats
 from wdro_train.evaluation.report.schema import BandBlock, ModelReport, Report
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -50,6 +51,14 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
         f"correct images, up to distance {to_float(worst['marginal_distance']):.4g}",
         soft_wrap=True,
     )
+    if sure is not None and sure["about"] == THE_NETWORK:  # that of smoothing is another classifier than the attack's
+        p = to_float(worst["p"])
+        least = RobustnessCurve(sure["radii"]).accuracy(worst["delta"], p)
+        console.print(
+            f"W_{p:g}, radius {worst['delta']:.4g}: the accuracy left on these images lies between {100 * least:.1f} % "
+            f"({sure['method']}, certified) and {100 * worst['accuracy']:.1f} % (attack)",
+            soft_wrap=True,
+        )
     _show_first_order(model)
     _show_published(model, curve, delta)
     for peer in model["peers"]:

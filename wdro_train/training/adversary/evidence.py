@@ -57,6 +57,7 @@ class BatchEvidence:
         clean_logits: Logits of the clean images, shape [B, m].
         first_order: The batch under Q_delta; None if it was not asked for.
         attacked: The batch under attack; None without an adversary.
+        radii: Certified radii, float64, shape [B]; None without a certificate.
     """
 
     labels: Tensor
@@ -64,6 +65,7 @@ class BatchEvidence:
     clean_logits: Tensor
     first_order: FirstOrderEvidence | None = None
     attacked: AttackEvidence | None = None
+    radii: Tensor | None = None
 
     def arguments(self) -> dict[str, Tensor]:
         """Arguments of the metrics' `update` by name, of which a `MetricCollection` gives each metric its own."""
@@ -80,4 +82,6 @@ class BatchEvidence:
             found |= {"adv_logits": self.attacked.logits, "flips": self.attacked.flips}
             if self.attacked.distances is not None:
                 found |= {"distances": self.attacked.distances}
+        if self.radii is not None:
+            found |= {"radii": self.radii}
         return found

@@ -14,7 +14,15 @@ from torchmetrics import Metric
 from wdro_train.attacks import WFGSM, Attack, AttackResult, MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, MeanLoss, WorstCaseAccuracy
+from wdro_train.certificates import Certificate
+from wdro_train.metrics import (
+    AdversarialAccuracy,
+    CertifiedAccuracy,
+    CleanAccuracy,
+    FirstOrderBounds,
+    MeanLoss,
+    WorstCaseAccuracy,
+)
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.sensitivity import WholeSetScope
@@ -68,6 +76,7 @@ class AdversarialJudge:
         val_attack: Finds the images of `adv_acc`; None for none.
         first_order: W-FGSM, whose images are Q_delta, for the bounds; None for none.
         distances: Minimum-norm attack, for `worst_acc`; None for none.
+        certificate: Gives radii that nothing flips within, for `certified_acc`; None for none.
         seed: Seeds the random starts.
     """
 
@@ -75,6 +84,7 @@ class AdversarialJudge:
     val_attack: Attack | None
     first_order: WFGSM | None
     distances: MinimalDistance | None
+    certificate: Certificate | None = None
     seed: int = 0
 
     def metrics(self) -> list[Metric]:
@@ -86,6 +96,8 @@ class AdversarialJudge:
             metrics.append(FirstOrderBounds(self.ball))
         if self.distances is not None:
             metrics.append(WorstCaseAccuracy(self.ball))
+        if self.certificate is not None:
+            metrics.append(CertifiedAccuracy(self.ball))
         return metrics
 
     def with_upsilon(self, gradient_moment: Tensor) -> AdversarialJudge:
@@ -115,7 +127,8 @@ class AdversarialJudge:
                 with attack_mode(model), torch.no_grad():
                     clean_logits = forward(model, batch.x.clone().float())
             attacked = self._attack(model, batch, clean_logits)
-        return BatchEvidence(batch.y, batch.weight, clean_logits, first_order, attacked)
+            radii = self._certify(model, batch)
+        return BatchEvidence(batch.y, batch.weight, clean_logits, first_order, attacked, radii)
 
     def _push_forward(self, attack: WFGSM, model: nn.Module, batch: StepBatch) -> tuple[FirstOrderEvidence, Tensor]:
         """The batch under Q_delta, and the logits of the clean images, which are found on the way."""
@@ -141,6 +154,15 @@ class AdversarialJudge:
             flips = torch.where(~correct(adv_logits, batch.y), torch.minimum(flips, spent), flips)
         flips = torch.where(correct(clean_logits, batch.y), flips, 0.0)
         return AttackEvidence(x_adv, adv_logits, spent, flips)
+
+    def _certify(self, model: nn.Module, batch: StepBatch) -> Tensor | None:
+        """Certified radii of the batch."""
+        if self.certificate is None:
+            return None
+        generator = batch_generator(self.seed, batch)
+        # What is certified is read operation by operation, so the network itself, not the module that trains it.
+        network = getattr(model, "model", model)
+        return self.certificate(network, batch.x, batch.y, generator=generator).radii
 
     def _run(self, attack: Attack, model: nn.Module, batch: StepBatch) -> AttackResult:
         generator = batch_generator(self.seed, batch)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, MinimalDistance, Pool
+from wdro_train.certificates import Certificate, LinearRelaxation
+from wdro_train.certificates.relaxed_network import Method
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.adversary import AdversarialJudge, Attacker, CleanJudge, EvaluationSet, gradient_moment_of_set
 from wdro_train.training.module import RobustClassifier
@@ -20,8 +22,9 @@ class DistributionalAdversary(L.Callback):
     """Attacks training batches, and judges validation and test batches.
 
     In training the module asks `attacker` for images when its objective needs adversarial ones. In validation and test
-    `judge` runs up to three attacks: `first_order` (W-FGSM, whose images are Q_delta: bounds and ratios), `val_attack`
-    (`adv_acc`, `ratio`) and `distances` (`worst_acc`, the knapsack over the whole set, an upper bound). With
+    `judge` runs up to three attacks, which bound the accuracy left from above: `first_order` (W-FGSM, whose images are
+    Q_delta: bounds and ratios), `val_attack` (`adv_acc`, `ratio`) and `distances` (`worst_acc`, the knapsack over the
+    distances of the whole set). A `certificate` bounds it from below (`certified_acc`, the knapsack over radii). With
     `whole_set=True` one extra forward and backward pass over the set comes first, so that Upsilon, Q_delta and the
     bounds are those of the whole set. `val_attack` treats every global batch as a distribution of its own (at p = inf
     this makes no difference, as images do not share a budget).
@@ -35,6 +38,8 @@ class DistributionalAdversary(L.Callback):
             cheapest flips are kept. None: no `adv_acc`.
         first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
         distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
+        certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown`, or a
+            `wdro_train.certificates.Certificate`; none by default.
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
 
@@ -53,6 +58,7 @@ class DistributionalAdversary(L.Callback):
         val_attack: Attack | Literal["default"] | None = "default",
         first_order: WFGSM | Literal["default"] | None = "default",
         distances: MinimalDistance | None = None,
+        certificate: str | Certificate | None = None,
         whole_set: bool = True,
         seed: int = 0,
     ) -> None:
@@ -66,7 +72,14 @@ class DistributionalAdversary(L.Callback):
         if first_order == "default":
             first_order = WFGSM(p=ball.p, norm=ball.norm, delta=ball.delta, loss="redlr")
         self.attacker = Attacker(attack, seed)
-        self.judge = AdversarialJudge(ball, val_attack, first_order, distances, seed)
+        if isinstance(certificate, str):
+            certificate = LinearRelaxation(norm=ball.norm, method=cast(Method, certificate))
+        if certificate is not None and certificate.norm != ball.norm:
+            raise UserError(
+                f"a certificate in the l_{certificate.norm:g} norm says nothing about an l_{ball.norm:g} ball; choose "
+                "another one, or leave it out"
+            )
+        self.judge = AdversarialJudge(ball, val_attack, first_order, distances, certificate, seed)
         self.whole_set = whole_set
 
     @property
