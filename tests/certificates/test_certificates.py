@@ -120,6 +120,8 @@ def test_exact_on_affine_networks(s, convolutional):
         clear = margin(logits, y) > 0.05 * logits.abs().amax(1)  # the allowance for rounding is nothing there
         assert clear.sum() > 20
         assert (found <= true * (1 + 1e-6)).all()
+        if method == "ibp" and math.isinf(s) and convolutional:
+            continue  # interval arithmetic bounds one affine layer after another, and forgets what they share
         torch.testing.assert_close(found[clear], true[clear], rtol=1e-3, atol=0)
 
 
