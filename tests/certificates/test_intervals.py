@@ -186,3 +186,96 @@ def test_under_autocast_the_certificate_is_that_of_the_float32_network():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = certificate(net, x, y).radii
     assert torch.equal(inside, certificate(net, x, y).radii)
+
+
+class Forward(nn.Module):
+    """A network whose forward pass is given as a function of its layer and its images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(128, 4), function
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+
+def in_place_beside(layer, x):
+    z = layer(x.flatten(1)) + 0.5
+    halves = z.view(2, -1) if z.dim() == 1 else z.view(-1, 4)
+    functional.relu_(halves)  # changes z as well
+    return z - 2 * layer(x.flatten(1))
+
+
+WOULD_LOSE_THE_RADIUS = {
+    "an attribute that is a tensor": lambda layer, x: layer(x.data.flatten(1)),
+    "detached": lambda layer, x: layer(x.detach().flatten(1)),
+    "a scale of the sum": lambda layer, x: torch.add(layer(x.flatten(1)), layer(x.flatten(1)), alpha=-3),
+    "a rounded quotient": lambda layer, x: torch.div(layer(x.flatten(1)), 0.1, rounding_mode="floor"),
+    "a negative divisor": lambda layer, x: layer(functional.avg_pool2d(x, 1, divisor_override=-1).flatten(1)),
+    "a function that falls": lambda layer, x: layer(functional.elu(x - 0.5, alpha=-2.0).flatten(1)),
+    "changed in place and used again": in_place_beside,
+    "bounds that move": lambda layer, x: layer(torch.clamp(x, max=x.mean()).flatten(1)),
+    "written in place, not used": lambda layer, x: (x.add_(1), layer(x.flatten(1)))[1],
+}
+
+
+@pytest.mark.parametrize("function", WOULD_LOSE_THE_RADIUS.values(), ids=WOULD_LOSE_THE_RADIUS)
+def test_what_would_lose_the_radius_is_refused(function):
+    torch.manual_seed(0)
+    x = 0.5 + 0.4 * torch.rand(2, *SHAPE)
+    with pytest.raises(UserError):
+        IntervalNetwork(Forward(function).eval(), torch.float64).margins(x, torch.tensor([0, 1]), radii(0.1, 2))
+
+
+def doubled(layer):
+    """Three ways in which a layer computes twice what its weights say."""
+    yield "hook", lambda: layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    original = layer.forward
+    yield "forward", lambda: setattr(layer, "forward", lambda x: 2 * original(x))
+    if isinstance(layer, nn.Conv2d):
+        inner = layer._conv_forward
+        yield "_conv_forward", lambda: setattr(layer, "_conv_forward", lambda *a: 2 * inner(*a))
+
+
+@pytest.mark.parametrize("way", ["hook", "forward", "_conv_forward"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_layer_that_computes_something_else_is_noticed(way, place):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4)).eval()
+    if way not in dict(doubled(net[place])):
+        pytest.skip("a linear layer has no such part")
+    x = torch.rand(6, *SHAPE)
+    y = net(x).argmax(1)
+    dict(doubled(net[place]))[way]()
+    y = torch.where(correct(net(x), y), y, net(x).argmax(1))
+    with pytest.raises(UserError, match="miss its margin"):
+        LinearRelaxation(norm="inf", method="ibp")(net, x, y)
+
+
+COVERED = {
+    "arithmetic": lambda layer, x: layer((1 - (-x) * 0.5 / 0.3 + (x - x.mul(0.2)) - 0.1).flatten(1)),
+    "negative scale": lambda layer, x: layer((x * -2.0).flatten(1)) / -3,
+    "pooling": lambda layer, x: layer(functional.max_pool2d(functional.pad(x, (4, 4, 4, 4), value=-1), 2).flatten(1)),
+    "means and sums": lambda layer, x: layer((x + x.mean((2, 3), keepdim=True) + x.sum(1, keepdim=True)).flatten(1)),
+    "shapes": lambda layer, x: layer(x.permute(0, 2, 3, 1).transpose(1, 2).reshape(x.size(0), -1)[:, :]),
+    "branches": lambda layer, x: layer(torch.cat([x[:, :1].tanh(), torch.sigmoid(x[:, 1:])], 1).flatten(1)),
+    "clamped": lambda layer, x: layer(functional.hardtanh(x.clamp(0.2, 0.7) - 0.4, -0.1, 0.2).flatten(1)).relu(),
+    "in place": lambda layer, x: layer(functional.relu(x - 0.5, inplace=True).flatten(1)).add_(1.0),
+}
+
+
+@pytest.mark.parametrize("function", COVERED.values(), ids=COVERED)
+@pytest.mark.parametrize("radius", [0.0, 0.05, 0.4])
+def test_every_operation_keeps_all_points(function, radius):
+    torch.manual_seed(0)
+    net = Forward(function).double().eval()
+    x = torch.rand(3, *SHAPE, dtype=torch.float64)
+    with torch.no_grad():
+        y = net(x.clone()).argmax(1)
+        bound = IntervalNetwork(net, torch.float64).margins(x, y, radii(radius, 3))
+        torch.testing.assert_close(
+            IntervalNetwork(net, torch.float64).margins(x, y, radii(0.0, 3)), margin(net(x.clone()), y)
+        )
+        for _ in range(200):
+            noise = radius * torch.empty_like(x).uniform_(-1, 1).sign() * torch.rand(3, 1, 1, 1, dtype=torch.float64)
+            assert (margin(net((x + noise).clamp(0, 1)), y) >= bound - 1e-12).all()

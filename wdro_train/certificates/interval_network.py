@@ -6,8 +6,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from wdro_train.certificates.intervals import Box, BoxInterpreter, traced
+from wdro_train.certificates.box_interpreter import BoxInterpreter, traced
+from wdro_train.certificates.intervals import Box
 from wdro_train.theory.ground_norm import per_image
 
 
@@ -53,6 +55,6 @@ class IntervalNetwork:
     def _merged(self, layer: nn.Linear, box: Box, y: Tensor) -> Tensor:
         """Lower bounds of f_y - f_j over a box of the last layer's input, shape [B, m]; 0 for j = y."""
         differences = layer.weight[:, None] - layer.weight  # [m, m, F]: row y, column j
-        logits = layer(box.center)
+        logits = functional.linear(box.center, layer.weight, layer.bias)  # without hooks: see `_through_layer`
         spread = torch.einsum("bjf,bf->bj", differences.abs()[y], box.radius)
         return torch.sub(logits.gather(1, y[:, None]) - logits, spread)

@@ -12,13 +12,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
-
-from wdro_train.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,10 @@ class Box:
         return Box(function(self.center), function(self.radius))
 
 
+class NoBoundsError(Exception):
+    """An operation has no interval bounds."""
+
+
 def _add(a: Any, b: Any) -> Box:
     if isinstance(a, Box) and isinstance(b, Box):
         return Box(a.center + b.center, a.radius + b.radius)
@@ -79,15 +82,14 @@ def _subtract(a: Any, b: Any) -> Box:
 
 def _multiply(a: Any, b: Any) -> Box:
     if isinstance(a, Box) and isinstance(b, Box):
-        raise NotImplementedError
+        raise NoBoundsError
     return a.scaled(b) if isinstance(a, Box) else b.scaled(a)
 
 
 def _divide(a: Any, b: Any) -> Box:
     if isinstance(b, Box):
-        raise NotImplementedError
-    center = a.center / b
-    return Box(center, a.radius / abs(b))
+        raise NoBoundsError
+    return Box(a.center / b, a.radius / abs(b))
 
 
 def _concatenate(boxes: Any, dim: int = 0) -> Box:
@@ -103,8 +105,12 @@ def _pad(a: Box, pad: Any, mode: str = "constant", value: float | None = None) -
 
 def _leaky_relu(a: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
     if negative_slope < 0:
-        raise NotImplementedError
+        raise NoBoundsError
     return a.monotone(lambda z: functional.leaky_relu(z, negative_slope))
+
+
+def _average(a: Box, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Box:
+    return a.rearranged(lambda z: functional.avg_pool2d(z, kernel_size, stride, padding))
 
 
 _ARITHMETIC: dict[Any, Callable[..., Box]] = {
@@ -114,142 +120,115 @@ _ARITHMETIC: dict[Any, Callable[..., Box]] = {
     operator.truediv: _divide, torch.div: _divide, "div": _divide,
     operator.neg: _negative, torch.neg: _negative, "neg": _negative,
     torch.cat: _concatenate, torch.concat: _concatenate, functional.pad: _pad, functional.leaky_relu: _leaky_relu,
+    functional.avg_pool2d: _average,
 }  # fmt: skip
-"""Operations with a rule of their own, by function or by the name of the method."""
+"""Operations with a rule of their own, by function or by the name of the method; an option that is no argument of the
+rule, such as `alpha` of `torch.add`, has no bounds."""
 
 _MONOTONE = {
     functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_", functional.relu6, functional.hardtanh,
-    torch.sigmoid, "sigmoid", functional.sigmoid, torch.tanh, "tanh", functional.tanh, functional.elu,
+    torch.sigmoid, "sigmoid", functional.sigmoid, torch.tanh, "tanh", functional.tanh,
     functional.softplus, torch.clamp, "clamp", functional.max_pool2d, functional.adaptive_max_pool2d,
 }  # fmt: skip
-"""Operations of one box that fall nowhere; their other arguments are constants."""
+"""Operations of one box that fall nowhere, whatever their other arguments, which are constants."""
 
 _REARRANGING = {
     operator.getitem, torch.flatten, "flatten", "view", "reshape", torch.reshape, "permute", torch.permute,
     "transpose", torch.transpose, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, "contiguous", "expand",
-    "mean", torch.mean, "sum", torch.sum, functional.avg_pool2d, functional.adaptive_avg_pool2d, "float", "to",
+    "mean", torch.mean, "sum", torch.sum, functional.adaptive_avg_pool2d,
 }  # fmt: skip
 """Operations of one box that move entries around or weigh them with non-negative weights."""
 
-_QUESTIONS = {"size", "dim", getattr}
-"""Operations that ask for the shape of a value."""
+_QUESTIONS = {"size", "dim"}
+"""Methods that ask for the shape of a value."""
+
+_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
+"""Attributes that say nothing of the entries of a value."""
 
 _MONOTONE_LAYERS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool2d)
 _REARRANGING_LAYERS = (nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten)
 _PASSING_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
-def _through_layer(layer: nn.Module, box: Box) -> Box:
-    """The image of a box under a layer in evaluation mode.
+def through_layer(layer: nn.Module, box: Box) -> Box:
+    """The image of a box under a layer in evaluation mode, by its weights alone.
+
+    The layer itself is not called: a hook or a replaced method would change the center and not the radius. Without them
+    both are those of the layer's weights, and whoever compares the center with the network notices.
 
     Raises:
-        NotImplementedError: A layer of another kind.
+        NoBoundsError: A layer of another kind.
     """
-    kind = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
+    kind: Any = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
+    forward: Callable[..., Tensor] = kind.forward
     if kind in _PASSING_LAYERS:
         return box
     if kind in _MONOTONE_LAYERS:
-        return box.monotone(layer)
-    if kind in _REARRANGING_LAYERS:
-        return box.rearranged(layer)
+        return box.monotone(partial(forward, layer))
+    if kind in _REARRANGING_LAYERS and getattr(layer, "divisor_override", None) is None:
+        return box.rearranged(partial(forward, layer))
     match layer:
         case nn.LeakyReLU() if kind is nn.LeakyReLU:
             return _leaky_relu(box, layer.negative_slope)
         case nn.Linear() if kind is nn.Linear:
-            return Box(layer(box.center), functional.linear(box.radius, layer.weight.abs()))
+            center = functional.linear(box.center, layer.weight, layer.bias)
+            return Box(center, functional.linear(box.radius, layer.weight.abs()))
         case nn.Conv2d(padding_mode="zeros") if kind is nn.Conv2d:
-            options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            radius: Tensor = torch.conv2d(box.radius, layer.weight.abs(), None, *options)  # type: ignore[arg-type]
-            return Box(layer(box.center), radius)
-        case nn.BatchNorm1d() | nn.BatchNorm2d() if layer.running_var is not None:
+            options: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            center = torch.conv2d(box.center, layer.weight, layer.bias, *options)
+            return Box(center, torch.conv2d(box.radius, layer.weight.abs(), None, *options))
+        case nn.BatchNorm1d() | nn.BatchNorm2d() if kind is nn.modules.batchnorm._BatchNorm:
+            if layer.running_mean is None or layer.running_var is None:
+                raise NoBoundsError
+            shape = (-1, *[1] * (box.radius.dim() - 2))
             scale = (layer.running_var + layer.eps).rsqrt()
-            scale = (scale if layer.weight is None else scale * layer.weight.abs()).view(
-                -1, *[1] * (box.radius.dim() - 2)
-            )
-            return Box(layer(box.center), box.radius * scale)
-    raise NotImplementedError
+            scale = scale if layer.weight is None else scale * layer.weight
+            shift = 0.0 if layer.bias is None else layer.bias.view(shape)
+            center = (box.center - layer.running_mean.view(shape)) * scale.view(shape) + shift
+            return Box(center, box.radius * scale.abs().view(shape))
+    raise NoBoundsError
 
 
-class BoxInterpreter(fx.Interpreter):
-    """Runs a traced network on a box of images instead of on images.
-
-    Args:
-        graph: The network, in evaluation mode, traced by `traced`.
-    """
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.last = _last_linear(graph)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """One operation.
-
-        Args:
-            n: Of the graph.
-
-        Raises:
-            UserError: An operation that has no rule, named.
-        """
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        boxes = [a for a in (*args, *kwargs.values()) if isinstance(a, Box)]
-        listed = bool(args) and isinstance(args[0], list | tuple) and any(isinstance(a, Box) for a in args[0])
-        if n.op in ("placeholder", "output", "get_attr") or not (boxes or listed):
-            return super().run_node(n)
-        if n is self.last:  # the margins are bounded from what goes into the last layer, together with its weights
-            return args[0]
-        try:
-            if n.op == "call_module":
-                return _through_layer(self.fetch_attr(str(n.target)), args[0])
-            return self._through_operation(n.target, args, kwargs)
-        except NotImplementedError:
-            what = self.fetch_attr(str(n.target)) if n.op == "call_module" else getattr(n.target, "__name__", n.target)
-            raise UserError(
-                f"{n.name} ({what}) of the network has no interval bounds; certify a network of affine layers, "
-                "monotone activations, pooling, additions and changes of shape"
-            ) from None
-
-    def _through_operation(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target in _ARITHMETIC:
-            return _ARITHMETIC[target](*args, **kwargs)
-        if target in _QUESTIONS:
-            call = getattr if target is getattr else getattr(torch.Tensor, target)
-            return call(args[0].center, *args[1:], **kwargs)
-        if target in _MONOTONE or target in _REARRANGING:
-            call = getattr(torch.Tensor, target) if isinstance(target, str) else target
-
-            def work(z: Tensor) -> Tensor:
-                result: Tensor = call(z, *args[1:], **kwargs)
-                return result
-
-            return args[0].monotone(work) if target in _MONOTONE else args[0].rearranged(work)
-        raise NotImplementedError
-
-
-def traced(model: nn.Module) -> fx.GraphModule:
-    """The graph of a network's forward pass.
+def through_operation(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation of which some argument is a box makes of it.
 
     Args:
-        model: In evaluation mode.
+        target: A function, or the name of a method.
+        args: Its arguments.
+        kwargs: Those given by name.
 
     Raises:
-        UserError: Its forward pass depends on values, or does what cannot be traced.
+        NoBoundsError: An operation, or arguments, that no table here has.
     """
-    try:
-        return fx.symbolic_trace(model)
-    except Exception as error:  # whatever a forward pass does with a symbol in place of its images
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the forward pass of {type(model).__name__} has no fixed graph ({reason}); certify a network whose "
-            "operations do not depend on the values of its images"
-        ) from error
+    if target in _ARITHMETIC:
+        return _ARITHMETIC[target](*args, **kwargs)
+    if not args or not isinstance(args[0], Box) or boxes_in((args[1:], kwargs)):
+        raise NoBoundsError
+    if target is getattr and args[1] in _ATTRIBUTES:
+        return getattr(args[0].center, args[1])
+    call = getattr(torch.Tensor, target) if isinstance(target, str) else target
+    if target in _QUESTIONS:
+        return call(args[0].center, *args[1:], **kwargs)
+    if target in _MONOTONE:
+        return args[0].monotone(lambda z: call(z, *args[1:], **kwargs))
+    if target in _REARRANGING:
+        return args[0].rearranged(lambda z: call(z, *args[1:], **kwargs))
+    raise NoBoundsError
 
 
-def _last_linear(graph: fx.GraphModule) -> fx.Node | None:
-    """The linear layer whose values are the network's logits, if it ends in one."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    node = output.args[0]
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        layer = graph.get_submodule(str(node.target))
-        if type(layer) is nn.Linear:
-            return node
-    return None
+def boxes_in(value: Any) -> bool:
+    """Whether there is a box among the arguments of an operation."""
+    if isinstance(value, dict):
+        return boxes_in(list(value.values()))
+    return any(map(boxes_in, value)) if isinstance(value, list | tuple) else isinstance(value, Box)
+
+
+def may_share_memory(operation: Any) -> bool:
+    """Whether an operation may return its input's own memory, so that a change of the one is a change of the other.
+
+    Args:
+        operation: A layer, a function, or the name of a method.
+    """
+    if isinstance(operation, nn.Module):
+        return isinstance(operation, (*_PASSING_LAYERS, nn.Flatten, nn.Unflatten))
+    return operation in _REARRANGING
