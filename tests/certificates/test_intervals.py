@@ -227,6 +227,26 @@ def test_what_would_lose_the_radius_is_refused(function):
         IntervalNetwork(Forward(function).eval(), torch.float64).margins(x, torch.tensor([0, 1]), radii(0.1, 2))
 
 
+@pytest.mark.parametrize("wrap", [lambda z: {"logits": z}, lambda z: {"logits": z, "features": z}])
+def test_an_output_that_holds_the_logits_among_others_is_refused(wrap):
+    net = Forward(lambda layer, x: wrap(layer(x.flatten(1)))).eval()
+    with pytest.raises(UserError, match="returns its logits alone"):
+        LinearRelaxation(norm="inf", method="ibp")(net, torch.rand(3, *SHAPE), torch.tensor([0, 1, 2]))
+
+
+def test_two_classes_and_images_that_are_all_misclassified():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(128, 2)).eval()
+    x = torch.rand(4, *SHAPE)
+    y = net(x).argmax(1)
+    certificate = LinearRelaxation(norm="inf", method="ibp")
+    weight = net[1].weight.detach()
+    logits = net(x)
+    exact = (margin(logits, y) / (weight[0] - weight[1]).abs().sum()).detach().double()
+    assert (certificate(net, x, y).radii >= 0.98 * exact).all()  # and more where the box is in the way
+    assert torch.equal(certificate(net, x, 1 - y).radii, torch.zeros(4, dtype=torch.float64))
+
+
 def doubled(layer):
     """Three ways in which a layer computes twice what its weights say."""
     yield "hook", lambda: layer.register_forward_hook(lambda module, inputs, output: 2 * output)

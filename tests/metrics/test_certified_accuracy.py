@@ -1,6 +1,8 @@
 """What a certificate guarantees over a whole set, against linear programming and against the attack's bound."""
 
 import math
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -61,3 +63,26 @@ def test_certificate_and_attack_enclose_the_truth(p):
     with torch.no_grad():
         certified = filled(ball, radii, logits=net(x), labels=y)
     assert 0 < certified["certified_acc"] <= float(attacked.compute()["worst_acc"])
+
+
+def _rank(rank, port, out):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    ball = WassersteinBall(2, math.inf, 0.05)
+    certified, worst = CertifiedAccuracy(ball), WorstCaseAccuracy(ball)
+    if rank == 0:
+        certified.update(LOGITS, LABELS, RADII, torch.ones(6))
+        worst.update(RADII, torch.ones(6))
+    torch.save({**certified.compute(), **worst.compute()}, out / f"{rank}.pt")
+
+
+@pytest.mark.slow
+def test_a_rank_without_images_takes_part(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (port, tmp_path), nprocs=2)
+    alone = filled(WassersteinBall(2, math.inf, 0.05), RADII)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert float(found["certified_acc"]) == alone["certified_acc"] == float(found["worst_acc"])

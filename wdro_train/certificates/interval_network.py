@@ -11,6 +11,7 @@ from torch.nn import functional
 from wdro_train.certificates.box_interpreter import BoxInterpreter, traced
 from wdro_train.certificates.intervals import Box
 from wdro_train.theory.ground_norm import per_image
+from wdro_train.utils.errors import UserError
 
 
 class IntervalNetwork:
@@ -40,11 +41,18 @@ class IntervalNetwork:
 
         Returns:
             Shape [B], float64, in logit units.
+
+        Raises:
+            UserError: An operation without interval bounds, named, or an output that is more than logits.
         """
         x = x.to(self.dtype)
         reach = per_image(radii.to(self.dtype), x)
         box = self._interpreter.run(Box.between((x - reach).clamp(min=0), (x + reach).clamp(max=1)))
-        assert isinstance(box, Box)
+        if not isinstance(box, Box):
+            raise UserError(
+                f"the network returns {type(box).__name__}, of which no interval bounds are found; certify one that "
+                "returns its logits alone"
+            )
         if isinstance(self._last, nn.Linear):
             bounds = self._merged(self._last, box, y)
         else:

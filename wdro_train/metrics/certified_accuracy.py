@@ -44,6 +44,7 @@ class CertifiedAccuracy(Metric):
     def __init__(self, ball: WassersteinBall, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.p, self.delta = ball.p, ball.delta
+        self.set_dtype(torch.float64)  # what a rank without images brings to the others has this type, too
         self.add_state("certified", [], dist_reduce_fx="cat")
         self.add_state("right", [], dist_reduce_fx="cat")
 

@@ -41,6 +41,7 @@ class WorstCaseAccuracy(Metric):
     def __init__(self, ball: WassersteinBall, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.p, self.delta = ball.p, ball.delta
+        self.set_dtype(torch.float64)  # what a rank without images brings to the others has this type, too
         self.add_state("found", [], dist_reduce_fx="cat")
 
     def update(self, flips: Tensor, weight: Tensor) -> None:
