@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,6 +29,19 @@ class IntervalNetwork:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, norm: float = float("inf")) -> None:
         self._network, self.dtype, self.norm = BoxInterpreter(model, dtype), dtype, norm
+
+    @classmethod
+    def live(cls, model: nn.Module, norm: float = float("inf")) -> Self:
+        """A network on its present weights, with their gradients, however they change: to train on its bounds.
+
+        Nothing is copied, and the graph is read once, on the device where the network is. BatchNorm is bounded with its
+        running statistics and dropout is left out, as in evaluation mode.
+
+        Args:
+            model: See the class; its mode is as before afterwards.
+            norm: Ground norm s.
+        """
+        return cls(model, None, norm)
 
     def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """See `MarginBounds`; differentiable."""

@@ -78,9 +78,14 @@ def activation(box: Box, function: Callable[[Tensor], Tensor]) -> EntryLines:
     (low, f(low)) is below f, the one through (high, f(high)) above.
     """
     low, high = box.low, box.high
-    (at_low, slope_low), (at_high, slope_high) = (torch.func.vjp(function, end) for end in (low, high))
-    slope = torch.minimum(*slope_low(torch.ones_like(low)), *slope_high(torch.ones_like(high)))
+    at_low, at_high = function(low), function(high)
+    slope = torch.minimum(_derivative(function, low), _derivative(function, high))
     return EntryLines(slope, at_low - slope * low, slope, at_high - slope * high)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    derivative: Tensor = torch.func.grad(lambda point: function(point).sum())(z)
+    return derivative
 
 
 @dataclass(frozen=True)
