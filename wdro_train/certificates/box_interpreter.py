@@ -35,7 +35,7 @@ class BoxInterpreter(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        graph = traced(model if dtype is None else copy.deepcopy(model).to(dtype))
+        graph = traced(model if dtype is None else copy.deepcopy(model).to(dtype).requires_grad_(False))
         super().__init__(graph)
         self.graph_module, self._last = graph, _last_linear(graph)
         layer = None if self._last is None else graph.get_submodule(str(self._last.target))

@@ -44,13 +44,13 @@ class IntervalNetwork:
         return cls(model, None, norm)
 
     def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """See `MarginBounds`; differentiable."""
+        """See `DifferentiableBounds`."""
         box = self._network.features(around(x.to(self.dtype or x.dtype), radii, self.norm))
         assert isinstance(box, Box)
         return interval_differences(box, self._network.last_layer, y)
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """Lower bounds of the margins, the least of `differences` over j != y; shape [B], float64."""
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """See `MarginBounds`."""
         return smallest(self.differences(x, y, radii), y).double()
 
 

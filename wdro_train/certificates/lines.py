@@ -44,12 +44,16 @@ class EntryLines:
         below_offset: Their offsets, [B, ...].
         above: Slopes of the upper lines, [B, ...].
         above_offset: Their offsets, [B, ...].
+        least: Where `free`, the lower line may have any slope from this one to 1.
+        free: Boolean, [B, ...]; None where all lines are as they are.
     """
 
     below: Tensor
     below_offset: Tensor
     above: Tensor
     above_offset: Tensor
+    least: float = 0.0
+    free: Tensor | None = None
 
     def pull_back(self, coefficients: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lines`."""
@@ -62,13 +66,14 @@ class EntryLines:
 def rectifier(box: Box, slope: float) -> EntryLines:
     """Lines of max(z, 0) + slope min(z, 0), 0 <= slope <= 1, for low <= z <= high.
 
-    From above the chord; from below slope z or z, whichever leaves the smaller area between the two lines. Exact where
-    the sign of z is known.
+    From above the chord; from below slope z or z, whichever leaves the smaller area between the two lines, though any
+    slope in between would do. Exact where the sign of z is known.
     """
     low, high = box.low.clamp(max=0), box.high.clamp(min=0)
     above = (high - slope * low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny)
     below = torch.where(box.low >= 0, 1.0, torch.where(box.high <= 0, slope, (high > -low) * (1 - slope) + slope))
-    return EntryLines(below.to(low), torch.zeros_like(low), above, (slope - above) * low)
+    free = (box.low < 0) & (box.high > 0)
+    return EntryLines(below.to(low), torch.zeros_like(low), above, (slope - above) * low, slope, free)
 
 
 def activation(box: Box, function: Callable[[Tensor], Tensor]) -> EntryLines:

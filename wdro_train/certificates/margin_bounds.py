@@ -10,10 +10,31 @@ from torch.nn import functional
 
 
 class MarginBounds(Protocol):
-    """Lower bounds of f_y - f_j over balls around images."""
+    """Lower bounds of a network's margins over balls around images."""
+
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """Lower bounds of min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
+
+        Args:
+            x: Images in [0, 1], shape [B, ...].
+            y: Labels, shape [B].
+            radii: Shape [B].
+            enough: A bound above this need not be improved, shape [B]; 0 if None.
+
+        Returns:
+            Shape [B], float64, in logit units.
+
+        Raises:
+            UserError: A part of the network without bounds, named.
+        """
+        ...
+
+
+class DifferentiableBounds(Protocol):
+    """Bounds that a network can be trained on."""
 
     def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """Lower bounds of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
+        """Lower bounds of f_y - f_j for each class j, over the ball of `MarginBounds`.
 
         Args:
             x: Images in [0, 1], shape [B, ...].
@@ -21,7 +42,7 @@ class MarginBounds(Protocol):
             radii: Shape [B].
 
         Returns:
-            Shape [B, m], in logit units, differentiable where the bounds' class says so; 0 for j = y.
+            Shape [B, m], in logit units; 0 for j = y.
 
         Raises:
             UserError: A part of the network without bounds, named.

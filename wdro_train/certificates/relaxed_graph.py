@@ -14,7 +14,7 @@ from wdro_train.certificates.box_interpreter import BoxInterpreter
 from wdro_train.certificates.boxes import around
 from wdro_train.certificates.interval_network import interval_differences
 from wdro_train.certificates.margin_bounds import difference_rows, smallest
-from wdro_train.certificates.tape import Relaxed, Tape
+from wdro_train.certificates.tape import Relaxed, Tape, Tighten, as_it_is
 from wdro_train.theory.box import free_gradient
 from wdro_train.theory.ground_norm import conjugate, per_image
 
@@ -51,24 +51,43 @@ class RelaxedGraph:
         return cls(model, None, norm)
 
     def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """See `MarginBounds`; differentiable."""
+        """See `DifferentiableBounds`."""
         x = x.to(self.dtype or x.dtype)
-        tape = Tape(x, partial(fall, x, radii, self.norm))
-        features = self._network.features(Relaxed(around(x, radii, self.norm), tape.image, tape))
-        assert isinstance(features, Relaxed)
-        layer = self._network.last_layer
-        logits = features if layer is None else features.weighted(functional.linear, layer.weight, _bias(layer))
+        logits, by_intervals = relaxed_logits(self._network, x, y, radii, self.norm)
         rows = difference_rows(y, logits.value.shape[1], x)
-        bounds = tape.lower_bounds(logits.value, rows).T
-        return torch.maximum(bounds, interval_differences(features.box, layer, y))
+        bounds = logits.tape.lower_bounds(logits.value, rows).T
+        return torch.maximum(bounds, by_intervals)
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """Lower bounds of the margins, the least of `differences` over j != y; shape [B], float64."""
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """See `MarginBounds`."""
         return smallest(self.differences(x, y, radii), y).double()
 
 
-def _bias(layer: nn.Linear) -> Tensor | float:
-    return 0.0 if layer.bias is None else layer.bias
+def relaxed_logits(
+    network: BoxInterpreter, x: Tensor, y: Tensor, radii: Tensor, norm: float, tighten: Tighten = as_it_is
+) -> tuple[Relaxed, Tensor]:
+    """Run a network on balls around images.
+
+    Args:
+        network: It.
+        x: Images in [0, 1], shape [B, ...].
+        y: Labels, shape [B].
+        radii: Shape [B].
+        norm: Ground norm s.
+        tighten: See `Tape`.
+
+    Returns:
+        The logits; and the lower bounds of f_y - f_j by the last boxes alone, shape [B, m].
+    """
+    tape = Tape(x, partial(fall, x, radii, norm), tighten)
+    features = network.features(Relaxed(around(x, radii, norm), tape.image, tape))
+    assert isinstance(features, Relaxed)
+    layer = network.last_layer
+    by_intervals = interval_differences(features.box, layer, y)
+    if layer is None:
+        return features, by_intervals
+    bias = 0.0 if layer.bias is None else layer.bias
+    return features.weighted(functional.linear, layer.weight, bias), by_intervals
 
 
 def fall(x: Tensor, radii: Tensor, norm: float, coefficients: Tensor) -> Tensor:

@@ -20,6 +20,15 @@ from wdro_train.certificates.boxes import Box
 from wdro_train.certificates.lines import ConstantLines, Lines, activation, max_pool, rectifier
 from wdro_train.certificates.value_set import ValueSet
 
+Tighten = Callable[["Tape", Tensor, Box], Box]
+"""From a tape, the argument of its next nonlinear operation as it is recorded, and the argument's box, to a box inside
+that one that still holds all its values."""
+
+
+def as_it_is(tape: Tape, value: Tensor, box: Box) -> Box:
+    """The box that there is."""
+    return box
+
 
 @dataclass(frozen=True)
 class Step:
@@ -43,10 +52,11 @@ class Tape:
         x: Images, shape [B, ...].
         fall: Takes coefficients [M, B, ...] of the images and gives lower bounds [M, B] of <coefficients, x' - x> over
             all x' that are allowed.
+        tighten: Finds better boxes for the arguments of nonlinear operations.
     """
 
-    def __init__(self, x: Tensor, fall: Callable[[Tensor], Tensor]) -> None:
-        self.image, self.fall = x.detach().clone().requires_grad_(), fall
+    def __init__(self, x: Tensor, fall: Callable[[Tensor], Tensor], tighten: Tighten = as_it_is) -> None:
+        self.image, self.fall, self.tighten = x.detach().clone().requires_grad_(), fall, tighten
         self.steps: list[Step] = []
 
     def nonlinear(self, before: Tensor, function: Callable[[Tensor], Tensor], lines: Lines) -> Tensor:
@@ -56,7 +66,7 @@ class Tape:
         self.steps.append(Step(before, after.detach().requires_grad_(), lines))
         return self.steps[-1].after
 
-    def lower_bounds(self, value: Tensor, coefficients: Tensor) -> Tensor:
+    def lower_bounds(self, value: Tensor, coefficients: Tensor, lines: Sequence[Lines] | None = None) -> Tensor:
         """Lower bounds of <coefficients, value> over all images that are allowed.
 
         Differentiable with respect to the network's weights and the lines, if gradients are on.
@@ -64,10 +74,12 @@ class Tape:
         Args:
             value: Some tensor of the record, shape [B, ...].
             coefficients: Shape [M, B, ...].
+            lines: Of each step, instead of its own.
 
         Returns:
             Shape [M, B].
         """
+        lines = [step.lines for step in self.steps] if lines is None else lines
         points = [self.image, *(step.after for step in self.steps)]
         carried = self._pull_back(value, coefficients, points)
         bounds = (coefficients * value).flatten(2).sum(2)
@@ -75,7 +87,7 @@ class Tape:
             if k + 1 not in carried:
                 continue
             step = self.steps[k]
-            pulled, gap = step.lines.pull_back(carried.pop(k + 1), step.before, step.after.detach())
+            pulled, gap = lines[k].pull_back(carried.pop(k + 1), step.before, step.after.detach())
             bounds = bounds + gap
             for place, part in self._pull_back(step.before, pulled, points[: k + 1]).items():
                 carried[place] = carried[place] + part if place in carried else part
@@ -152,12 +164,13 @@ class Relaxed(ValueSet):
 
     def monotone(self, function: Callable[[Tensor], Tensor]) -> Relaxed:
         """See `ValueSet`."""
-        box = self.box.monotone(function)
-        return self._nonlinear(box, function, ConstantLines(box.low, box.high, self.value.shape))
+        bounds = self.box.monotone(function)
+        return self._nonlinear(function, bounds, ConstantLines(bounds.low, bounds.high, self.value.shape))
 
     def activated(self, function: Callable[[Tensor], Tensor]) -> Relaxed:
         """See `ValueSet`."""
-        return self._nonlinear(self.box.activated(function), function, activation(self.box, function))
+        box = self.tape.tighten(self.tape, self.value, self.box)
+        return self._nonlinear(function, box.activated(function), activation(box, function))
 
     def rectified(self, slope: float) -> Relaxed:
         """See `ValueSet`."""
@@ -167,16 +180,18 @@ class Relaxed(ValueSet):
 
         if slope > 1:
             return self.activated(function)
-        return self._nonlinear(self.box.rectified(slope), function, rectifier(self.box, slope))
+        box = self.tape.tighten(self.tape, self.value, self.box)
+        return self._nonlinear(function, box.rectified(slope), rectifier(box, slope))
 
     def max_pooled(self, *options: Any) -> Relaxed:
         """See `ValueSet`."""
-        lines = max_pool(self.box, *options)
-        return self._nonlinear(self.box.max_pooled(*options), lambda z: functional.max_pool2d(z, *options), lines)
+        box = self.tape.tighten(self.tape, self.value, self.box)
+        pooled = box.max_pooled(*options)
+        return self._nonlinear(lambda z: functional.max_pool2d(z, *options), pooled, max_pool(box, *options))
 
     def _affine(self, box: Box, function: Callable[[], Tensor]) -> Relaxed:
         with torch.enable_grad():
             return Relaxed(box, function(), self.tape)
 
-    def _nonlinear(self, box: Box, function: Callable[[Tensor], Tensor], lines: Lines) -> Relaxed:
+    def _nonlinear(self, function: Callable[[Tensor], Tensor], box: Box, lines: Lines) -> Relaxed:
         return Relaxed(box, self.tape.nonlinear(self.value, function, lines), self.tape)
