@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from wdro_train.certificates.box_interpreter import BoxInterpreter
 from wdro_train.certificates.boxes import Box, around
-from wdro_train.certificates.margin_bounds import largest
+from wdro_train.certificates.margin_bounds import MarginBounds, largest
 from wdro_train.certificates.value_set import ValueSet
 
 # Roundings that are charged to an operation entry by entry: its own and those of constants that were computed before,
@@ -165,10 +165,14 @@ class RoundingErrors:
         model: Any network whose operations have interval bounds; see `wdro_train.certificates.intervals`.
         norm: Ground norm s, one of 1, 2, inf.
         arithmetic: In which the network is computed.
+        dtype: In which the bounds are; float32 does for a search whose results are checked in float64.
     """
 
-    def __init__(self, model: nn.Module, norm: float, arithmetic: Arithmetic = FLOAT32) -> None:
-        self._network, self.norm, self.arithmetic = BoxInterpreter(model, torch.float64), norm, arithmetic
+    def __init__(
+        self, model: nn.Module, norm: float, arithmetic: Arithmetic = FLOAT32, dtype: torch.dtype = torch.float64
+    ) -> None:
+        self._network, self.norm, self.arithmetic = BoxInterpreter(model, dtype), norm, arithmetic
+        self.dtype = dtype
 
     def margins(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """By how much the computed f_y - f_j can miss the exact one, at most, over j != y and ||x' - x||_s <= radius.
@@ -181,15 +185,32 @@ class RoundingErrors:
         Returns:
             Shape [B], float64, in logit units.
         """
-        images = around(x.double(), radii, self.norm)
+        images = around(x.to(self.dtype), radii, self.norm)
         found = self._network.features(ComputedBox(images, torch.zeros_like(images.center), self.arithmetic))
         assert isinstance(found, ComputedBox)
         layer = self._network.last_layer
         if layer is None:
-            return largest(found.error + found.error.gather(1, y[:, None]), y)
+            return largest(found.error + found.error.gather(1, y[:, None]), y).double()
         share = self.arithmetic.products(layer.in_features + 1)
         bias = 0.0 if layer.bias is None else layer.bias.abs()
         own = share * (functional.linear(found.size, layer.weight.abs()) + bias)
         differences = (layer.weight[:, None] - layer.weight).abs()  # [m, m, F]: row y, column j
         passed_on = torch.einsum("bjf,bf->bj", differences[y], found.error)
-        return largest(passed_on + own + own.gather(1, y[:, None]), y)
+        return largest(passed_on + own + own.gather(1, y[:, None]), y).double()
+
+
+class ComputedMargins:
+    """Lower bounds of the margins that are computed, from bounds of the exact ones; `MarginBounds`.
+
+    Args:
+        bounds: Of the exact margins.
+        errors: Of the computed margins.
+    """
+
+    def __init__(self, bounds: MarginBounds, errors: RoundingErrors) -> None:
+        self.bounds, self.errors = bounds, errors
+
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """See `MarginBounds`."""
+        errors = self.errors.margins(x, y, radii)
+        return self.bounds.margins(x, y, radii, errors if enough is None else errors + enough) - errors
