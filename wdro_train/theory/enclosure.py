@@ -13,26 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
+from wdro_train.theory.band import Interval
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 
 _ROUNDING = 1e-6  # of a distance: more than the difference of two float32 images loses
-
-
-class Interval(NamedTuple):
-    """Two numbers between which a third one lies.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end, at least `low`.
-    """
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,12 @@ from rich.progress import track
 
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, named_certificate, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
 from wdro_train.tools.loading import add_loading_options, chosen_network
-from wdro_train.tools.method_tables import band_width, certified_note, figures, summary
+from wdro_train.tools.method_tables import certified_note, figures, summary
 from wdro_train.utils import tables
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError

@@ -11,19 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wdro_train.theory.robustness_curve import Floats, RobustnessCurve
+from wdro_train.theory.band import band_width
+from wdro_train.theory.robustness_curve import Floats
 from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.utils.files import replacing
 
 _LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
 _MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
 _COLOURS = 10  # of matplotlib's cycle, after which markers and dashes change
-_ALPHA = 0.05  # error probability of the confidence bands
-
-
-def band_width(images: int) -> float:
-    """By how much the accuracy on the population may exceed that on so many images, at 95 % (theory, section 12)."""
-    return RobustnessCurve(np.zeros(images)).band(_ALPHA).width
 
 
 def by_method(results: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
@@ -121,7 +116,7 @@ def _curves(groups: dict[str, list[JudgedRun]], ranked: list[str], shown: list[s
             values = np.mean([r["curves"][p] for r in group], axis=0)
             style = _DASHES[rank // _COLOURS % len(_DASHES)]
             (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
-            # An attack's accuracy has no valid lower end for the population: see `Band`.
+            # An attack's accuracy has no valid lower end for the population: see `Band`. Each at 95 %.
             upper = np.clip(values + band_width(group[0]["images"]), 0, 1)
             ax.fill_between(group[0]["deltas"], values, upper, alpha=0.15, color=line.get_color(), linewidth=0)
             _certified(ax, group, p, values, line.get_color())

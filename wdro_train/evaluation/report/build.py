@@ -36,7 +36,8 @@ from wdro_train.evaluation.report.schema import (
     WorstCaseBlock,
 )
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.robustness_curve import Band, RobustnessCurve
+from wdro_train.theory.band import Band
+from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.files import write_json
 from wdro_train.utils.versions import git_revision, package_version
 
