@@ -20,6 +20,7 @@ from wdro_train.evaluation.choices import CurveGrid
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
+from wdro_train.evaluation.report.intervals import differences, interval
 from wdro_train.evaluation.report.published import published
 from wdro_train.evaluation.report.schema import (
     SCHEMA,
@@ -63,7 +64,14 @@ def header(config: Any) -> Header:
     }
 
 
-def report(made_by: Header, ball: WassersteinBall, split: str, models: list[ModelReport]) -> Report:
+def report(
+    made_by: Header,
+    ball: WassersteinBall,
+    split: str,
+    models: list[ModelReport],
+    evidence: Sequence[NetworkEvidence],
+    alpha: float,
+) -> Report:
     """The whole report.
 
     Args:
@@ -71,14 +79,23 @@ def report(made_by: Header, ball: WassersteinBall, split: str, models: list[Mode
         ball: The threat.
         split: The images judged: `train`, `val` or `test`.
         models: From `model`, one for each network; equal names are numbered.
+        evidence: What was measured of each.
+        alpha: Error probability of the intervals of the differences.
     """
     tell_apart(models)
     threat: ThreatBlock = {"p": ball.p, "norm": ball.norm, "delta": ball.delta}
-    return Report(**made_by, threat=threat, split=split, models=models)
+    compared = differences(evidence, [model["name"] for model in models], ball, alpha)
+    return Report(**made_by, threat=threat, split=split, models=models, differences=compared)
 
 
 def model(
-    network: JudgedNetwork, evidence: NetworkEvidence, grid: CurveGrid, *, attack: dict[str, Any], movers: int
+    network: JudgedNetwork,
+    evidence: NetworkEvidence,
+    grid: CurveGrid,
+    *,
+    attack: dict[str, Any],
+    movers: int,
+    networks: int = 1,
 ) -> ModelReport:
     """The block of one network.
 
@@ -88,14 +105,16 @@ def model(
         grid: Where the curve is reported, and with which band.
         attack: Name and settings of the minimum-norm attack.
         movers: Number of images that the worst case moves first to be listed.
+        networks: Number of networks of the report, for all of which the bands hold jointly.
     """
     curve, ball = evidence.curve, evidence.ball
-    band = curve.band(grid.alpha, grid.sided)
+    band = curve.band(grid.alpha, grid.sided, networks)
     return {
         "name": network.name,
         "checkpoint": str(network.path),
         "trained_with": network.config,
         "images": len(curve),
+        "images_digest": evidence.images,
         "sample": evidence.sample,
         "clean_accuracy": curve.clean_accuracy,
         "norm": ball.norm,
@@ -105,7 +124,13 @@ def model(
             "median_of_correct": evidence.median_distance,
             "histogram": histogram(curve.distances),
         },
-        "band": {"alpha": grid.alpha, "sided": band.sided, "width": band.width, "level": band.level},
+        "band": {
+            "alpha": grid.alpha,
+            "sided": band.sided,
+            "width": band.width,
+            "level": band.level,
+            "networks": networks,
+        },
         "curves": curve_rows(
             curve,
             grid.orders,
@@ -114,9 +139,10 @@ def model(
             alone=evidence.curve_image_by_image,
             certified=None if evidence.certificate is None else evidence.certificate.curve,
         ),
+        "interval": interval(evidence, band),
         "worst_case": _worst_case(evidence, movers),
         "poster": [_poster_row(row) for row in evidence.rows],
-        "certificate": None if evidence.certificate is None else _certificate(evidence.certificate),
+        "certificate": None if evidence.certificate is None else _certificate(evidence, evidence.certificate),
         "peers": [_peer_row(reference) for reference in evidence.references],
         "published": _published(network, ball),
         "warnings": [{"check": sign.check, "figure": sign.figure, "text": sign.text} for sign in evidence.warnings],
@@ -253,11 +279,12 @@ def _poster_row(judged: RowWithWorstCase) -> PosterRow:
     }
 
 
-def _certificate(found: CertifiedCurve) -> CertificateBlock:
+def _certificate(evidence: NetworkEvidence, found: CertifiedCurve) -> CertificateBlock:
     return {
         "method": found.method,
         "level": found.level,
         "about": found.about,
+        "encloses": evidence.enclosure is not None,
         "clean_accuracy": found.curve.clean_accuracy,
         "radii": found.curve.distances.tolist(),
     }
