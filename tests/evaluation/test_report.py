@@ -33,8 +33,8 @@ from wdro_train.evaluation.distances import FoundDistances, distance_stage, find
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.report import build as reports
 from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema, terminal
+from wdro_train.evaluation.report.curves import curve_rows
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.intervals import differences
 from wdro_train.evaluation.report.publish import scalars
@@ -91,8 +91,9 @@ def certified_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certified")
     for name, steps in (("first", 30), ("second", 60)):
         checkpoint(folder, name, steps)
-    shared = ["limit=70", "accelerator=cpu", f"store={folder}/store", "poster=null", "pictures=0", "distances.steps=10"]
-    cfg = configuration("evaluate", *shared, "certificate.method=ibp", f"run_dir={folder}")
+    shared = ["limit=70", "accelerator=cpu", f"store={folder}/store", "poster=null", "pictures=0"]
+    shared += ["distances.steps=10", "attack.delta=0.02"]
+    cfg = configuration("evaluate", *shared, "certificate.method=crown", f"run_dir={folder}")
     cfg.ckpt_path = [str(folder / f"{name}.ckpt") for name in ("first", "second")]
     evaluate(cfg)
     return folder
@@ -122,7 +123,7 @@ def enclosed(folder):
     found, sure = RobustnessCurve(distances), RobustnessCurve(distances / 2)
     orders = [float(row["p"]) for row in model["curves"]]
     deltas = model["curves"][0]["deltas"]
-    rows = reports.curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
+    rows = curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
     model["curves"] = as_json(rows)
     about = {"method": "crown", "level": 1.0, "about": "the network itself", "encloses": True}
     model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": as_json(sure.distances.tolist())}
@@ -209,7 +210,7 @@ def test_differences_of_networks_without_certificate_are_of_the_attacks_alone(bo
 
 def test_certified_networks_are_enclosed_and_compared(certified, capsys):
     """A real evaluation of two certified networks: interval, ratio, ends and differences from the radii in the file."""
-    sure, found = [], []
+    sure, found, ball = [], [], (0.02, 2)
     for model in certified["models"]:
         radii, distances = (
             np.asarray([float(value) for value in values])
@@ -217,7 +218,7 @@ def test_certified_networks_are_enclosed_and_compared(certified, capsys):
         )
         assert (radii <= distances * (1 + 1e-6)).all()
         sure, found = [*sure, RobustnessCurve(radii)], [*found, RobustnessCurve(distances)]
-        low, high = (curve.accuracy(0.1, 2) for curve in (sure[-1], found[-1]))
+        low, high = (curve.accuracy(*ball) for curve in (sure[-1], found[-1]))
         block, w = model["interval"], math.sqrt(math.log(4 / 0.05) / 140)
         assert (block["certified"], block["attacked"]) == pytest.approx((low, high))
         assert (block["lower_end"], block["upper_end"]) == pytest.approx((max(0, low - w), min(1, high + w)), abs=0.01)
@@ -226,16 +227,16 @@ def test_certified_networks_are_enclosed_and_compared(certified, capsys):
         assert model["certificate"]["encloses"]
     (row,) = certified["differences"]["rows"]
     enclosed = [
-        sure[0].accuracy(0.1, 2) - found[1].accuracy(0.1, 2),
-        found[0].accuracy(0.1, 2) - sure[1].accuracy(0.1, 2),
+        sure[0].accuracy(*ball) - found[1].accuracy(*ball),
+        found[0].accuracy(*ball) - sure[1].accuracy(*ball),
     ]
     assert [row["enclosed_low"], row["enclosed_high"]] == pytest.approx(enclosed)
     assert row["lower_end"] < row["enclosed_low"] <= row["enclosed_high"] < row["upper_end"]
     terminal.show(certified, [])
     printed = capsys.readouterr().out
-    assert "differences on the same images under W_2 0.1" in printed
+    assert "first minus second under W_2 0.02, same images: the attacks' upper bounds differ by" in printed
     for text in (printed, Tags(page_of(certified)).text):
-        assert f"{fields.percent(certified['models'][0]['interval']['certified'])} (ibp, certified)" in text
+        assert f"{fields.percent(certified['models'][0]['interval']['certified'])} (crown, certified)" in text
         assert fields.between(row["enclosed_low"], row["enclosed_high"]) in text
 
 

@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
@@ -20,14 +17,13 @@ from wdro_train.evaluation.choices import CurveGrid
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
+from wdro_train.evaluation.report.curves import curve_rows, histogram
 from wdro_train.evaluation.report.intervals import differences, interval
 from wdro_train.evaluation.report.published import published
 from wdro_train.evaluation.report.schema import (
     SCHEMA,
     CertificateBlock,
-    CurveBlock,
     Header,
-    HistogramBlock,
     ModelReport,
     PeerRow,
     PosterRow,
@@ -37,8 +33,6 @@ from wdro_train.evaluation.report.schema import (
     WorstCaseBlock,
 )
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.band import Band
-from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.files import write_json
 from wdro_train.utils.versions import git_revision, package_version
 
@@ -146,63 +140,6 @@ def model(
         "peers": [_peer_row(reference) for reference in evidence.references],
         "published": _published(network, ball),
         "warnings": [{"check": sign.check, "figure": sign.figure, "text": sign.text} for sign in evidence.warnings],
-    }
-
-
-def curve_rows(
-    curve: RobustnessCurve,
-    orders: Sequence[float],
-    deltas: Sequence[float],
-    band: Band,
-    *,
-    alone: RobustnessCurve,
-    certified: RobustnessCurve | None,
-) -> list[CurveBlock]:
-    """A_delta on a grid, and what may be said about the population of the images; one row an order.
-
-    Args:
-        curve: From distances found by attacks: upper bounds on A_delta(P^).
-        orders: Wasserstein orders.
-        deltas: Radii.
-        band: Gives the ends for the population.
-        alone: From the attacks that look at each image by itself, which is what the upper end needs: the flips of
-            W-PGD, whose images share a budget, are not in it (theory, section 12).
-        certified: From certified radii: lower bounds on A_delta(P^); None if there are none.
-    """
-    rows: list[CurveBlock] = []
-    for p in orders:
-        sure = None if certified is None else certified.accuracies(deltas, p).tolist()
-        rows.append(
-            {
-                "p": p,
-                "deltas": list(deltas),
-                "accuracy": curve.accuracies(deltas, p).tolist(),
-                "upper": [band.upper_end(float(a)) for a in alone.accuracies(deltas, p)],
-                "certified": sure,
-                "certified_lower": None if sure is None else [band.lower_end(a) for a in sure],
-            }
-        )
-    return rows
-
-
-def histogram(distances: NDArray[np.float64], bins: int = 40) -> HistogramBlock:
-    """Counts of the distances of the correct images; misclassified and unflipped images are counted apart.
-
-    Args:
-        distances: Shape [N]: 0 for misclassified images, inf where no flip was found.
-        bins: Number of bins.
-    """
-    positive = distances[(distances > 0) & np.isfinite(distances)]
-    counts, edges = np.zeros(1, dtype=int), np.zeros(2)
-    if positive.size:
-        low, high = positive.min(), positive.max()
-        # numpy would widen a single value to both sides, below zero.
-        counts, edges = np.histogram(positive, bins=bins, range=(low if low < high else 0.0, high))
-    return {
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-        "misclassified": int((distances == 0).sum()),
-        "not_flipped": int(np.isinf(distances).sum()),
     }
 
 

@@ -96,31 +96,26 @@ def _show_first_order(model: ModelReport) -> None:
 
 def _show_differences(console: Console, found: DifferencesBlock) -> None:
     """Networks against one another on the same images, and what holds for attacks only."""
-    body = [
-        [
-            f"{row['first']} - {row['second']}",
-            percent(row["attacked"]),
-            between(row["attacked_low"], row["attacked_high"]),
-            between(row["enclosed_low"], row["enclosed_high"]),
-            between(row["lower_end"], row["upper_end"]),
-        ]
-        for row in found["rows"]
-    ]
-    if body:
-        head = [
-            "networks",
-            "attacks' upper bounds",
-            "on the distribution",
-            "truth, these images",
-            "on the distribution",
-        ]
-        tables.show(
-            f"differences on the same images under W_{to_float(found['p']):g} {found['delta']:.4g}",
-            head,
-            body,
-            f"intervals on the distribution: normal, of the images in pairs, the {len(body)} of a column jointly at "
-            f"{100 * found['level']:.4g} %; for all radii, orders and pairs at once: attacks' upper bounds +- "
-            f"{100 * found['width']:.1f} %",
+    ball = f"W_{to_float(found['p']):g} {found['delta']:.4g}"
+    for row in found["rows"]:
+        attacks = between(row["attacked_low"], row["attacked_high"])
+        truths = (
+            "; how the truths differ, no attack can say"
+            if row["enclosed_low"] is None
+            else f"; the truths by {between(row['enclosed_low'], row['enclosed_high'])} (distribution: "
+            f"{between(row['lower_end'], row['upper_end'])})"
+        )
+        console.print(
+            f"{row['first']} minus {row['second']} under {ball}, same images: the attacks' upper bounds differ by "
+            f"{percent(row['attacked'])} (distribution: {attacks}){truths}",
+            soft_wrap=True,
+        )
+    if found["rows"]:
+        console.print(
+            f"intervals on the distribution are normal ones of the images in pairs, all {len(found['rows'])} of a kind "
+            f"jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once they are "
+            f"within {100 * found['width']:.1f} % of what is seen here (attacks' upper bounds)",
+            soft_wrap=True,
         )
     for sentence in found["left_out"]:
         console.print(sentence, soft_wrap=True)
