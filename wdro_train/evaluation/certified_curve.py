@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
+from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.certificates.relaxed_network import Method
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
@@ -57,6 +58,11 @@ class CertifiedCurve:
     level: float
     about: str
     curve: RobustnessCurve
+
+    @property
+    def of_the_network(self) -> bool:
+        """Whether it speaks of the network that is attacked, so that the two curves enclose its accuracy."""
+        return self.about == THE_NETWORK
 
 
 def certified_curve(engine: Engine, certificate: Certificate, method: str) -> CertifiedCurve:
