@@ -28,9 +28,9 @@ from wdro_train.utils.errors import UserError
 
 # What a margin must exceed, in units of the image's largest logit: twenty times the error of float32 logits, which was
 # at most 5e-7 of the largest one for the networks of tests/reference, small_cnn and preact_resnet18.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 # How far, in the same units, the margin of the layers one after another may be from the network's own.
-_AGREEMENT = 1e-4
+AGREEMENT = 1e-4
 # Shares by which a radius is shortened, one after the other, until it holds in float64; on the two networks of
 # tests/reference (41 images, l_2 and l_inf, both methods) all held as they were.
 _RETREAT = (0.0, 1e-4, 1e-3, 1e-2, 0.1)
@@ -87,7 +87,7 @@ class LinearRelaxation:
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
                 self._check_parsed(exact, x[rows], y[rows], logits[rows])
-                slack = _ROUNDING * logits[rows].abs().amax(1).double()
+                slack = ROUNDING * logits[rows].abs().amax(1).double()
                 clean = margin(logits[rows], y[rows]).double() - slack
                 steepness = self.ground.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
@@ -145,7 +145,7 @@ class LinearRelaxation:
         """
         bound = margins(x, y, torch.zeros(len(x), dtype=torch.float64, device=x.device))
         gap = (bound - margin(logits, y)).abs()
-        agree = gap <= _AGREEMENT * logits.abs().amax(1)
+        agree = gap <= AGREEMENT * logits.abs().amax(1)
         if not bool(agree.all()):
             raise UserError(
                 f"the network's operations, one after another, miss its margin by {float(gap.amax()):g}; certify a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,18 @@ from wdro_train.theory.ground_norm import conjugate, per_image
 from wdro_train.utils.errors import UserError
 
 Method = Literal["crown", "ibp"]
+
+
+class BoundedNetwork(NamedTuple):
+    """What a relaxation shows about a network over balls around B images.
+
+    Attributes:
+        boxes: Lower and upper bounds of the values before each ReLU, each of shape [B, C, H, W].
+        margins: Lower bounds of f_y - f_j for every rival j != y, in the order of the classes, shape [B, classes - 1].
+    """
+
+    boxes: list[tuple[Tensor, Tensor]]
+    margins: Tensor
 
 
 class RelaxedNetwork:
@@ -47,6 +59,17 @@ class RelaxedNetwork:
         Returns:
             Shape [B], float64, in logit units.
         """
+        return self.bounded(x, y, radii, norm).margins.amin(1).double()
+
+    def bounded(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> BoundedNetwork:
+        """Bounds of the values before every ReLU, and of the margin against every rival, over the same balls.
+
+        Args:
+            x: See `margins`.
+            y: See `margins`.
+            radii: See `margins`.
+            norm: See `margins`.
+        """
         x = x.to(self.dtype).view(-1, *self.shape)
         everywhere = self._region(x, radii.to(self.dtype), norm)
         boxes: list[tuple[Tensor, Tensor]] = []
@@ -59,7 +82,7 @@ class RelaxedNetwork:
         rivals = eye.expand(len(x), -1, -1)[~own].view(len(x), self.classes - 1, self.classes)
         coefficients = (own.to(eye)[:, None] - rivals)[:, None, :, :, None, None]
         form = Form(coefficients, coefficients.new_zeros(1, 1, 1))
-        return self._lower(len(boxes), form, boxes, everywhere).flatten(1).amin(1).double()
+        return BoundedNetwork(boxes, self._lower(len(boxes), form, boxes, everywhere).flatten(1))
 
     def _lower(
         self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
