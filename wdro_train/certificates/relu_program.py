@@ -111,13 +111,18 @@ class _Program:
         matrix = sparse.coo_array((values, (rows, columns)), shape=(self.rows, self.variables)).tocsc()
         objective = np.zeros(self.variables)
         objective[column] = 1.0
-        return milp(
+        found = milp(
             objective,
             integrality=np.concatenate(self.binary),
             bounds=Bounds(np.concatenate(self.lower), np.concatenate(self.upper)),
             constraints=LinearConstraint(matrix, np.concatenate(self.low), np.concatenate(self.high)),
             options={"time_limit": max(limit, 1e-3), "mip_rel_gap": gap},
         )
+        if found.status == 0 and not any(
+            part.any() for part in self.binary
+        ):  # a linear program: its value is its bound
+            found.mip_dual_bound = found.fun
+        return found
 
 
 class ReluProgram:
