@@ -59,7 +59,7 @@ class _Answer(NamedTuple):
 class ExactRobustness:
     """The certified radii of a relaxation, enlarged to the true distances as far as the time for an image allows.
 
-    "Is there a misclassified x' with ||x' - x||_inf <= r?" is asked of the solver HiGHS, rival by rival, only for rivals
+    The solver HiGHS is asked for a misclassified x' with ||x' - x||_inf <= r, rival by rival, only for rivals
     whose margin the relaxation leaves open, over its bounds at that radius. A proof must exceed the solver's tolerance
     (see `SOLVER_TOLERANCE`) and the rounding of a float32 forward pass; a counterexample counts only if the network
     itself misclassifies it. What the solver does in the time is repeatable, how far it gets depends on the processor.

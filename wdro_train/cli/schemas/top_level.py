@@ -87,11 +87,14 @@ class CertificateKeys(Keys):
     """The method of the certified lower bound and its effort: `certificate`."""
 
     method: Annotated[
-        Literal["crown", "ibp", "smoothing"] | None, Said("is unknown", "choose crown, ibp, smoothing or null")
+        Literal["crown", "ibp", "exact", "smoothing"] | None,
+        Said("is unknown", "choose crown, ibp, exact, smoothing or null"),
     ]
     sigma: fields.Positive
     samples: fields.Count
     alpha: fields.Share
+    budget: fields.Positive
+    bounds: Annotated[Literal["crown", "ibp"], Said("is unknown", "choose crown or ibp")]
 
 
 class PeersKeys(Keys):

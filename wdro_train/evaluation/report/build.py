@@ -18,6 +18,7 @@ from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.choices import CurveGrid
 from wdro_train.evaluation.evidence import NetworkEvidence
+from wdro_train.evaluation.exact_intervals import ExactIntervals
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.evaluation.report.published import published
@@ -115,7 +116,7 @@ def model(
         ),
         "worst_case": _worst_case(evidence, movers),
         "poster": [_poster_row(row) for row in evidence.rows],
-        "certificate": None if evidence.certificate is None else _certificate(evidence.certificate),
+        "certificate": None if evidence.certificate is None else _certificate(evidence.certificate, evidence.exact),
         "peers": [_peer_row(reference) for reference in evidence.references],
         "published": _published(network, ball),
         "warnings": [{"check": sign.check, "figure": sign.figure, "text": sign.text} for sign in evidence.warnings],
@@ -252,14 +253,18 @@ def _poster_row(judged: RowWithWorstCase) -> PosterRow:
     }
 
 
-def _certificate(found: CertifiedCurve) -> CertificateBlock:
-    return {
+def _certificate(found: CertifiedCurve, exact: ExactIntervals | None) -> CertificateBlock:
+    block: CertificateBlock = {
         "method": found.method,
         "level": found.level,
         "about": found.about,
         "clean_accuracy": found.curve.clean_accuracy,
         "radii": found.curve.distances.tolist(),
     }
+    if exact is not None:
+        counts = {key: getattr(exact, key) for key in ("asked", "decided", "proven", "flipped")}
+        block["exact"] = {**counts, "budget": exact.budget}
+    return block
 
 
 def _peer_row(reference: ReferenceResult) -> PeerRow:

@@ -130,6 +130,7 @@ class CertificateBlock(TypedDict):
     about: str
     clean_accuracy: float
     radii: list[float]
+    exact: NotRequired[dict[str, float]]
 
 
 class PeerRow(TypedDict):
