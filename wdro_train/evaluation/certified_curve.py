@@ -27,6 +27,7 @@ def make_certificate(
     batch_size: int,
     budget: float = 10.0,
     bounds: str = "crown",
+    start: str = "crown",
 ) -> Certificate:
     """Build the certificate that `certificate.method` names.
 
@@ -39,7 +40,8 @@ def make_certificate(
         alpha: Error probability of smoothing over the whole set.
         batch_size: Images per forward pass of smoothing.
         budget: Seconds an image of `exact`.
-        bounds: The relaxation under `exact`: `crown` or `ibp`.
+        bounds: The relaxation whose bounds `exact` gives to its solver: `crown` or `ibp`.
+        start: The relaxation whose radii `exact` enlarges.
 
     Raises:
         UserError: Unknown method, or smoothing for another norm than 2.
@@ -47,7 +49,7 @@ def make_certificate(
     if method in ("crown", "ibp"):
         return LinearRelaxation(norm=norm, method=cast(Method, method))
     if method == "exact":
-        return ExactRobustness(norm=norm, budget=budget, bounds=cast(Method, bounds))
+        return ExactRobustness(norm=norm, budget=budget, bounds=cast(Method, bounds), start=cast(Method, start))
     if method != "smoothing":
         raise UserError(f"certificate.method={method!r} is unknown; choose crown, ibp, exact, smoothing or null")
     if norm != 2:

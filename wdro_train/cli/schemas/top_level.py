@@ -95,6 +95,7 @@ class CertificateKeys(Keys):
     alpha: fields.Share
     budget: fields.Positive
     bounds: Annotated[Literal["crown", "ibp"], Said("is unknown", "choose crown or ibp")]
+    start: Annotated[Literal["crown", "ibp"], Said("is unknown", "choose crown or ibp")]
 
 
 class PeersKeys(Keys):
