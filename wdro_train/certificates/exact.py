@@ -67,8 +67,8 @@ class ExactRobustness:
     Args:
         norm: Ground norm; only inf.
         budget: Seconds an image.
-        bounds: The relaxation whose bounds at the radius that is asked about are given to the solver: `crown` or `ibp`.
-        start: The relaxation whose radii are enlarged: `crown`, or `ibp`, which is faster where only one radius matters.
+        bounds: The relaxation whose bounds at the radius in question are given to the solver: `crown` or `ibp`.
+        start: The relaxation whose radii are enlarged: `crown`, or `ibp`, faster where only one radius matters.
         tolerance: Relative width of an interval that is not narrowed further.
     """
 
