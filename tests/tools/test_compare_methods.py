@@ -77,7 +77,7 @@ def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
     def never(*arguments):
         raise AssertionError("judged again")
 
-    monkeypatch.setattr(compare_methods, "judge", never)
+    monkeypatch.setattr(compare_methods, "judge_run", never)
     monkeypatch.setattr(compare_methods, "chosen_network", never)
     compare_methods.main(command)
     assert (tmp_path / "table.csv").read_text() == before

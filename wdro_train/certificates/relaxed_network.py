@@ -36,39 +36,32 @@ class RelaxedNetwork:
         like: Images, whose shape is the network's input.
         dtype: Type to compute in.
         method: `crown` or `ibp`.
+        norm: Ground norm s of `margins`.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown") -> None:
+    def __init__(
+        self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown", norm: float = float("inf")
+    ) -> None:
         channels, height, width = like.shape[1:] if like.dim() == 4 else (like[0].numel(), 1, 1)
         self.segments: list[Segment] = segments(model, (channels, height, width), like.new_empty(0, dtype=dtype))
-        self.shape, self.dtype, self.method = (channels, height, width), dtype, method
+        self.shape, self.dtype, self.method, self.norm = (channels, height, width), dtype, method, norm
         classes, *flat = self.segments[-1].shape
         if flat != [1, 1]:
             raise UserError(f"the network ends in a map of shape {list(self.segments[-1].shape)}; end it in logits")
         self.classes = classes
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> Tensor:
-        """Lower bounds of the margin min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
-
-        Args:
-            x: Images, shape [B, ...].
-            y: Labels, shape [B].
-            radii: Shape [B].
-            norm: Ground norm s.
-
-        Returns:
-            Shape [B], float64, in logit units.
-        """
-        return self.bounded(x, y, radii, norm).margins.amin(1).double()
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """See `MarginBounds`."""
+        return self.bounded(x, y, radii, self.norm).margins.amin(1).double()
 
     def bounded(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> BoundedNetwork:
         """Bounds of the values before every ReLU, and of the margin against every rival, over the same balls.
 
         Args:
-            x: See `margins`.
-            y: See `margins`.
-            radii: See `margins`.
-            norm: See `margins`.
+            x: Images in [0, 1], shape [B, ...].
+            y: Labels, shape [B].
+            radii: Shape [B].
+            norm: Ground norm s.
         """
         x = x.to(self.dtype).view(-1, *self.shape)
         everywhere = self._region(x, radii.to(self.dtype), norm)
