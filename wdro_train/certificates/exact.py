@@ -21,7 +21,7 @@ from wdro_train.certificates.base import Radii
 from wdro_train.certificates.exact_questions import Bisection, Question
 from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.relaxation import AGREEMENT, ROUNDING, LinearRelaxation
-from wdro_train.certificates.relaxed_network import Method, RelaxedNetwork
+from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.certificates.relu_program import ReluProgram
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, GroundNorm
 from wdro_train.theory.losses import correct
@@ -60,15 +60,14 @@ class ExactRobustness:
     """The certified radii of a relaxation, enlarged to the true distances as far as the time for an image allows.
 
     The solver HiGHS is asked for a misclassified x' with ||x' - x||_inf <= r, rival by rival, only for rivals
-    whose margin the relaxation leaves open, over its bounds at that radius. A proof must exceed the solver's tolerance
+    whose margin CROWN leaves open, over its bounds at that radius. A proof must exceed the solver's tolerance
     (see `SOLVER_TOLERANCE`) and the rounding of a float32 forward pass; a counterexample counts only if the network
     itself misclassifies it. What the solver does in the time is repeatable, how far it gets depends on the processor.
 
     Args:
         norm: Ground norm; only inf.
         budget: Seconds an image.
-        bounds: The relaxation whose bounds at the radius in question are given to the solver: `crown` or `ibp`.
-        start: The relaxation whose radii are enlarged: `crown`, or `ibp`, faster where only one radius matters.
+        relaxation: Its radii are enlarged; None for those of `crown`.
         tolerance: Relative width of an interval that is not narrowed further.
     """
 
@@ -77,8 +76,7 @@ class ExactRobustness:
         *,
         norm: float,
         budget: float = 10.0,
-        bounds: Method = "crown",
-        start: Method = "crown",
+        relaxation: LinearRelaxation | None = None,
         tolerance: float = 0.01,
     ) -> None:
         self.norm = GroundNorm(norm).order
@@ -86,8 +84,8 @@ class ExactRobustness:
             raise UserError(f"certificate.method=exact is for attack.norm=inf, not {self.norm:g}; choose crown")
         if not budget > 0 or not 0 < tolerance < 1:
             raise UserError(f"budget={budget:g}, tolerance={tolerance:g}: choose a time > 0, and a share in (0, 1)")
-        self.budget, self.bounds, self.tolerance = float(budget), bounds, float(tolerance)
-        self.relaxation = LinearRelaxation(norm=self.norm, method=start)
+        self.budget, self.tolerance = float(budget), float(tolerance)
+        self.relaxation = LinearRelaxation(norm=self.norm) if relaxation is None else relaxation
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Radii:
         """Certify a batch; see `Certificate`. Nothing is random here, but for what the time allows."""
@@ -115,7 +113,7 @@ class ExactRobustness:
         """
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, _), full_float32(), full, torch.no_grad():
-            network = _ReadNetwork(model, x, self.bounds)
+            network = _ReadNetwork(model, x)
             low, high, flips = low.double().clone(), high.double().clone(), x.clone()
             counts = torch.zeros(3, len(x), dtype=torch.int64)
             for i in range(len(x)):
@@ -161,12 +159,11 @@ class _ReadNetwork:
     Args:
         model: In evaluation mode.
         like: Images.
-        bounds: The relaxation.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor, bounds: Method) -> None:
+    def __init__(self, model: nn.Module, like: Tensor) -> None:
         self._model, self._pieces = model, AffinePieces(model)
-        self._relaxed = RelaxedNetwork(model, like, torch.float64, bounds)
+        self._relaxed = RelaxedNetwork(model, like, torch.float64)
 
     def decide(self, x: Tensor, y: Tensor, radius: float, limit: float) -> _Answer:
         """Whether an image is robust within a radius, in the sense of <= and a little beyond it.

@@ -170,7 +170,9 @@ def chosen_measurements(
             )
     sure: Certificate | None = None
     if cfg.certificate is not None and cfg.certificate.method is not None:
-        sure = make_certificate(**cfg.certificate, norm=ball.norm, images=images, batch_size=cfg.batch_size)
+        radii = cfg.certificate.radii
+        given = {**cfg.certificate, "radii": None if radii is None else parsed(radii, "certificate.radii", [])}
+        sure = make_certificate(**given, norm=ball.norm, images=images, batch_size=cfg.batch_size)
         first = sure.relaxation if isinstance(sure, ExactRobustness) else sure
         chosen.append(Certified(first, cfg.certificate.method))
     chosen.append(Randomness())
