@@ -11,6 +11,7 @@ import numpy as np
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.distances import FoundDistances
+from wdro_train.evaluation.exact_intervals import ExactIntervals
 from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase, with_worst_case
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
@@ -50,6 +51,7 @@ class NetworkEvidence:
         certificate: The certified lower bound; None if not asked for.
         references: What attacks of other authors left; empty if not asked for.
         warnings: Reasons not to believe the numbers.
+        exact: Proofs and counterexamples of an exact method; None if not asked for.
     """
 
     ball: WassersteinBall
@@ -60,6 +62,7 @@ class NetworkEvidence:
     certificate: CertifiedCurve | None = None
     references: tuple[ReferenceResult, ...] = ()
     warnings: tuple[WarningSign, ...] = ()
+    exact: ExactIntervals | None = None
 
     @cached_property
     def curve_of_own_attacks(self) -> RobustnessCurve:
@@ -72,9 +75,11 @@ class NetworkEvidence:
 
         What is said of the distribution of the images rests on these (theory, section 12): the flips of W-PGD, whose
         images share one budget, are not in it, as such a distance depends on the other images. (Random starts are
-        drawn for each image by itself.)
+        drawn for each image by itself.) Those of the exact method are: each is a fact about its image, and the band
+        holds for any upper bounds of the true distances.
         """
-        return RobustnessCurve.pool([self.found.distances, *map(self._of_all_images, self.references)])
+        exact = [] if self.exact is None else [self.exact.distances]
+        return RobustnessCurve.pool([self.found.distances, *map(self._of_all_images, self.references), *exact])
 
     @cached_property
     def curve(self) -> RobustnessCurve:
@@ -116,7 +121,7 @@ class NetworkEvidence:
             Mover(
                 index=int(i),
                 label=int(self.found.labels[i]),
-                becomes=int(self.found.rivals[i]),
+                becomes=self._becomes(int(i)),
                 distance=float(distances[i]),
                 share=float(weights[i]),
             )
@@ -129,6 +134,12 @@ class NetworkEvidence:
             return None
         both = Enclosure(self.certificate.curve, attacked)
         return None if Enclosure(self.certificate.curve, self.curve).contradictions else both
+
+    def _becomes(self, i: int) -> int:
+        """The class of an image's nearest flip, by the minimum-norm attack or the exact method."""
+        if self.exact is not None and self.exact.distances[i] < self.found.distances[i]:
+            return int(self.exact.rivals[i])
+        return int(self.found.rivals[i])
 
     def _of_all_images(self, reference: ReferenceResult) -> Floats:
         """The flips of an attack that was run on the first images only, for the whole set."""

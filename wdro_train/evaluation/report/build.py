@@ -217,7 +217,7 @@ def _poster_row(judged: RowWithWorstCase) -> PosterRow:
 
 
 def _certificate(evidence: NetworkEvidence, found: CertifiedCurve) -> CertificateBlock:
-    return {
+    block: CertificateBlock = {
         "method": found.method,
         "level": found.level,
         "about": found.about,
@@ -225,6 +225,11 @@ def _certificate(evidence: NetworkEvidence, found: CertifiedCurve) -> Certificat
         "clean_accuracy": found.curve.clean_accuracy,
         "radii": found.curve.distances.tolist(),
     }
+    exact = evidence.exact
+    if exact is not None:
+        counts = {key: getattr(exact, key) for key in ("asked", "decided", "proven", "flipped")}
+        block["exact"] = {**counts, "budget": exact.budget}
+    return block
 
 
 def _peer_row(reference: ReferenceResult) -> PeerRow:

@@ -173,6 +173,7 @@ class CertificateBlock(TypedDict):
     encloses: bool
     clean_accuracy: float
     radii: list[Number]
+    exact: NotRequired[dict[str, float]]
 
 
 class PeerRow(TypedDict):

@@ -64,6 +64,13 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     )
     console.print(headline(model), soft_wrap=True)
     console.print(beyond_the_images(report, model), soft_wrap=True)
+    if sure is not None and "exact" in sure:
+        asked = sure["exact"]
+        console.print(
+            f"exact: {asked['decided']} of the {asked['asked']} images that attack and bounds left open at the threat "
+            f"are decided, with {asked['budget']:g} s an image",
+            soft_wrap=True,
+        )
     _show_first_order(model)
     _show_published(model, curve, delta)
     for peer in model["peers"]:
