@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.box_interpreter import BoxInterpreter, traced
 from wdro_train.certificates.intervals import Box
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.pass_counter import record_passes
 
 
 class IntervalNetwork:
@@ -26,8 +29,26 @@ class IntervalNetwork:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        graph = traced(copy.deepcopy(model).eval().to(dtype))
-        self._interpreter, self.dtype = BoxInterpreter(graph), dtype
+        self._read(copy.deepcopy(model).eval().to(dtype), dtype)
+
+    @classmethod
+    def live(cls, model: nn.Module) -> Self:
+        """A network on its present weights, with their gradients, however they change: to train on its bounds.
+
+        Nothing is copied, and the graph is read once. BatchNorm is bounded with its running statistics and dropout is
+        left out, as in evaluation mode.
+
+        Args:
+            model: See the class; its mode is as before afterwards.
+        """
+        network = cls.__new__(cls)
+        with attack_mode(model):
+            network._read(model, next(model.parameters()).dtype)
+        return network
+
+    def _read(self, model: nn.Module, dtype: torch.dtype) -> None:
+        graph = traced(model)
+        self._model, self._interpreter, self.dtype = model, BoxInterpreter(graph), dtype
         last = self._interpreter.last
         self._last = None if last is None else graph.get_submodule(str(last.target))
 
@@ -43,6 +64,24 @@ class IntervalNetwork:
             Shape [B], float64, in logit units.
 
         Raises:
+            UserError: See `differences`.
+        """
+        bounds = self.differences(x, y, radii)
+        margins: Tensor = bounds.scatter(1, y[:, None], torch.inf).amin(1).double()
+        return margins
+
+    def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
+        """Lower bounds of f_y - f_j for each class j over ||x' - x||_inf <= radius, x' in [0, 1]^n.
+
+        Args:
+            x: Images in [0, 1], shape [B, ...].
+            y: Labels, shape [B].
+            radii: Shape [B].
+
+        Returns:
+            Shape [B, m], in logit units; 0 for j = y.
+
+        Raises:
             UserError: An operation without interval bounds, named, or an output that is more than logits.
         """
         x = x.to(self.dtype)
@@ -56,9 +95,9 @@ class IntervalNetwork:
         if isinstance(self._last, nn.Linear):
             bounds = self._merged(self._last, box, y)
         else:
-            bounds = box.low.gather(1, y[:, None]) - box.high
-        margins: Tensor = bounds.scatter(1, y[:, None], torch.inf).amin(1).double()
-        return margins
+            bounds = (box.low.gather(1, y[:, None]) - box.high).scatter(1, y[:, None], 0.0)
+        record_passes(self._model, bounds, 2 * len(x))  # center and radius go through every layer
+        return bounds
 
     def _merged(self, layer: nn.Linear, box: Box, y: Tensor) -> Tensor:
         """Lower bounds of f_y - f_j over a box of the last layer's input, shape [B, m]; 0 for j = y."""

@@ -51,9 +51,14 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
     ),
     "objective": frozenset(
         {
+            "wdro_train.attacks.DualAscent",
+            "wdro_train.attacks.Fixed",
             "wdro_train.objectives.Adversarial",
             "wdro_train.objectives.FirstOrderPenalty",
+            "wdro_train.objectives.Ibp",
             "wdro_train.objectives.Mart",
+            "wdro_train.objectives.OneRadius",
+            "wdro_train.objectives.RadiusOfImage",
             "wdro_train.objectives.Standard",
             "wdro_train.objectives.WTrades",
         }

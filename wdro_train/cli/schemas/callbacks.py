@@ -95,6 +95,12 @@ class WarmupSettings(Part):
     epochs: fields.Count = 5
 
 
+class GradualWarmupSettings(Part):
+    """Settings of `GradualWarmup`."""
+
+    part: fields.UpToOne = 0.5
+
+
 class AveragingSettings(Part):
     """Settings of Lightning's averaging of weights."""
 

@@ -62,6 +62,9 @@ _PARTS: dict[type[Part], list[Any]] = {
         objectives.Standard,
         objectives.WTrades,
     ],
+    attack_settings.CertifiedObjectiveSettings: [objectives.Ibp],
+    attack_settings.OneRadiusSettings: [objectives.OneRadius],
+    attack_settings.RadiusOfImageSettings: [objectives.RadiusOfImage],
     fit_settings.OptimizerSettings: [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD],
     fit_settings.SchedulerSettings: [
         torch.optim.lr_scheduler.ConstantLR,
@@ -79,6 +82,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     callback_settings.ThemeSettings: [lightning_callbacks.progress.rich_progress.RichProgressBarTheme],
     callback_settings.WeightPerturbationSettings: [callbacks.AdversarialWeightPerturbation],
     callback_settings.WarmupSettings: [callbacks.RadiusWarmup],
+    callback_settings.GradualWarmupSettings: [callbacks.GradualWarmup],
     callback_settings.AveragingSettings: [lightning_callbacks.EMAWeightAveraging],
     callback_settings.LoggerSettings: [loggers.CSVLogger, csv_logger.RunCSVLogger, loggers.TensorBoardLogger],
     callback_settings.WandBLoggerSettings: [loggers.WandbLogger],
