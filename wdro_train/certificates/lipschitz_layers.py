@@ -24,6 +24,7 @@ from wdro_train.theory.lipschitz import (
     matrix_norm,
 )
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.pass_counter import PassCounter
 
 _ISOMETRIES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 _DROPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # in evaluation they pass everything on
@@ -151,8 +152,10 @@ def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _altered(module: nn.Module) -> bool:
-    """Whether a module computes something else than the method of its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    """Whether a module may compute something else than the method of its class says; who counts passes only looks."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    changing = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), PassCounter)]
+    return bool(changing or "forward" in vars(module))
 
 
 def _called(name: str, layer: nn.Module) -> str:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
+from wdro_train.certificates import Certificate, LinearRelaxation, LipschitzCertificate, RandomizedSmoothing
 from wdro_train.certificates.relaxed_network import Method
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
@@ -22,7 +22,7 @@ def make_certificate(
     """Build the certificate that `certificate.method` names.
 
     Args:
-        method: `crown`, `ibp` or `smoothing`.
+        method: `crown`, `ibp`, `lipschitz` or `smoothing`.
         norm: Ground norm of the curve that it is to bound.
         images: Size of the whole set, over which smoothing divides its error probability.
         sigma: Standard deviation of the noise of smoothing.
@@ -31,12 +31,14 @@ def make_certificate(
         batch_size: Images per forward pass of smoothing.
 
     Raises:
-        UserError: Unknown method, or smoothing for another norm than 2.
+        UserError: Unknown method, or lipschitz or smoothing for another norm than 2.
     """
     if method in ("crown", "ibp"):
         return LinearRelaxation(norm=norm, method=cast(Method, method))
+    if method == "lipschitz":
+        return LipschitzCertificate(norm=norm)
     if method != "smoothing":
-        raise UserError(f"certificate.method={method!r} is unknown; choose crown, ibp, smoothing or null")
+        raise UserError(f"certificate.method={method!r} is unknown; choose crown, ibp, lipschitz, smoothing or null")
     if norm != 2:
         raise UserError(f"smoothing certifies the l_2 norm, not l_{norm:g}; choose attack.norm=2, or crown")
     return RandomizedSmoothing(sigma=sigma, total_images=images, n=samples, alpha=alpha, batch_size=batch_size)
@@ -47,7 +49,7 @@ class CertifiedCurve:
     """A lower bound on A_delta for all delta and p, from certified radii (theory, section 5).
 
     Attributes:
-        method: `crown`, `ibp` or `smoothing`.
+        method: `crown`, `ibp`, `lipschitz` or `smoothing`.
         level: Probability with which all radii hold at once; 1 for a deterministic certificate.
         about: The classifier that the certificate speaks of, in words: smoothing speaks of another than the network.
         curve: The curve of the certified radii.

@@ -111,6 +111,12 @@ class CertifiedObjectiveSettings(ObjectiveSettings):
     radius: fields.Node | None = None
 
 
+class LipschitzDualSettings(ObjectiveSettings):
+    """Settings of `LipschitzDual`."""
+
+    marginal: fields.Node | None = None
+
+
 class OneRadiusSettings(Part):
     """Settings of `OneRadius`."""
 

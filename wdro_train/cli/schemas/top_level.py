@@ -87,7 +87,8 @@ class CertificateKeys(Keys):
     """The method of the certified lower bound and its effort: `certificate`."""
 
     method: Annotated[
-        Literal["crown", "ibp", "smoothing"] | None, Said("is unknown", "choose crown, ibp, smoothing or null")
+        Literal["crown", "ibp", "lipschitz", "smoothing"] | None,
+        Said("is unknown", "choose crown, ibp, lipschitz, smoothing or null"),
     ]
     sigma: fields.Positive
     samples: fields.Count
