@@ -13,7 +13,7 @@ from wdro_train.theory.lipschitz import LipschitzBound, Shape, accumulated, conv
 
 # Added to V V^T in units of its mean diagonal, so that its Cholesky factor exists in float32 as well. Singular values
 # of the weights become a little less than 1, never more.
-_RIDGE = 1e-6
+_RIDGE = 1e-4
 
 
 class OrthogonalLinear(nn.Module):
