@@ -20,9 +20,10 @@ from wdro_train.certificates.affine_pieces import AffinePieces
 from wdro_train.certificates.base import Radii
 from wdro_train.certificates.exact_questions import Bisection, Question
 from wdro_train.certificates.precision import full_float32
-from wdro_train.certificates.relaxation import AGREEMENT, ROUNDING, LinearRelaxation
+from wdro_train.certificates.relaxation import AGREEMENT, LinearRelaxation
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.certificates.relu_program import ReluProgram
+from wdro_train.certificates.rounding import RoundingErrors
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
@@ -164,6 +165,7 @@ class _ReadNetwork:
     def __init__(self, model: nn.Module, like: Tensor) -> None:
         self._model, self._pieces = model, AffinePieces(model)
         self._relaxed = RelaxedNetwork(model, like, torch.float64)
+        self._errors = RoundingErrors(model, float("inf"))
 
     def decide(self, x: Tensor, y: Tensor, radius: float, limit: float) -> _Answer:
         """Whether an image is robust within a radius, in the sense of <= and a little beyond it.
@@ -176,11 +178,11 @@ class _ReadNetwork:
         """
         deadline = time.monotonic() + limit
         logits = forward(self._model, x[None])
-        scale = float(logits.abs().amax())
-        self._check_read(x, logits, scale)
-        rounding = ROUNDING * scale
+        self._check_read(x, logits)
         reach = radius * DISTANCE_ROUNDING
-        bounded = self._relaxed.bounded(x[None], y[None], x.new_full((1,), reach, dtype=torch.float64), float("inf"))
+        radii = x.new_full((1,), reach, dtype=torch.float64)
+        rounding = float(self._errors.margins(x[None], y[None], radii))
+        bounded = self._relaxed.bounded(x[None], y[None], radii, float("inf"))
         label, margins = int(y), bounded.margins[0].tolist()
         rivals = [j for j in range(len(margins) + 1) if j != label]
         left = sorted((bound, rival) for bound, rival in zip(margins, rivals, strict=True) if bound <= rounding)
@@ -212,9 +214,9 @@ class _ReadNetwork:
         flipped = not bool(correct(forward(self._model, near[None]), y[None]))
         return near if flipped else None
 
-    def _check_read(self, x: Tensor, logits: Tensor, scale: float) -> None:
+    def _check_read(self, x: Tensor, logits: Tensor) -> None:
         gap = float((self._pieces.logits(x[None]) - logits.double().cpu()).abs().amax())
-        if gap > AGREEMENT * scale:
+        if gap > AGREEMENT * float(logits.abs().amax()):
             raise UserError(
                 f"the network's layers, one after another, miss its logits by {gap:g}; certify a float32 network "
                 "without hooks that change what it computes"

@@ -95,6 +95,11 @@ class Engine:
     progress: Callable[..., None] = lambda stage, done, total=None: None
     _marks: list[Mark] | None = field(default=None, init=False, repr=False)
 
+    @property
+    def images_digest(self) -> str:
+        """What tells the images and labels of the set, in their order and batches, apart from any others."""
+        return digest([list(mark) for mark in (self._marks or self.survey())])
+
     def first(self, batches: int) -> Engine:
         """The same engine over the first so many batches."""
         return replace(self, batches=list(islice(self.batches, batches)))

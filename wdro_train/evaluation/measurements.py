@@ -200,6 +200,7 @@ def concluded(evidence: NetworkEvidence) -> NetworkEvidence:
         warning_signs.cheaper_elsewhere(found, evidence.curve, ball.p, ball.delta),
         warning_signs.stronger_does_worse(evidence.first_order),
         warning_signs.bound_above_ratio(evidence.rows),
+        warning_signs.certificate_contradicted(evidence.certificate, evidence.curve),
     )
 
 

@@ -6,8 +6,11 @@ in `wdro_train.objectives`.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -62,6 +65,65 @@ class Objective(Protocol):
             reducer: Joins the ranks that share the global batch.
         """
         ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that learns something while it trains, which a checkpoint keeps.
+
+    What it learns is the same on all ranks: it follows from statistics that a `Reducer` has gathered.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: numbers, strings and tensors, in dictionaries and lists."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with what a checkpoint has kept; an empty one starts afresh."""
+        ...
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """An objective that a warm-up can begin gently."""
+
+    def warm_up(self, share: float) -> None:
+        """Set how much of its full strength the objective has from now on.
+
+        Args:
+            share: From 0, the beginning of a warm-up, to 1, its end; 1 without a warm-up.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksNetwork(Protocol):
+    """An objective that not every network can be trained on."""
+
+    def check_network(self, model: nn.Module, x: Tensor) -> None:
+        """Refuse a network that the objective cannot be evaluated on, before any work is done.
+
+        Args:
+            model: The network.
+            x: Some images in [0, 1], shape [B, C, H, W].
+
+        Raises:
+            UserError: Names what is not covered.
+        """
+        ...
+
+
+@contextmanager
+def unlearning(objective: Objective) -> Iterator[None]:
+    """What an objective learns inside the block is forgotten: it was evaluated for something else than a step.
+
+    Args:
+        objective: Any one.
+    """
+    kept = copy.deepcopy(objective.state_dict()) if isinstance(objective, Stateful) else {}
+    yield
+    if isinstance(objective, Stateful):
+        objective.load_state_dict(kept)
 
 
 def weighted_mean(losses: Tensor, importance: Tensor | None) -> Tensor:

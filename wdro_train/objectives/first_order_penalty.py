@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ class FirstOrderPenalty:
     def __init__(self, *, p: float, norm: float, delta: float, loss: str | LossFunction = "ce") -> None:
         self.ball = WassersteinBall(p, norm, delta).require_first_order("the first-order penalty")
         self.loss = resolve_loss(loss)
+        self._full = self.ball
+
+    def warm_up(self, share: float) -> None:
+        """Take this share of the radius; see `WarmsUp`."""
+        self.ball = replace(self._full, delta=share * self._full.delta)
 
     def __call__(
         self,

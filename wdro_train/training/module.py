@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wdro_train.attacks.network_check import check_logits
-from wdro_train.objectives import Objective, Standard
+from wdro_train.objectives import Objective, Standard, Stateful, unlearning
 from wdro_train.training.adversary import Attacker, BatchEvidence, CleanJudge, Judge
 from wdro_train.training.batches import BatchInspector
 from wdro_train.training.divergence import diverged, refuse_nonfinite
@@ -28,6 +28,8 @@ from wdro_train.utils.errors import UserError
 
 CONFIG_KEY = "wdro_train_config"
 """Key of a checkpoint under which the configuration of the run is kept."""
+OBJECTIVE_KEY = "wdro_train_objective"
+"""Key of a checkpoint under which is kept what the objective has learnt."""
 
 
 class WeightAdversary(Protocol):
@@ -102,7 +104,8 @@ class RobustClassifier(L.LightningModule):
             self.objective, self, here.x, x_adv, here.y, importance=importance, reducer=default_reducer()
         )
         if self.weight_adversary is not None:
-            self.weight_adversary.perturb(self, lambda: evaluate().loss)
+            with unlearning(self.objective):
+                self.weight_adversary.perturb(self, lambda: evaluate().loss)
         result = evaluate()
         refuse_nonfinite(result.loss, self.trainer, batch_idx)
         self.log("train/loss_step", result.loss.detach(), prog_bar=True, sync_dist=True)
@@ -140,9 +143,11 @@ class RobustClassifier(L.LightningModule):
         return make_optimization(self.parameters(), self.make_optimizer, self.make_scheduler, self._trainer, taken_up)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration beside the weights, as plain data."""
+        """Keep the configuration beside the weights, as plain data, and what the objective has learnt."""
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
+        if isinstance(self.objective, Stateful):
+            checkpoint[OBJECTIVE_KEY] = self.objective.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before training is resumed: let go of what does not hold under the present configuration, and say so.
@@ -152,6 +157,9 @@ class RobustClassifier(L.LightningModule):
         """
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.taken_up = take_up(checkpoint, checkpoint.get(CONFIG_KEY), self.config, self.trainer)
+            kept = checkpoint.get(OBJECTIVE_KEY)
+            if isinstance(self.objective, Stateful) and kept and self.taken_up.resumption.measures_the_same:
+                self.objective.load_state_dict(kept)  # what was learnt of another threat is worth nothing
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> dict[str, BatchEvidence]:
         if dataloader_idx:

@@ -9,11 +9,26 @@ from torch import Tensor, nn
 
 from wdro_train.utils.contract import logits_of
 
+_COUNTING: list[PassCounter] = []
+
+
+def record_passes(model: nn.Module, output: Tensor, images: int) -> None:
+    """Count work that goes through a network's layers one by one, and not through the network as a whole.
+
+    Args:
+        model: The network.
+        output: What was computed; its gradient is the work once more.
+        images: As many images through all layers cost as much.
+    """
+    for counter in _COUNTING:
+        if counter.model is model:
+            counter.add(output, images)
+
 
 class PassCounter:
     """Counts the images that go forward and backward through a network inside a `with` block.
 
-    The gradient of a gradient counts as one more backward pass.
+    The gradient of a gradient counts as one more backward pass. Bounds of a network count by `record_passes`.
 
     Args:
         model: Takes one batch of images and returns logits; see `wdro_train.utils.contract.logits_of`.
@@ -30,6 +45,7 @@ class PassCounter:
     def __enter__(self) -> Self:
         """Start counting."""
         self._handle = self.model.register_forward_hook(self._seen)
+        _COUNTING.append(self)
         return self
 
     def __exit__(
@@ -37,17 +53,27 @@ class PassCounter:
     ) -> None:
         """Stop counting."""
         self._handle.remove()
+        _COUNTING.remove(self)
 
     @property
     def pairs(self) -> float:
         """The work in units of one forward pass and one backward pass of one image, (forward + backward) / 2."""
         return (self.forward + self.backward) / 2
 
+    def add(self, output: Tensor, images: int) -> None:
+        """Count images that have gone forward, and will have gone backward when the gradient of `output` is taken.
+
+        Args:
+            output: What they were turned into.
+            images: How many.
+        """
+        self.forward += images
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self._returned(images))  # type: ignore[no-untyped-call]
+
     def _seen(self, model: nn.Module, inputs: Any, output: Any) -> None:
         logits = logits_of(output, len(inputs[0]))
-        self.forward += len(logits)
-        if logits.requires_grad:
-            logits.register_hook(self._returned)  # type: ignore[no-untyped-call]
+        self.add(logits, len(logits))
 
-    def _returned(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
+    def _returned(self, images: int) -> None:
+        self.backward += images

@@ -64,6 +64,7 @@ class DualAscentSettings(Part):
     rate: fields.NotNegative = 0.05
     limit: fields.UpToOne = 0.6
     safety: fields.AtLeastOne = 1.0
+    start: fields.UpToOne = 1.0
 
 
 class FixedSettings(Part):
@@ -101,3 +102,36 @@ class ObjectiveSettings(Part):
     norm: fields.Number = 2
     delta: fields.FiniteNumber = 0
     loss: fields.Loss = "ce"
+
+
+class CertifiedObjectiveSettings(ObjectiveSettings):
+    """What the objectives of certified training have in common."""
+
+    kappa: fields.Unit = 0.5
+    radius: fields.Node | None = None
+
+
+class SabrSettings(CertifiedObjectiveSettings):
+    """Settings of `Sabr`."""
+
+    tau: fields.UpToOne = 0.4
+    steps: fields.Count = 4
+
+
+class LipschitzDualSettings(ObjectiveSettings):
+    """Settings of `LipschitzDual`."""
+
+    marginal: fields.Node | None = None
+
+
+class OneRadiusSettings(Part):
+    """Settings of `OneRadius`."""
+
+    marginal: fields.Node | None = None
+
+
+class RadiusOfImageSettings(OneRadiusSettings):
+    """Settings of `RadiusOfImage`."""
+
+    factor: fields.AtLeastOne = 1.5
+    share: fields.Unit = 0.2

@@ -8,13 +8,14 @@ from wdro_train.training.callbacks.keep_listening import KeepListening
 from wdro_train.training.callbacks.overfitting import OverfittingWarning
 from wdro_train.training.callbacks.progress import ProgressBar
 from wdro_train.training.callbacks.seeding import SeedEpoch
-from wdro_train.training.callbacks.warmup import RadiusWarmup
+from wdro_train.training.callbacks.warmup import GradualWarmup, RadiusWarmup
 from wdro_train.training.callbacks.weight_perturbation import AdversarialWeightPerturbation
 
 __all__ = [
     "AdversarialImages",
     "AdversarialWeightPerturbation",
     "DistributionalAdversary",
+    "GradualWarmup",
     "KeepListening",
     "OverfittingWarning",
     "ProgressBar",

@@ -1,19 +1,20 @@
-"""Radius warm-up: the training attack's budget grows over the first epochs."""
+"""Warm-ups: a training objective, or the budget of the training attack, begins small and grows to its full strength."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 
-from wdro_train.objectives import FirstOrderPenalty
-from wdro_train.theory.ball import WassersteinBall
+from wdro_train.objectives import WarmsUp
 from wdro_train.training.callbacks.adversary import DistributionalAdversary
 from wdro_train.utils.errors import UserError
 
 
 class RadiusWarmup(L.Callback):
-    """Lets the radius of the training attack, or of the first-order penalty, grow linearly to its full size.
+    """Lets the radius of the training attack, or of the objective, grow epoch by epoch to its full size.
 
     In epoch e = 0, 1, ... of the first `epochs` it is (e + 1) / epochs times delta. Networks that do not begin to learn
     against the full radius do so against a small one. Judging is not warmed up, nor is a fixed reach
@@ -27,18 +28,55 @@ class RadiusWarmup(L.Callback):
         if epochs < 1:
             raise UserError(f"epochs={epochs} is no warm-up; choose at least 1, or leave the callback out")
         self.epochs = epochs
-        self._penalty: tuple[FirstOrderPenalty, WassersteinBall] | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set this epoch's radius."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         share = min(1.0, (trainer.current_epoch + 1) / self.epochs)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, DistributionalAdversary):
                 callback.attack.ball = replace(callback.ball, delta=share * callback.ball.delta)
-        objective = getattr(pl_module, "objective", None)
-        if isinstance(objective, FirstOrderPenalty):
-            if self._penalty is None or self._penalty[0] is not objective:
-                self._penalty = objective, objective.ball
-            full = self._penalty[1]
-            objective.ball = replace(full, delta=share * full.delta)
+        _warm_up_objective(pl_module, share)
+
+
+class GradualWarmup(L.Callback):
+    """Lets an objective grow to its full strength step by step, linearly over the first part of the run.
+
+    After a share t of the optimizer steps of the run the strength is t / part, and 1 from t = part on. What it is the
+    strength of is the objective's matter: of certified training, the radii and the weight of the bound. The training
+    attack, which has no part in certified training, is left alone.
+
+    Args:
+        part: Length of the warm-up as a share of the run, in (0, 1]. Half the run is what theory, section 11, was
+            measured with.
+    """
+
+    def __init__(self, part: float = 0.5) -> None:
+        if not 0 < part <= 1:
+            raise UserError(f"part={part} is no share of the run; choose more than 0 and at most 1, or leave it out")
+        self.part = float(part)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out how long the run is.
+
+        Raises:
+            UserError: Nobody knows.
+        """
+        total = trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise UserError(
+                "a gradual warm-up needs the length of the run; set trainer.max_epochs or trainer.max_steps"
+            )
+        self._steps = self.part * total
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set this step's strength."""
+        _warm_up_objective(pl_module, min(1.0, trainer.global_step / self._steps))
+
+
+def _warm_up_objective(module: L.LightningModule, share: float) -> None:
+    objective = getattr(module, "objective", None)
+    if isinstance(objective, WarmsUp):
+        objective.warm_up(share)

@@ -1,0 +1,136 @@
+"""Certified training inside a trainer: what it learns is kept, warm-ups, averaged and perturbed weights, precision."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from shell import Arrays, adversary, classifier, trainer
+from torch import nn
+
+from wdro_train.attacks import Fixed
+from wdro_train.objectives import Ibp, OneRadius
+from wdro_train.training.callbacks import (
+    AdversarialWeightPerturbation,
+    GradualWarmup,
+    RadiusWarmup,
+    RunCheckpoint,
+    SeedEpoch,
+)
+from wdro_train.training.module import OBJECTIVE_KEY
+from wdro_train.utils.errors import UserError
+
+THREAT = {"p": 2, "norm": math.inf, "delta": 0.1}
+
+
+def relu_network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+
+def fit(folder, epochs, ckpt_path=None, delta=0.1, **kwargs):
+    """A run on interval bounds, with a checkpoint at the end of each epoch."""
+    module = classifier(
+        relu_network(),
+        objective=Ibp(p=2, norm="inf", delta=delta),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        config={"attack": {"p": 2, "norm": "inf", "delta": delta}},
+    )
+    last = RunCheckpoint(folder, filename="last", enable_version_counter=False)
+    judge = adversary(val_attack=None, first_order=None, certificate="ibp", delta=delta)
+    door = trainer([judge, SeedEpoch(3), last], max_epochs=epochs, enable_checkpointing=True, **kwargs)
+    door.fit(module, datamodule=Arrays(num_workers=0), ckpt_path=ckpt_path, weights_only=True)
+    return module, door
+
+
+def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
+    whole, door = fit(tmp_path / "whole", 4)
+    half, _ = fit(tmp_path / "half", 2)
+    kept = torch.load(tmp_path / "half/last.ckpt", weights_only=True)[OBJECTIVE_KEY]
+    assert kept["distance"] == half.objective.state_dict()["distance"] > 0.005
+    resumed, again = fit(tmp_path / "rest", 4, tmp_path / "half/last.ckpt")
+    assert resumed.objective.state_dict()["distance"] == pytest.approx(whole.objective.state_dict()["distance"])
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()), rtol=1e-6, atol=1e-6)
+    assert 0 <= door.callback_metrics["val/certified_acc"] <= door.callback_metrics["val/clean_acc"]
+    torch.testing.assert_close(again.callback_metrics["train/radius"], door.callback_metrics["train/radius"])
+
+
+def test_what_was_learnt_of_another_threat_is_forgotten(tmp_path):
+    before, _ = fit(tmp_path / "first", 3)
+    with pytest.warns(UserWarning, match="the threat changed"):
+        after, _ = fit(tmp_path / "second", 4, tmp_path / "first/last.ckpt", delta=0.001)
+    assert before.objective.state_dict()["distance"] > 0.005
+    assert after.objective.state_dict()["distance"] == pytest.approx(0.00005 * math.exp(6 * 0.02), rel=1e-3)
+
+
+class Watch(Callback):
+    """Remembers how far each step asked for, and what it weighed the bound with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, door, module, *_):
+        self.seen.append((module.objective._share, module.objective.radius.marginal.reach(THREATENED, torch.zeros(1))))
+
+
+THREATENED = Ibp(**THREAT).ball
+
+
+@pytest.mark.parametrize(
+    ("warmup", "accumulate", "expected"),
+    [
+        (GradualWarmup(0.5), 1, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]),
+        (GradualWarmup(0.5), 2, [0, 0, 0.5, 0.5, 1, 1, 1, 1]),
+        (RadiusWarmup(2), 1, [0.5, 0.5, 0.5, 0.5, 1, 1, 1, 1]),
+    ],
+)
+def test_warm_ups(warmup, accumulate, expected):
+    watch = Watch()
+    module = classifier(relu_network(), objective=Ibp(**THREAT, radius=OneRadius(Fixed(0.2))))
+    options = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 0}
+    door = trainer([warmup, watch], accumulate_grad_batches=accumulate, **options)
+    door.fit(module, datamodule=Arrays(num_workers=0))
+    assert [share for share, _ in watch.seen] == pytest.approx(expected)
+    assert [float(reach) for _, reach in watch.seen] == pytest.approx([0.2 * share for share in expected])
+
+
+def test_warm_ups_that_are_none():
+    for part in (0, 1.5):
+        with pytest.raises(UserError, match="is no share of the run"):
+            GradualWarmup(part)
+    door = trainer([GradualWarmup()], max_epochs=-1, max_steps=-1)
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+        door.fit(classifier(relu_network(), objective=Ibp(**THREAT)), datamodule=Arrays(num_workers=0))
+
+
+def test_perturbed_weights_teach_the_marginal_distance_nothing():
+    options = {"max_epochs": 1, "limit_train_batches": 5, "limit_val_batches": 0}
+    distances = []
+    for callbacks in ([], [AdversarialWeightPerturbation(gamma=1e-9)]):
+        module = classifier(relu_network(), objective=Ibp(**THREAT))
+        trainer([SeedEpoch(0), *callbacks], **options).fit(module, datamodule=Arrays(num_workers=0))
+        distances.append(float(module.objective.state_dict()["distance"]))
+    assert distances[0] == pytest.approx(distances[1], rel=1e-6)
+    assert distances[0] == pytest.approx(0.005 * math.exp(5 * 0.02), rel=1e-3)
+
+
+def test_averaged_weights():
+    module = classifier(relu_network(), objective=Ibp(**THREAT))
+    judge = adversary(val_attack=None, first_order=None, certificate="ibp")
+    door = trainer([EMAWeightAveraging(decay=0.9), judge, SeedEpoch(0)], max_epochs=2)
+    door.fit(module, datamodule=Arrays(num_workers=0))
+    assert door.callback_metrics["train/loss"].isfinite()
+    assert 0 <= door.callback_metrics["val/certified_acc"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision(precision):
+    module = classifier(relu_network(), objective=Ibp(**THREAT, radius=OneRadius(Fixed(0.1))))
+    door = trainer([SeedEpoch(0)], precision=precision, limit_val_batches=0)
+    door.fit(module, datamodule=Arrays(num_workers=0))
+    other = classifier(relu_network(), objective=Ibp(**THREAT, radius=OneRadius(Fixed(0.1))))
+    full = trainer([SeedEpoch(0)], limit_val_batches=0)
+    full.fit(other, datamodule=Arrays(num_workers=0))
+    assert door.callback_metrics["train/bound"] == pytest.approx(float(full.callback_metrics["train/bound"]), rel=0.03)
