@@ -5,34 +5,42 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from wdro_train.certificates.base import Certificate
+from wdro_train.certificates.lipschitz import LipschitzCertificate
 from wdro_train.certificates.relaxation import BOUNDS, LinearRelaxation
 from wdro_train.utils.errors import UserError
 
 RelaxationName = Literal["ibp", "crown_ibp", "crown", "alpha_crown"]
-"""A `LinearRelaxation`, by how it bounds margins, cheapest first: needs nothing but the norm."""
-CertificateName = Literal[RelaxationName, "exact", "smoothing"]
-"""What `certificate.method` may be; `exact` and `smoothing` take a time and a noise."""
+"""A `LinearRelaxation`, by how it bounds margins, cheapest first."""
+PlainName = Literal[RelaxationName, "lipschitz"]
+"""A certificate that needs nothing but a norm."""
+CertificateName = Literal[PlainName, "exact", "smoothing"]
+"""What `certificate.method` may be; `exact` and `smoothing` have settings of their own."""
 
 
 def one_of(names: object) -> str:
-    """The names of a type, for a sentence: "ibp, crown_ibp, crown, alpha_crown".
+    """The names of a type, for a sentence.
 
     Args:
-        names: `RelaxationName` or `CertificateName`.
+        names: One of the types above.
+
+    >>> one_of(PlainName)
+    'ibp, crown_ibp, crown, alpha_crown, lipschitz'
     """
     return ", ".join(get_args(names))
 
 
-def named_relaxation(name: str, norm: float) -> Certificate:
+def named_certificate(name: str, norm: float) -> Certificate:
     """The certificate of a name that needs nothing but a norm.
 
     Args:
-        name: A `RelaxationName`.
-        norm: Ground norm, 1, 2 or inf.
+        name: A `PlainName`.
+        norm: Ground norm of the radii.
 
     Raises:
-        UserError: Another name, or another norm.
+        UserError: Another name, or a norm that it does not certify.
     """
-    if name not in BOUNDS:
-        raise UserError(f"certificate={name!r} is unknown; choose {one_of(RelaxationName)}, or give an object")
-    return LinearRelaxation(norm=norm, method=name)
+    if name in BOUNDS:
+        return LinearRelaxation(norm=norm, method=name)
+    if name != "lipschitz":
+        raise UserError(f"certificate={name!r} is unknown; choose {one_of(PlainName)}, or give an object")
+    return LipschitzCertificate(norm=norm)

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, MinimalDistance, Pool
 from wdro_train.certificates import Certificate
-from wdro_train.certificates.named import named_relaxation
+from wdro_train.certificates.named import named_certificate
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.adversary import AdversarialJudge, Attacker, CleanJudge, EvaluationSet, gradient_moment_of_set
 from wdro_train.training.module import RobustClassifier
@@ -39,7 +39,7 @@ class DistributionalAdversary(L.Callback):
         first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
         distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
         certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown_ibp`,
-            `crown`, `alpha_crown`, or a `wdro_train.certificates.Certificate`; none by default.
+            `crown`, `alpha_crown`, `lipschitz`, or a `wdro_train.certificates.Certificate`; none by default.
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
 
@@ -73,7 +73,7 @@ class DistributionalAdversary(L.Callback):
             first_order = WFGSM(p=ball.p, norm=ball.norm, delta=ball.delta, loss="redlr")
         self.attacker = Attacker(attack, seed)
         if isinstance(certificate, str):
-            certificate = named_relaxation(certificate, ball.norm)
+            certificate = named_certificate(certificate, ball.norm)
         if certificate is not None and certificate.norm != ball.norm:
             raise UserError(
                 f"a certificate in the l_{certificate.norm:g} norm says nothing about an l_{ball.norm:g} ball; choose "
