@@ -46,7 +46,8 @@ def optimised_bounds(
         with torch.enable_grad():
             chosen = [_with(line, slopes.get(k)) for k, line in enumerate(lines)]
             bounds = tape.lower_bounds(value, coefficients, chosen)
-            gradients = torch.autograd.grad(-bounds.sum(), list(slopes.values()))
+            # Slopes of a branch that does not lead to the value have no gradient.
+            gradients = torch.autograd.grad(-bounds.sum(), list(slopes.values()), allow_unused=True)
         for slope, gradient in zip(slopes.values(), gradients, strict=True):
             slope.grad = gradient
         optimizer.step()
