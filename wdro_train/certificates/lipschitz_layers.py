@@ -1,7 +1,7 @@
 """What is known of a network's layers: Lipschitz constants in l_2 and rounding errors, layer by layer.
 
-Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one of
-PyTorch's, add a case there.
+Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one
+of PyTorch's, add a case there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
         UserError: A module with hooks or a method of its own, so that its class does not say what it computes.
     """
     if _altered(model):
-        raise UserError(f"{_called(name, model)} has a hook or a replaced forward method, so no constant is known of it")
+        raise UserError(
+            f"{_called(name, model)} has a hook or a replaced forward method, so no constant is known of it"
+        )
     if _computes(model, nn.Sequential):
         for key, child in model.named_children():
             yield from chain(child, f"{name}.{key}" if name else key)
@@ -85,7 +87,9 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
                 mean = (layer.mean.double().flatten() * scale).expand(shape[0])
                 rounding, largest = accumulated(_SCALING), float(scale.max())
                 return LipschitzBound(largest, rounding * largest, rounding * _length(mean, places))
-            case nn.BatchNorm1d() | nn.BatchNorm2d() if layer.running_mean is not None and layer.running_var is not None:
+            case nn.BatchNorm1d() | nn.BatchNorm2d() if (
+                layer.running_mean is not None and layer.running_var is not None
+            ):
                 scale = (layer.running_var.double() + layer.eps).rsqrt()
                 scale = (scale if layer.weight is None else scale * layer.weight.double()).abs()
                 shift = _length(layer.running_mean.double() * scale, places) + _length(layer.bias, places)

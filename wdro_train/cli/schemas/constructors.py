@@ -47,7 +47,12 @@ _PARTS: dict[type[Part], list[Any]] = {
     image_settings.TorchvisionImagesSettings: [data.TorchvisionDataModule, data.GzipDataModule],
     image_settings.FolderImagesSettings: [data.ImageFolderDataModule],
     image_settings.HubImagesSettings: [data.HuggingFaceDataModule],
-    image_settings.NetworkSettings: [models.small_cnn, models.preact_resnet18, models.wide_resnet, models.lipschitz_mlp],
+    image_settings.NetworkSettings: [
+        models.small_cnn,
+        models.preact_resnet18,
+        models.wide_resnet,
+        models.lipschitz_mlp,
+    ],
     image_settings.LipschitzCnnSettings: [models.lipschitz_cnn],
     image_settings.ResNetSettings: [models.resnet18],
     image_settings.NamedNetworkSettings: [
