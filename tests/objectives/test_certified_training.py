@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from wdro_train.attacks import DualAscent, Fixed
 from wdro_train.certificates.interval_network import IntervalNetwork
-from wdro_train.objectives import Ibp, OneRadius, RadiusOfImage, unlearning
+from wdro_train.objectives import CrownIbp, Ibp, OneRadius, RadiusOfImage, Sabr, unlearning
 from wdro_train.objectives.training_radii import certified_ascent, estimated_radii
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -221,14 +221,50 @@ def test_what_was_learnt_is_kept_and_forgotten():
     torch.testing.assert_close(again(model, x, x, y).loss, objective(model, x, x, y).loss)
 
 
-@pytest.mark.parametrize(("radius", "forwards"), [(None, 5), (fixed(0.1), 3)])
-def test_passes(radius, forwards):
-    """Center and radius are two; the rule for the radii looks once more, without gradient."""
+@pytest.mark.parametrize(
+    ("objective", "forward", "backward"),
+    [
+        (Ibp(**THREAT), 5, 3),  # clean, and two for each bound: one for the radii, without gradient, one for the loss
+        (Ibp(**THREAT, radius=fixed(0.1)), 3, 3),
+        (CrownIbp(**THREAT, radius=fixed(0.1)), 8, 8),  # five classes
+        (Sabr(**THREAT, steps=3, radius=fixed(0.1)), 6, 6),
+    ],
+)
+def test_passes(objective, forward, backward):
     model, (x, y) = convolutional(), random_batch(12)
-    objective = Ibp(**THREAT, radius=radius)
     with PassCounter(model) as passes:
         objective(model, x, x, y).loss.backward()
-    assert (passes.forward, passes.backward) == (forwards * 12, 3 * 12)
+    assert (passes.forward, passes.backward) == (forward * 12, backward * 12)
+
+
+def test_relaxation_is_the_better_of_two_bounds():
+    model, (x, y) = convolutional(), random_batch(8)
+    for eps in (0.02, 0.1, 0.4):
+        by_intervals = Ibp(**THREAT, kappa=0.0, radius=fixed(eps))(model, x, x, y)
+        relaxed = CrownIbp(**THREAT, kappa=0.0, radius=fixed(eps))(model, x, x, y)
+        assert relaxed.loss <= by_intervals.loss * (1 + 1e-5)
+        for _ in range(30):
+            inside = (x + eps * torch.empty_like(x).uniform_(-1, 1).sign()).clamp(0, 1)
+            assert functional.cross_entropy(model(inside), y) <= relaxed.loss + 1e-5
+        assert gradients(relaxed.loss, model).isfinite().all()
+
+
+def test_small_boxes():
+    """Inside the ball, around points of higher loss than the image's; the whole ball at tau = 1."""
+    model, (x, y) = convolutional(), random_batch(8)
+    with torch.no_grad():
+        model[-1].weight.mul_(5)
+    whole = Sabr(**THREAT, tau=1.0, kappa=0.0, radius=fixed(0.1))(model, x, x, y)
+    torch.testing.assert_close(whole.loss, Ibp(**THREAT, kappa=0.0, radius=fixed(0.1))(model, x, x, y).loss)
+    objective = Sabr(**THREAT, tau=0.2, kappa=0.0, radius=fixed(0.1))
+    small = objective(model, x, x, y)
+    assert functional.cross_entropy(model(x), y) < small.loss < whole.loss
+    points = objective._attack(model, x, y, torch.full((8,), 0.08))
+    assert ((points - x).abs() <= 0.08 + 1e-6).all()
+    assert ((points >= 0) & (points <= 1)).all()
+    assert functional.cross_entropy(model(points), y) > functional.cross_entropy(model(x), y)
+    small.loss.backward()
+    assert x.grad is None
 
 
 def test_refusals():
@@ -236,6 +272,9 @@ def test_refusals():
         Ibp(**THREAT, kappa=2)
     with pytest.raises(UserError, match=r"attack\.norm=2"):
         Ibp(p=2, norm=2, delta=0.1)
+    for settings in ({"tau": 0}, {"tau": 2}, {"steps": 0}):
+        with pytest.raises(UserError, match=r"objective\.tau="):
+            Sabr(**THREAT, **settings)
     with pytest.raises(UserError, match="share=2"):
         RadiusOfImage(share=2)
     with pytest.raises(UserError, match="start=0"):

@@ -160,7 +160,7 @@ def test_warmup_leaves_the_judge_alone():
     class Watch(RadiusWarmup):
         def on_train_batch_start(self, trainer, pl_module, *_):
             (judge,) = (c for c in trainer.callbacks if c is callbacks[0])
-            seen.append((judge.attack.ball.delta, judge.ball.delta, judge.val_attack.ball.delta))
+            seen.append((judge.attack.ball.delta, judge.ball.delta, judge.judge.val_attack.ball.delta))
 
     callbacks = [adversary(), Watch(4)]
     module = classifier(objective=Adversarial())
@@ -176,7 +176,7 @@ def test_warmup_leaves_the_judge_alone():
     [
         WPGD,
         KLPGD,
-        lambda **threat: Pool([WPGD(**threat, keep="cheapest", steps=50, random_start=False)]),
+        lambda **threat: Pool([WPGD(**threat | {"steps": 50, "random_start": False}, keep="cheapest")]),
         BoundaryAttack,
     ],
 )

@@ -1,10 +1,12 @@
-"""Networks run on boxes of images, operation by operation of the graph of their forward pass."""
+"""Networks run on sets of images, operation by operation of the graph of their forward pass."""
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from wdro_train.certificates.intervals import (
@@ -14,19 +16,47 @@ from wdro_train.certificates.intervals import (
     through_layer,
     through_operation,
 )
+from wdro_train.certificates.value_set import ValueSet
 from wdro_train.utils.errors import UserError
 
 
 class BoxInterpreter(fx.Interpreter):
-    """Runs a traced network on a box of images instead of on images.
+    """Runs a network on a set of images instead of on images.
+
+    The network is read in evaluation mode: BatchNorm uses its running statistics, and dropout passes everything on.
 
     Args:
-        graph: The network, in evaluation mode, traced by `traced`.
+        model: The network.
+        dtype: Type to compute in, in which the weights are copied. None: the network's own weights as they are at each
+            run, and with them gradients; it is read once, so move it to its device before.
+
+    Attributes:
+        last_layer: The linear layer whose values are the logits, if the network ends in one.
     """
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        graph = traced(model if dtype is None else copy.deepcopy(model).to(dtype).requires_grad_(False))
         super().__init__(graph)
-        self.graph_module, self.last = graph, _last_linear(graph)
+        self.graph_module, self._last = graph, _last_linear(graph)
+        layer = None if self._last is None else graph.get_submodule(str(self._last.target))
+        self.last_layer = layer if isinstance(layer, nn.Linear) else None
+
+    def features(self, images: ValueSet) -> ValueSet:
+        """What goes into the last linear layer, so that margins are bounded together with its weights; else the logits.
+
+        Args:
+            images: What goes into the network.
+
+        Raises:
+            UserError: An operation that has no rule, named, or an output that is more than logits.
+        """
+        found = self.run(images)
+        if not isinstance(found, ValueSet):
+            raise UserError(
+                f"the network returns {type(found).__name__}, of which no interval bounds are found; certify one that "
+                "returns its logits alone"
+            )
+        return found
 
     def run_node(self, n: fx.Node) -> Any:
         """One operation.
@@ -41,7 +71,7 @@ class BoxInterpreter(fx.Interpreter):
         touched = n.op not in ("placeholder", "output", "get_attr") and boxes_in((args, kwargs))
         if not touched:
             return super().run_node(n)
-        if n is self.last:  # the margins are bounded from what goes into the last layer, together with its weights
+        if n is self._last:
             return args[0]
         try:
             if n.op == "call_module":
@@ -95,23 +125,27 @@ def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def traced(model: nn.Module) -> fx.GraphModule:
-    """The graph of a network's forward pass.
+    """The graph of a network's forward pass in evaluation mode, with the network's own layers and weights.
 
     Args:
-        model: In evaluation mode.
+        model: Any network; its mode is as before afterwards.
 
     Raises:
         UserError: Its forward pass depends on values, changes one in place that it uses elsewhere, or does what cannot
             be traced.
     """
+    modes = {module: module.training for module in model.modules()}
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.symbolic_trace(model.eval())
     except Exception as error:  # whatever a forward pass does with a symbol in place of its images
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the forward pass of {type(model).__name__} has no fixed graph ({reason}); certify a network whose "
             "operations do not depend on the values of its images"
         ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
     _refuse_shared_changes(graph)
     return graph
 

@@ -170,7 +170,7 @@ class TrainedNetwork:
             y: Their labels, shape [B].
 
         Returns:
-            Shape [B], float32 or wider, in pixel units of l_2, with the graph of the logits and of the last layer's rows.
+            Shape [B], float32 or wider, in pixel units, with the graph of the logits and of the last layer's rows.
         """
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return rival_radii(wide, y, head_rows(self._head, logits.shape[1], wide).to(wide)) / self.constant(x)

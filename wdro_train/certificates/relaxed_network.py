@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,18 @@ from wdro_train.utils.errors import UserError
 Method = Literal["crown", "ibp"]
 
 
+class BoundedNetwork(NamedTuple):
+    """What a relaxation shows about a network over balls around B images.
+
+    Attributes:
+        boxes: Lower and upper bounds of the values before each ReLU, each of shape [B, C, H, W].
+        margins: Lower bounds of f_y - f_j for every rival j != y, in the order of the classes, shape [B, classes - 1].
+    """
+
+    boxes: list[tuple[Tensor, Tensor]]
+    margins: Tensor
+
+
 class RelaxedNetwork:
     """A network as segments between ReLUs, from which lower bounds of its margins over balls are computed.
 
@@ -24,28 +36,32 @@ class RelaxedNetwork:
         like: Images, whose shape is the network's input.
         dtype: Type to compute in.
         method: `crown` or `ibp`.
+        norm: Ground norm s of `margins`.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown") -> None:
+    def __init__(
+        self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown", norm: float = float("inf")
+    ) -> None:
         channels, height, width = like.shape[1:] if like.dim() == 4 else (like[0].numel(), 1, 1)
         self.segments: list[Segment] = segments(model, (channels, height, width), like.new_empty(0, dtype=dtype))
-        self.shape, self.dtype, self.method = (channels, height, width), dtype, method
+        self.shape, self.dtype, self.method, self.norm = (channels, height, width), dtype, method, norm
         classes, *flat = self.segments[-1].shape
         if flat != [1, 1]:
             raise UserError(f"the network ends in a map of shape {list(self.segments[-1].shape)}; end it in logits")
         self.classes = classes
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> Tensor:
-        """Lower bounds of the margin min over j != y of f_y - f_j over ||x' - x||_s <= radius, x' in [0, 1]^n.
+    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
+        """See `MarginBounds`."""
+        return self.bounded(x, y, radii, self.norm).margins.amin(1).double()
+
+    def bounded(self, x: Tensor, y: Tensor, radii: Tensor, norm: float) -> BoundedNetwork:
+        """Bounds of the values before every ReLU, and of the margin against every rival, over the same balls.
 
         Args:
-            x: Images, shape [B, ...].
+            x: Images in [0, 1], shape [B, ...].
             y: Labels, shape [B].
             radii: Shape [B].
             norm: Ground norm s.
-
-        Returns:
-            Shape [B], float64, in logit units.
         """
         x = x.to(self.dtype).view(-1, *self.shape)
         everywhere = self._region(x, radii.to(self.dtype), norm)
@@ -59,7 +75,7 @@ class RelaxedNetwork:
         rivals = eye.expand(len(x), -1, -1)[~own].view(len(x), self.classes - 1, self.classes)
         coefficients = (own.to(eye)[:, None] - rivals)[:, None, :, :, None, None]
         form = Form(coefficients, coefficients.new_zeros(1, 1, 1))
-        return self._lower(len(boxes), form, boxes, everywhere).flatten(1).amin(1).double()
+        return BoundedNetwork(boxes, self._lower(len(boxes), form, boxes, everywhere).flatten(1))
 
     def _lower(
         self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]

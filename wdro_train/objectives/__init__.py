@@ -2,10 +2,12 @@
 
 from wdro_train.objectives.adversarial import Adversarial
 from wdro_train.objectives.base import ChecksNetwork, Objective, ObjectiveResult, Stateful, WarmsUp, unlearning
+from wdro_train.objectives.crown_ibp import CrownIbp
 from wdro_train.objectives.first_order_penalty import FirstOrderPenalty
 from wdro_train.objectives.ibp import Ibp
 from wdro_train.objectives.lipschitz_dual import LipschitzDual
 from wdro_train.objectives.mart import Mart
+from wdro_train.objectives.sabr import Sabr
 from wdro_train.objectives.standard import Standard
 from wdro_train.objectives.training_radii import OneRadius, RadiusOfImage, TrainingRadii
 from wdro_train.objectives.w_trades import WTrades
@@ -13,6 +15,7 @@ from wdro_train.objectives.w_trades import WTrades
 __all__ = [
     "Adversarial",
     "ChecksNetwork",
+    "CrownIbp",
     "FirstOrderPenalty",
     "Ibp",
     "LipschitzDual",
@@ -21,6 +24,7 @@ __all__ = [
     "ObjectiveResult",
     "OneRadius",
     "RadiusOfImage",
+    "Sabr",
     "Standard",
     "Stateful",
     "TrainingRadii",

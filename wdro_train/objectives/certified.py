@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.certificates.margin_bounds import DifferentiableBounds, smallest
 from wdro_train.objectives.base import ObjectiveResult
 from wdro_train.objectives.training_radii import RadiusOfImage, TrainingRadii
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import ce, margin
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.pass_counter import record_passes
 
 Differences = Callable[[Tensor], Tensor]
 """From radii [B] to lower bounds of f_y - f_j over the balls around a batch, [B, m], 0 for j = y."""
@@ -35,7 +38,7 @@ class CertifiedObjective(ABC):
 
     Args:
         p: Wasserstein order in [1, inf].
-        norm: Ground norm.
+        norm: Ground norm, inf.
         delta: Radius.
         kappa: Weight of the clean loss, in [0, 1].
         radius: How far each image is to be certified; `RadiusOfImage` by default.
@@ -49,6 +52,7 @@ class CertifiedObjective(ABC):
         if not 0 <= kappa <= 1:
             raise UserError(f"objective.kappa={kappa} is not a weight; choose kappa between 0 and 1")
         self.ball = WassersteinBall(p, norm, delta)
+        require_l_inf(self.ball.norm)
         self.kappa = float(kappa)
         self.radius: TrainingRadii = radius if radius is not None else RadiusOfImage()
         self._share = 1.0
@@ -82,7 +86,7 @@ class CertifiedObjective(ABC):
             differences = self.differences(network, x.float(), y)
 
             def margins_at(radii: Tensor) -> Tensor:
-                return differences(radii).scatter(1, y[:, None], torch.inf).amin(1)
+                return smallest(differences(radii), y)
 
             radii = self.radius(self.ball, x, margin(logits.detach(), y), margins_at, reducer)
             worst = -differences(radii)
@@ -111,34 +115,60 @@ class CertifiedObjective(ABC):
         self.radius.load_state_dict(state_dict)
 
 
-Read = TypeVar("Read")
+class LiveBounds:
+    """Bounds of a network on its present weights, which is read once; a copy has read nothing.
 
-
-class ReadOnce(Generic[Read]):
-    """What was read from a network, for as long as the network is there; a copy begins with nothing.
+    So the copy of an objective trains the copy of a network, and another process reads for itself.
 
     Args:
         read: Reads a network; what it returns must not hold copies of its weights.
+        cost: From the number of classes to how many forward passes a bound is worth, for `PassCounter`.
     """
 
-    def __init__(self, read: Callable[[nn.Module], Read]) -> None:
-        self._read = read
-        self._found: tuple[weakref.ref[nn.Module], Read] | None = None
+    def __init__(self, read: Callable[[nn.Module], DifferentiableBounds], cost: Callable[[int], int]) -> None:
+        self._read, self._cost = read, cost
+        self._found: tuple[weakref.ref[nn.Module], DifferentiableBounds] | None = None
 
-    def of(self, model: nn.Module) -> Read:
-        """What was read from this network, now or before.
+    def of(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
+        """The bounds of a batch by its radii.
 
         Args:
-            model: The network.
+            model: The network, whose mode does not matter and stays.
+            x: Images in [0, 1], shape [B, ...].
+            y: Labels, shape [B].
         """
         if self._found is None or self._found[0]() is not model:
-            self._found = weakref.ref(model), self._read(model)
-        return self._found[1]
+            with attack_mode(model):
+                self._found = weakref.ref(model), self._read(model)
+        bounds = self._found[1]
+        images = x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce[Read]:
-        """One that has read nothing: the copy of an objective trains a copy of the network."""
-        return ReadOnce(copy.copy(self._read))
+        def differences(radii: Tensor) -> Tensor:
+            found = bounds.differences(images, y, radii.to(images))
+            record_passes(model, found, self._cost(found.shape[1]) * len(x))
+            return found
+
+        return differences
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LiveBounds:
+        """One that has read nothing."""
+        return LiveBounds(self._read, self._cost)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process reads for itself, too."""
-        return ReadOnce, (self._read,)
+        """How to make one that has read nothing."""
+        return LiveBounds, (self._read, self._cost)
+
+
+def require_l_inf(norm: float) -> None:
+    """Refuse another ground norm where radii are those of boxes.
+
+    Args:
+        norm: Should be inf.
+
+    Raises:
+        UserError: It is not.
+    """
+    if norm != inf:
+        raise UserError(
+            f"interval bounds are for boxes, not for attack.norm={norm:g}; choose attack.norm=inf or another method"
+        )

@@ -111,6 +111,13 @@ class CertifiedObjectiveSettings(ObjectiveSettings):
     radius: fields.Node | None = None
 
 
+class SabrSettings(CertifiedObjectiveSettings):
+    """Settings of `Sabr`."""
+
+    tau: fields.UpToOne = 0.4
+    steps: fields.Count = 4
+
+
 class LipschitzDualSettings(ObjectiveSettings):
     """Settings of `LipschitzDual`."""
 
