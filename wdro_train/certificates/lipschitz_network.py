@@ -137,7 +137,7 @@ class TrainedNetwork:
     def __init__(self, model: nn.Module) -> None:
         layers = list(chain(model))
         last = layers[-1][1]
-        self._model, self._constant = model, math.nan
+        self._model = model
         self._head = last if isinstance(last, nn.Linear | OrthogonalLinear) else None
         for name, layer in layers if self._head is None else layers[:-1]:
             if not isinstance(layer, KnownLipschitz) and layer.state_dict():
@@ -148,7 +148,7 @@ class TrainedNetwork:
                 )
 
     def constant(self, x: Tensor) -> float:
-        """The features' Lipschitz constant L, computed once.
+        """The features' Lipschitz constant L, which takes a decomposition of every layer; keep it.
 
         Args:
             x: Images, for the shapes of what the layers see, [B, ...].
@@ -156,21 +156,19 @@ class TrainedNetwork:
         Raises:
             UserError: A layer of which no constant is known, named.
         """
-        if math.isnan(self._constant):
-            with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
-                self._constant = LipschitzNetwork(self._model, x.float()).constant
-        return self._constant
+        with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
+            return LipschitzNetwork(self._model, x.float()).constant
 
-    def radii(self, logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def radii(self, logits: Tensor, y: Tensor, constant: float) -> Tensor:
         """Signed certified radii, without an allowance for rounding, which training does not need.
 
         Args:
             logits: The network's, with their graph, shape [B, m].
-            x: Its images, shape [B, ...].
-            y: Their labels, shape [B].
+            y: Labels, shape [B].
+            constant: L, from `constant`.
 
         Returns:
             Shape [B], float32 or wider, in pixel units, with the graph of the logits and of the last layer's rows.
         """
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return rival_radii(wide, y, head_rows(self._head, logits.shape[1], wide).to(wide)) / self.constant(x)
+        return rival_radii(wide, y, head_rows(self._head, logits.shape[1], wide).to(wide)) / constant
