@@ -1,7 +1,7 @@
 """What is known of a network's layers: Lipschitz constants in l_2 and rounding errors, layer by layer.
 
-Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one of
-PyTorch's, add a case there.
+Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one
+of PyTorch's, add a case there.
 """
 
 from __future__ import annotations

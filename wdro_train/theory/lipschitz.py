@@ -1,11 +1,11 @@
 """How far a function of bounded slope can move: Lipschitz constants in l_2, and the radii that they certify.
 
 Features g with ||g(x) - g(x')||_2 <= L ||x - x'||_2 and logits z = W g + b give, for every rival j of the label y,
-z_y - z_j >= 0 wherever ||x' - x||_2 <= (z_y(x) - z_j(x)) / (L ||w_y - w_j||_2) (theory, section 11; Tsuzuku et al. 2018,
-arXiv 1802.04034).
+z_y - z_j >= 0 wherever ||x' - x||_2 <= (z_y(x) - z_j(x)) / (L ||w_y - w_j||_2) (theory, section 11; Tsuzuku et al.
+2018, arXiv 1802.04034).
 
-Constants are upper bounds that are proven, up to the rounding of float64: singular values come from a decomposition, not
-from power iteration, which approaches them from below.
+Constants are upper bounds that are proven, up to the rounding of float64: singular values come from a decomposition,
+not from power iteration, which approaches them from below.
 """
 
 from __future__ import annotations
