@@ -18,7 +18,7 @@ from rich.progress import track
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.tools import command_line
-from wdro_train.tools.judged_runs import JudgedRun, check, effort, judge_run
+from wdro_train.tools.judged_runs import JudgedRun, certified, check, effort, judge_run
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import band_width, figures, summary
 from wdro_train.utils import tables
@@ -26,10 +26,11 @@ from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_csv, write_json, write_text
 
+_LISTS = ("autoattack", "effort", "certified", "curves")
 _ABOVE_THE_TABLE = """# Full table
 
 Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
-knapsack over `MinimalDistance`.
+knapsack over `MinimalDistance`. Certified figures are lower bounds by interval arithmetic, on all test images.
 
 """
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
     methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
-    chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
+    chosen = {option: _names(getattr(given, option), methods, option) for option in _LISTS}
     _refuse_other_samples(known, chosen, given)
     for run in track(runs, description="judging"):
         write_json(given.out / "runs" / f"{run.name}.json", _complete(run, known.get(run.name), chosen, given))
@@ -90,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         type=command_line.whole(1),
         default=2000,
         help="They are judged once more on so many images, by default 2000.",
+    )
+    parser.add_argument(
+        "--certified", default="", help="The accuracy of these methods is certified by interval bounds, on all images."
     )
     parser.add_argument(
         "--curves", default="", help="The curves of these methods are drawn, by default the leading six."
@@ -171,6 +175,8 @@ def _complete(run: Path, known: JudgedRun | None, chosen: dict[str, list[str]], 
     if known["method"] in chosen["effort"] and "effort" not in known:
         network = chosen_network(given, checkpoint)
         known["effort"] = effort(network, given.norm, given.deltas, given.effort_images)
+    if known["method"] in chosen["certified"] and "certified" not in known:
+        known["certified"] = certified(chosen_network(given, checkpoint), given.norm, given.deltas)
     return known
 
 

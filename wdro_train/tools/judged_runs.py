@@ -12,6 +12,7 @@ import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.certificates import LinearRelaxation
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
@@ -53,6 +54,17 @@ class EffortCheck(TypedDict):
     more: Accuracies
 
 
+class CertifiedPart(TypedDict):
+    """What a certificate guarantees, and the attack's upper bounds on the first of the same images."""
+
+    method: str
+    images: int
+    clean: float
+    accuracies: Accuracies
+    deltas: list[float]
+    curves: dict[str, list[float]]
+
+
 class JudgedRun(TypedDict):
     """One run, as `runs/<method>_<seed>.json` holds it."""
 
@@ -71,6 +83,7 @@ class JudgedRun(TypedDict):
     passes: float
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
+    certified: NotRequired[CertifiedPart]
 
 
 def judge_run(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int | None) -> JudgedRun:
@@ -171,6 +184,30 @@ def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: 
         "clean": best.clean_accuracy,
         "usual": _accuracies(weak, deltas),
         "more": _accuracies(best, deltas),
+    }
+
+
+def certified(network: JudgedNetwork, norm: float, deltas: Sequence[float], method: str = "ibp") -> CertifiedPart:
+    """The knapsack over certified radii of the whole test set, lower bounds on the accuracies under any attack.
+
+    Args:
+        network: The network of the run.
+        norm: Ground norm.
+        deltas: Radii of the table.
+        method: Of the certificate, a name of `wdro_train.certificates.relaxation.BOUNDS`.
+    """
+    arrays = load_arrays(network.config, "test", None)
+    certificate, device = LinearRelaxation(norm=norm, method=method), next(network.model.parameters()).device
+    found = [certificate(network.model, x.to(device), y.to(device)) for x, y in ArrayBatches(arrays, BATCH_SIZE)]
+    curve = RobustnessCurve(torch.cat([part.radii for part in found]))
+    grid = np.linspace(0, 2 * max(deltas), DEFAULT_RADII)
+    return {
+        "method": method,
+        "images": len(curve),
+        "clean": torch.cat([part.correct for part in found]).double().mean().item(),
+        "accuracies": _accuracies(curve, deltas),
+        "deltas": grid.tolist(),
+        "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in ORDERS.items()},
     }
 
 

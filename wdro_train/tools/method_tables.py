@@ -51,6 +51,10 @@ def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[
         row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
         pushed = [r["effort"] for r in group if "effort" in r]
         row[f"W_2 {wide}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
+        if any("certified" in result for result in results):
+            proven = [r["certified"]["accuracies"] for r in group if "certified" in r]
+            for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide)):
+                row[f"certified W_{p} {delta}"] = _spread([part[p][delta] for part in proven]) if proven else ""
         row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
