@@ -1,6 +1,7 @@
 """The wheel, in an environment and a folder that know nothing of this clone: both doors work."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +26,11 @@ def scripts(tmp_path_factory):
     """The console scripts of a fresh environment with the wheel; all but our own package is this environment's."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    built = call(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    source = folder / "source"  # as on a machine that has values of its own
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "site", "build", "__pycache__"))
+    (source / "conf/local").mkdir(exist_ok=True)
+    (source / "conf/local/default.yaml").write_text("seed: 7\n")
+    built = call(*pip, "wheel", "--no-deps", "--wheel-dir", folder, source, cwd=folder)
     if "hatchling" in built.stderr and "No matching distribution" in built.stderr:
         pytest.skip("pip cannot fetch hatchling, which builds the wheel")
     assert built.returncode == 0, built.stderr
@@ -53,6 +58,12 @@ def test_doors_of_the_wheel(scripts, tmp_path):
     (report,) = tmp_path.glob("runs/evaluate/*/*/report.json")
     assert report.stat().st_size > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_configuration_of_the_wheel(scripts):
+    """All groups and none of what holds on the machine that built it only."""
+    (conf,) = scripts.parent.glob("lib/python*/site-packages/wdro_train/conf")
+    assert {path.name for path in conf.iterdir()} == {path.name for path in (ROOT / "conf").iterdir()} - {"local"}
 
 
 def test_unknown_key_of_the_wheel(scripts, tmp_path):

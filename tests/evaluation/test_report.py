@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NotRequired, get_origin, get_type_hints
@@ -27,14 +28,19 @@ from shell import ROOT, digits, run, wandb_history
 from wdro_train.attacks import MinimalDistance
 from wdro_train.config.build import plain
 from wdro_train.config.resolvers import register_resolvers
-from wdro_train.evaluation.distances import distance_stage, find_distances
+from wdro_train.evaluation.certified_curve import CertifiedCurve
+from wdro_train.evaluation.distances import FoundDistances, distance_stage, find_distances
 from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.report import build as reports
 from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema, terminal
+from wdro_train.evaluation.report.curves import curve_rows
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
+from wdro_train.evaluation.report.intervals import differences
 from wdro_train.evaluation.report.publish import scalars
 from wdro_train.evaluation.run import evaluate
+from wdro_train.evaluation.warning_signs import certificate_contradicted
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training.build import build_module
 from wdro_train.training.module import CONFIG_KEY
@@ -79,6 +85,25 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def certified_folder(tmp_path_factory):
+    """A real evaluation of two networks with a certificate, one of them trained a little."""
+    folder = tmp_path_factory.mktemp("certified")
+    for name, steps in (("first", 30), ("second", 60)):
+        checkpoint(folder, name, steps)
+    shared = ["limit=70", "accelerator=cpu", f"store={folder}/store", "poster=null", "pictures=0"]
+    shared += ["distances.steps=10", "attack.delta=0.02"]
+    cfg = configuration("evaluate", *shared, "certificate.method=crown", f"run_dir={folder}")
+    cfg.ckpt_path = [str(folder / f"{name}.ckpt") for name in ("first", "second")]
+    evaluate(cfg)
+    return folder
+
+
+@pytest.fixture
+def certified(certified_folder):
+    return json.loads((certified_folder / "report.json").read_text())
+
+
 @pytest.fixture(params=["alone", "both"])
 def report(folder, request):
     return json.loads((folder / request.param / "report.json").read_text())
@@ -98,10 +123,12 @@ def enclosed(folder):
     found, sure = RobustnessCurve(distances), RobustnessCurve(distances / 2)
     orders = [float(row["p"]) for row in model["curves"]]
     deltas = model["curves"][0]["deltas"]
-    rows = reports.curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
+    rows = curve_rows(found, orders, deltas, found.band(0.05), alone=found, certified=sure)
     model["curves"] = as_json(rows)
-    about = {"method": "crown", "level": 1.0, "about": "the network itself"}
-    model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": sure.distances.tolist()}
+    about = {"method": "crown", "level": 1.0, "about": "the network itself", "encloses": True}
+    model["certificate"] = about | {"clean_accuracy": sure.clean_accuracy, "radii": as_json(sure.distances.tolist())}
+    worst = model["worst_case"]
+    model["interval"]["certified"] = sure.accuracy(worst["delta"], float(worst["p"]))
     return report
 
 
@@ -137,9 +164,15 @@ def test_schema_refuses(spoil, report):
 
 def test_certified_report_follows_the_schema(enclosed):
     assert not invalid(enclosed)
-    assert "between the two" in page_of(enclosed)
-    enclosed["models"][0]["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
-    assert "between the two" not in page_of(enclosed)  # two classifiers
+    assert "lies between the two" in page_of(enclosed)
+    of_another(enclosed["models"][0])
+    assert "lies between the two" not in page_of(enclosed)
+
+
+def of_another(model):
+    """Make the certificate one of the smoothed classifier, which the attack's curve is not about."""
+    model["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier", "encloses": False}
+    model["interval"]["certified"] = None
 
 
 def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, capsys):
@@ -149,9 +182,109 @@ def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, cap
     terminal.show(enclosed, [])
     expected = f"lies between {100 * least:.1f} % (crown, certified) and {100 * worst['accuracy']:.1f} % (attack)"
     assert expected in capsys.readouterr().out
-    model["certificate"] |= {"method": "smoothing", "about": "the smoothed classifier"}
+    assert expected in Tags(page_of(enclosed)).text
+    of_another(model)
     terminal.show(enclosed, [])
     assert "lies between" not in capsys.readouterr().out
+
+
+def test_several_networks_share_the_error_probability(folder, both):
+    """Their bands hold jointly, so each gets alpha / 2; the difference of any two curves is within twice the band."""
+    alone = json.loads((folder / "alone" / "report.json").read_text())["models"][0]["band"]
+    assert (alone["networks"], alone["width"]) == (1, pytest.approx(math.sqrt(math.log(2 / 0.05) / 140)))
+    for model in both["models"]:
+        assert model["band"]["networks"] == 2
+        assert model["band"]["width"] == pytest.approx(math.sqrt(math.log(4 / 0.05) / 140))
+    assert both["differences"]["width"] == pytest.approx(2 * math.sqrt(math.log(4 / 0.05) / 140))
+
+
+def test_differences_of_networks_without_certificate_are_of_the_attacks_alone(both):
+    (row,) = both["differences"]["rows"]
+    first, second = both["models"]
+    assert (row["first"], row["second"]) == (first["name"], second["name"])
+    assert first["images_digest"] == second["images_digest"]
+    assert (row["attacked"], row["attacked_low"]) == (0, None)  # attacks leave nothing of either, so nothing varies
+    assert row["enclosed_low"] is row["enclosed_high"] is row["lower_end"] is row["upper_end"] is None
+    assert not both["differences"]["left_out"]
+
+
+def test_certified_networks_are_enclosed_and_compared(certified, capsys):
+    """A real evaluation of two certified networks: interval, ratio, ends and differences from the radii in the file."""
+    sure, found, ball = [], [], (0.02, 2)
+    for model in certified["models"]:
+        radii, distances = (
+            np.asarray([float(value) for value in values])
+            for values in (model["certificate"]["radii"], model["distances"]["values"])
+        )
+        assert (radii <= distances * (1 + 1e-6)).all()
+        sure, found = [*sure, RobustnessCurve(radii)], [*found, RobustnessCurve(distances)]
+        low, high = (curve.accuracy(*ball) for curve in (sure[-1], found[-1]))
+        block, w = model["interval"], math.sqrt(math.log(4 / 0.05) / 140)
+        assert (block["certified"], block["attacked"]) == pytest.approx((low, high))
+        assert (block["lower_end"], block["upper_end"]) == pytest.approx((max(0, low - w), min(1, high + w)), abs=0.01)
+        assert block["ratio_lower_end"] == pytest.approx(max(0, low - w) / min(1, model["clean_accuracy"] + w))
+        assert block["ratio_certified"] == pytest.approx(low / model["clean_accuracy"])
+        assert model["certificate"]["encloses"]
+    (row,) = certified["differences"]["rows"]
+    enclosed = [
+        sure[0].accuracy(*ball) - found[1].accuracy(*ball),
+        found[0].accuracy(*ball) - sure[1].accuracy(*ball),
+    ]
+    assert [row["enclosed_low"], row["enclosed_high"]] == pytest.approx(enclosed)
+    assert row["attacked_low"] < row["attacked"] < row["attacked_high"]
+    assert row["lower_end"] < row["enclosed_low"] <= row["enclosed_high"] < row["upper_end"]
+    terminal.show(certified, [])
+    printed = capsys.readouterr().out
+    assert "first minus second under W_2 0.02, same images: the attacks' upper bounds differ by" in printed
+    for text in (printed, Tags(page_of(certified)).text):
+        assert f"{fields.percent(certified['models'][0]['interval']['certified'])} (crown, certified)" in text
+        assert fields.between(row["enclosed_low"], row["enclosed_high"]) in text
+
+
+def test_networks_judged_on_other_images_are_not_compared():
+    """The same number of images in another order, or of another set, is not a pair."""
+    ball, d = WassersteinBall(2, math.inf, 0.1), np.linspace(0.05, 0.3, 40)
+
+    def judged(images):
+        found = FoundDistances(d, np.zeros(40, int), np.ones(40, bool), np.ones(40, int), 0, 0)
+        return NetworkEvidence(ball, "all of them", images, found)
+
+    three = [judged("one"), judged("other"), judged("one")]
+    block = differences(three, ["a", "b", "c"], ball, 0.05)
+    assert [(row["first"], row["second"]) for row in block["rows"]] == [("a", "c")]
+    assert len(block["left_out"]) == 2
+    assert block["left_out"][0].startswith("no difference between a and b: they were not judged on the same images")
+    assert differences(three[:1], ["a"], ball, 0.05) is None
+
+
+def test_a_contradicted_certificate_encloses_nothing():
+    ball, d = WassersteinBall(2, math.inf, 0.1), np.linspace(0.05, 0.3, 40)
+    found = FoundDistances(d, np.zeros(40, int), np.ones(40, bool), np.ones(40, int), 0, 0)
+    sure = CertifiedCurve("ibp", 1.0, "the network itself", RobustnessCurve(d / 2))
+    evidence = NetworkEvidence(ball, "all of them", "digest", found, certificate=sure)
+    assert evidence.enclosure.accuracy(0.1, 2).low == sure.curve.accuracy(0.1, 2)
+    wrong = replace(evidence, certificate=replace(sure, curve=RobustnessCurve(d * 1.01)))
+    assert wrong.enclosure is wrong.enclosure_image_by_image is None
+    other = replace(wrong, certificate=replace(wrong.certificate, about="the smoothed classifier"))
+    assert other.enclosure is None
+    assert certificate_contradicted(wrong.certificate, wrong.curve).figure == 40
+    assert certificate_contradicted(sure, evidence.curve) is None
+    assert certificate_contradicted(other.certificate, other.curve) is None
+    assert certificate_contradicted(None, evidence.curve) is None
+
+
+def test_an_area_is_drawn_only_where_the_truth_lies_in_it(enclosed):
+    orders = len(enclosed["models"][0]["curves"])
+    (axes,) = matplotlib_figures.robustness_curves(enclosed).axes
+    assert len(axes.collections) == 3 * orders  # the band above, the area, the band below
+    (plot,) = plotly_figures.robustness_curves(enclosed)
+    assert sum(trace.get("fillcolor", "").endswith("55") for trace in plot["data"]) == orders
+    of_another(enclosed["models"][0])
+    (axes,) = matplotlib_figures.robustness_curves(enclosed).axes
+    assert len(axes.collections) == 2 * orders
+    (plot,) = plotly_figures.robustness_curves(enclosed)
+    assert not any(trace.get("fillcolor", "").endswith("55") for trace in plot["data"])
+    assert sum("of another classifier" in trace["name"] for trace in plot["data"]) == orders
 
 
 def objects(content, path="report"):
@@ -184,6 +317,9 @@ BLOCKS = {
     "mover": schema.MoverBlock,
     "poster_row": schema.PosterRow,
     "certificate": schema.CertificateBlock,
+    "interval": schema.IntervalBlock,
+    "difference": schema.DifferenceRow,
+    "differences": schema.DifferencesBlock,
     "peer": schema.PeerRow,
     "warning": schema.WarningBlock,
 }
@@ -412,7 +548,7 @@ def spoilt(report, url="x"):
     for model in report["models"]:
         model |= {"name": payload, "checkpoint": payload, "warnings": [{"text": payload}]}
         model["peers"] = [{"name": payload, payload: 1.0}]
-        model["certificate"] = {"about": payload, "method": payload, payload: payload}
+        model["certificate"] = {"about": payload, "method": payload, "level": 1.0, payload: payload}
         for row in model["poster"]:
             row["loss"] += payload
     return report

@@ -10,6 +10,7 @@ import torch
 from shell import run
 
 from wdro_train.attacks import MinimalDistance
+from wdro_train.certificates import LinearRelaxation
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
@@ -69,15 +70,44 @@ def test_table_is_made_of_the_runs(runs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
+def test_certified_columns_are_made_of_radii(runs, tmp_path, capsys):
     command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60"]
+    compare_methods.main([*command, "--certificate", "ibp,worst_case=crown", "--certificate-images", "40"])
+    rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    for method, name in (("pgd_at", "ibp"), ("worst_case", "crown")):
+        values = {p: [] for p in ("1", "2", "inf")}
+        for seed in (0, 1):
+            network = load_network(runs / f"{method}_{seed}/checkpoints/best.ckpt")
+            arrays = load_arrays(network.config, "test", 40)
+            x = arrays.batch(torch.arange(40))
+            radii = LinearRelaxation(norm=math.inf, method=name)(network.model, x, arrays.labels).radii
+            part = json.loads((tmp_path / f"runs/{method}_{seed}.json").read_text())["certified"]
+            assert (part["method"], part["images"]) == (name, 40)
+            for p in values:
+                values[p].append(RobustnessCurve(radii).accuracy(0.05, float(p)))
+                assert part["accuracies"][p]["0.05"] == pytest.approx(values[p][-1], abs=1e-6)
+                assert np.all(np.array(part["curves"][p]) <= np.array(part["attacked_curves"][p]) + 1e-6)
+        for p, found in values.items():
+            assert float(rows[method][f"certified W_{p} 0.05"].split(" ± ")[0]) == pytest.approx(
+                100 * np.mean(found), abs=0.06
+            )
+    said = "certified figures are lower bounds, by ibp on 40 images (pgd_at); crown on 40 images (worst_case)"
+    assert said in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="pgd_at_0 was certified by ibp on 40 images; give --certificate pgd_at=ibp"):
+        compare_methods.main([*command, "--certificate", "pgd_at=crown", "--certificate-images", "40"])
+
+
+@pytest.mark.slow
+def test_what_was_judged_is_not_judged_again(runs, tmp_path, monkeypatch):
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "60", "--certificate", "ibp"]
     compare_methods.main(command)
     before = (tmp_path / "table.csv").read_text()
 
     def never(*arguments):
         raise AssertionError("judged again")
 
-    monkeypatch.setattr(compare_methods, "judge_run", never)
+    for name in ("judge_run", "attacked_curve", "certify", "refuse_uncovered"):
+        monkeypatch.setattr(compare_methods, name, never)
     monkeypatch.setattr(compare_methods, "chosen_network", never)
     compare_methods.main(command)
     assert (tmp_path / "table.csv").read_text() == before

@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
         patch.setenv("WANDB_DATA_DIR", str(folder))  # where artifacts wait for their upload
         for callbacks in ("default", "worst_case"):
             images = ["callbacks.images.every_n_epochs=1", "callbacks.images.number=3"]
-            where = [f"callbacks={callbacks}", f"hydra.run.dir={callbacks}"]
+            where = [f"callbacks={callbacks}", f"hydra.run.dir={callbacks}", "callbacks.adversary.certificate=ibp"]
             done = run("train.py", *QUICK, *where, *images, cwd=folder)
             assert done.returncode == 0, done.stderr
         yield folder
@@ -69,10 +69,11 @@ def test_workspace_shows_what_training_logs(trained, tmp_path):
     plots = [panel for section in sections for panel in section["panels"]]
     shown = {key for plot in plots for key in plot["config"].get("metrics", ())}
     assert shown >= {f"val/{key}" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio", "upsilon", "spent")}
+    assert shown >= {"val/certified_acc", "val/certified_ratio"}
     assert shown <= set(logged)
     assert all(plot["config"]["xAxis"] == "epoch" for plot in plots if "metrics" in plot["config"])
     accessors = {column["accessor"] for plot in plots for column in plot["config"].get("columns", ())}
-    assert len(accessors) == 6
+    assert len(accessors) == 7
     for accessor in accessors:
         place, _, path = accessor.partition(":")
         if place == "config":

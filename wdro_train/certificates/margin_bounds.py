@@ -64,6 +64,20 @@ def smallest(differences: Tensor, y: Tensor) -> Tensor:
     return margins
 
 
+def largest(errors: Tensor, y: Tensor) -> Tensor:
+    """The most by which a margin can err: the largest error over the rivals j != y.
+
+    Args:
+        errors: Of f_y - f_j, not negative, shape [B, m].
+        y: Labels, shape [B].
+
+    Returns:
+        Shape [B].
+    """
+    most: Tensor = errors.scatter(1, y[:, None], 0.0).amax(1)
+    return most
+
+
 def difference_rows(y: Tensor, classes: int, like: Tensor) -> Tensor:
     """The coefficients e_y - e_j of the logits for each class j; shape [m, B, m].
 

@@ -115,7 +115,7 @@ def _tightened(boxes: list[Box], steps: int, tape: Tape, value: Tensor, box: Box
         other = boxes[len(tape.steps)]
         low, high = torch.maximum(low, other.low.view_as(low)), torch.minimum(high, other.high.view_as(low))
     count = low[0].numel()
-    if tape.steps and count <= _MOST_NEURONS:
+    if tape.steps and count <= _MOST_NEURONS and bool(((low < 0) & (high > 0)).any()):
         flat_low, flat_high = low.flatten(1), high.flatten(1)
         unstable = (flat_low < 0) & (flat_high > 0)
         places = unstable.to(low).argsort(1, descending=True)[:, : int(unstable.sum(1).amax())]

@@ -23,14 +23,13 @@ from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.radius_search import LargestRadius, RadiusSearch
 from wdro_train.certificates.relaxed_graph import RelaxedGraph
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
+from wdro_train.certificates.rounding import ARITHMETICS, ComputedMargins, RoundingErrors
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin
 from wdro_train.utils.errors import UserError
 
-# What a margin must exceed, in units of the image's largest logit: twenty times the error of float32 logits, which was
-# at most 5e-7 of the largest one for the networks of tests/reference, small_cnn and preact_resnet18.
-ROUNDING = 1e-5
-# How far, in the same units, the margin of the layers one after another may be from the network's own.
+# By how much the margin of the operations one after another may be more than its rounding away from the network's own,
+# in units of the image's largest logit. Far less than what a layer that was missed would do.
 AGREEMENT = 1e-4
 
 
@@ -62,8 +61,8 @@ class LinearRelaxation:
     """For each image, the largest radius r such that min over j != y of f_y - f_j stays positive in all of its ball.
 
     "Positive" is what a lower bound of the margins shows, so r is at most the true distance. Radii are searched in
-    float32, and those that are returned were checked in float64. Margins must exceed 1e-5 of the image's largest logit,
-    so that the certificate also holds for a float32 forward pass with its rounding.
+    float32, and those that are returned were checked in float64. Margins must exceed what rounding can do to them (see
+    `wdro_train.certificates.rounding`), so that the certificate holds for the network as it is computed.
 
     Args:
         norm: Ground norm: 1, 2 or inf.
@@ -74,6 +73,8 @@ class LinearRelaxation:
         tolerance: Relative precision of the radius.
         batch_size: Images at a time; None for the method's own.
         search: Which radii are tried; None for the largest one, to within the tolerance.
+        arithmetic: In which the network that is certified is computed: `float32`, `tf32`, or `exact` for the network in
+            exact arithmetic, as most certificates have it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class LinearRelaxation:
         tolerance: float = 5e-3,
         batch_size: int | None = None,
         search: RadiusSearch | None = None,
+        arithmetic: str = "float32",
     ) -> None:
         self.ground = GroundNorm(norm)
         self.norm = self.ground.order
@@ -91,6 +93,9 @@ class LinearRelaxation:
             raise UserError(f"norm={self.norm:g} has no linear relaxation here; choose 1, 2 or inf")
         if method not in BOUNDS:
             raise UserError(f"method={method!r} is unknown; choose {', '.join(BOUNDS)}")
+        if arithmetic not in ARITHMETICS:
+            raise UserError(f"arithmetic={arithmetic!r} is unknown; choose {', '.join(ARITHMETICS)}")
+        self.arithmetic = ARITHMETICS[arithmetic]
         size = BOUNDS[method].batch_size if batch_size is None else int(batch_size)
         if size < 1:
             raise UserError(f"batch_size={batch_size} holds no image; choose at least 1")
@@ -105,33 +110,32 @@ class LinearRelaxation:
         """
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, labels), full_float32(), full:
-            read = BOUNDS[self.method].read
-            fast, exact = (read(model, x, dtype, self.norm) for dtype in (torch.float32, torch.float64))
+            fast, exact = (self._bounds(model, x, dtype) for dtype in (torch.float32, torch.float64))
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
             check_logits(model, x, logits, labels)
-            self._check_parsed(exact, x[:1], y[:1], logits[:1])
+            self._clean_margins(exact, x[:1], y[:1], logits[:1])
             robust = correct(logits, y)
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+            share = 1.0  # how much of the first guess the radii of earlier images were
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
-                self._check_parsed(exact, x[rows], y[rows], logits[rows])
-                slack = ROUNDING * logits[rows].abs().amax(1).double()
-                clean = margin(logits[rows], y[rows]).double() - slack
+                clean = self._clean_margins(exact, x[rows], y[rows], logits[rows])
                 steepness = self.ground.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)
                 with torch.no_grad():
-                    radii[rows] = self._certify((fast, exact), x[rows], y[rows], slack, clean, guess)
+                    found = self._certify((fast, exact), x[rows], y[rows], clean, share * guess)
+                radii[rows] = found
+                share = float((found / guess)[found > 0].median()) if bool((found > 0).any()) else share
             radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
             return Radii(radii, robust, self.norm, 1.0, THE_NETWORK)
 
+    def _bounds(self, model: nn.Module, x: Tensor, dtype: torch.dtype) -> ComputedMargins:
+        """The bounds of the margins that the network computes."""
+        errors = RoundingErrors(model, self.norm, self.arithmetic, dtype)
+        return ComputedMargins(BOUNDS[self.method].read(model, x, dtype, self.norm), errors)
+
     def _certify(
-        self,
-        networks: tuple[MarginBounds, MarginBounds],
-        x: Tensor,
-        y: Tensor,
-        slack: Tensor,
-        clean: Tensor,
-        guess: Tensor,
+        self, networks: tuple[MarginBounds, MarginBounds], x: Tensor, y: Tensor, clean: Tensor, guess: Tensor
     ) -> Tensor:
         """Radii of correct images, searched with the fast network and checked with the exact one.
 
@@ -139,8 +143,7 @@ class LinearRelaxation:
             networks: The bounds of the margins in float32 and in float64.
             x: Images, shape [N, ...].
             y: Their labels, shape [N].
-            slack: What a margin must exceed, shape [N].
-            clean: By how much the margin at the image exceeds it, shape [N].
+            clean: The bounds at radius 0, shape [N].
             guess: First radii to try, shape [N].
 
         Returns:
@@ -149,7 +152,7 @@ class LinearRelaxation:
         fast, exact = networks
 
         def spare(rows: Tensor, radii: Tensor, bounds: MarginBounds = fast) -> Tensor:
-            return bounds.margins(x[rows], y[rows], radii, slack[rows]) - slack[rows]
+            return bounds.margins(x[rows], y[rows], radii)
 
         found = self.search(spare, clean, guess, self.ground.diameter(x))
         certified = torch.zeros_like(found)
@@ -164,19 +167,18 @@ class LinearRelaxation:
         return certified
 
     @torch.no_grad()
-    def _check_parsed(self, bounds: MarginBounds, x: Tensor, y: Tensor, logits: Tensor) -> None:
-        """Refuse a network that computes something else than what it was read as, by its margins at the images.
-
-        At radius 0 the bound is the margin itself.
+    def _clean_margins(self, computed: ComputedMargins, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """The bounds of the margins at the images themselves, where they are the margins but for rounding.
 
         Raises:
-            UserError: It is not.
+            UserError: They are not: the network computes something else than what it was read as.
         """
-        bound = bounds.margins(x, y, torch.zeros(len(x), dtype=torch.float64, device=x.device))
-        gap = (bound - margin(logits, y)).abs()
-        agree = gap <= AGREEMENT * logits.abs().amax(1)
-        if not bool(agree.all()):
+        nowhere = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        margins, errors = computed.bounds.margins(x, y, nowhere), computed.errors.margins(x, y, nowhere)
+        gap = (margins - margin(logits, y)).abs()
+        if not bool((gap <= errors + AGREEMENT * logits.abs().amax(1)).all()):
             raise UserError(
                 f"the network's operations, one after another, miss its margin by {float(gap.amax()):g}; certify a "
                 "float32 network without hooks that change what it computes"
             )
+        return margins - errors

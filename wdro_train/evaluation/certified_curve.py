@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from wdro_train.certificates import Certificate, LinearRelaxation, RandomizedSmoothing
-from wdro_train.certificates.relaxed_network import Method
+from wdro_train.certificates import (
+    Certificate,
+    ExactRobustness,
+    LinearRelaxation,
+    LipschitzCertificate,
+    RandomizedSmoothing,
+)
+from wdro_train.certificates.base import THE_NETWORK
+from wdro_train.certificates.radius_search import GivenRadii
+from wdro_train.certificates.relaxation import BOUNDS
 from wdro_train.evaluation.engine import Engine, Stage
 from wdro_train.evaluation.piece_store import Arrays
+from wdro_train.theory.ground_norm import DISTANCE_ROUNDING
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 
 
 def make_certificate(
-    method: str, *, norm: float, images: int, sigma: float, samples: int, alpha: float, batch_size: int
+    method: str,
+    *,
+    norm: float,
+    images: int,
+    sigma: float,
+    samples: int,
+    alpha: float,
+    batch_size: int,
+    radii: Sequence[float] | None = None,
+    start: str = "crown",
+    budget: float = 10.0,
 ) -> Certificate:
     """Build the certificate that `certificate.method` names.
 
     Args:
-        method: `crown`, `ibp` or `smoothing`.
+        method: `ibp`, `crown_ibp`, `crown`, `alpha_crown`, `exact`, `lipschitz` or `smoothing`.
         norm: Ground norm of the curve that it is to bound.
         images: Size of the whole set, over which smoothing divides its error probability.
         sigma: Standard deviation of the noise of smoothing.
         samples: Noisy samples of each image in smoothing.
         alpha: Error probability of smoothing over the whole set.
         batch_size: Images per forward pass of smoothing.
+        radii: The only radii at which a relaxation is tried; None for the largest one of each image.
+        start: The relaxation whose radii `exact` enlarges.
+        budget: Seconds an image of `exact`.
 
     Raises:
-        UserError: Unknown method, or smoothing for another norm than 2.
+        UserError: Unknown method, or a norm that the method does not certify.
     """
-    if method in ("crown", "ibp"):
-        return LinearRelaxation(norm=norm, method=cast(Method, method))
+    relaxation = start if method == "exact" else method
+    if relaxation in BOUNDS:
+        # A ball includes its sphere, and a distance equal to the radius lies in it, so a little more has to be proven.
+        search = None if radii is None else GivenRadii([radius * DISTANCE_ROUNDING for radius in radii])
+        relaxed = LinearRelaxation(norm=norm, method=relaxation, search=search)
+        return ExactRobustness(norm=norm, budget=budget, relaxation=relaxed) if method == "exact" else relaxed
+    if method == "lipschitz":
+        return LipschitzCertificate(norm=norm)
     if method != "smoothing":
-        raise UserError(f"certificate.method={method!r} is unknown; choose crown, ibp, smoothing or null")
+        known = ", ".join([*BOUNDS, *([] if method == "exact" else ["exact", "lipschitz", "smoothing or null"])])
+        key = "start" if method == "exact" else "method"
+        raise UserError(f"certificate.{key}={relaxation!r} is unknown; choose {known}")
     if norm != 2:
         raise UserError(f"smoothing certifies the l_2 norm, not l_{norm:g}; choose attack.norm=2, or crown")
     return RandomizedSmoothing(sigma=sigma, total_images=images, n=samples, alpha=alpha, batch_size=batch_size)
@@ -47,7 +77,7 @@ class CertifiedCurve:
     """A lower bound on A_delta for all delta and p, from certified radii (theory, section 5).
 
     Attributes:
-        method: `crown`, `ibp` or `smoothing`.
+        method: As `certificate.method` names it.
         level: Probability with which all radii hold at once; 1 for a deterministic certificate.
         about: The classifier that the certificate speaks of, in words: smoothing speaks of another than the network.
         curve: The curve of the certified radii.
@@ -57,6 +87,11 @@ class CertifiedCurve:
     level: float
     about: str
     curve: RobustnessCurve
+
+    @property
+    def of_the_network(self) -> bool:
+        """Whether it speaks of the network that is attacked, so that the two curves enclose its accuracy."""
+        return self.about == THE_NETWORK
 
 
 def certified_curve(engine: Engine, certificate: Certificate, method: str) -> CertifiedCurve:

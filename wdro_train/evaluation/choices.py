@@ -22,7 +22,7 @@ from wdro_train.evaluation.networks import (
 )
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.robustness_curve import Sided
+from wdro_train.theory.band import Sided
 from wdro_train.utils.numbers import parse_number
 
 DEFAULT_RADII = 41  # of the curve, from 0 to twice the threat's: every twentieth of the threat's is among them

@@ -82,7 +82,8 @@ class Engine:
         device: The device of the model; batches are moved there.
         seed: Seeds the generator of each batch, together with the number of the batch.
         reducer: Gives rank and number of ranks.
-        progress: Called with the name of the stage and the number of batches that are done.
+        progress: Called with the name of the stage and the number of batches that are done; and with their `total`
+            where it is not that of the set.
     """
 
     model: nn.Module
@@ -91,8 +92,13 @@ class Engine:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     reducer: Reducer = field(default_factory=LocalReducer)
-    progress: Callable[[str, int], None] = lambda stage, done: None
+    progress: Callable[..., None] = lambda stage, done, total=None: None
     _marks: list[Mark] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def images_digest(self) -> str:
+        """What tells the images and labels of the set, in their order and batches, apart from any others."""
+        return digest([list(mark) for mark in (self._marks or self.survey())])
 
     def first(self, batches: int) -> Engine:
         """The same engine over the first so many batches."""

@@ -11,9 +11,11 @@ import numpy as np
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.distances import FoundDistances
+from wdro_train.evaluation.exact_intervals import ExactIntervals
 from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase, with_worst_case
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.enclosure import Enclosure
 from wdro_train.theory.robustness_curve import Floats, RobustnessCurve, WorstCase
 
 
@@ -43,20 +45,24 @@ class NetworkEvidence:
     Attributes:
         ball: The threat in which the worst case is reported.
         sample: Which images of their split were judged, in words.
+        images: Digest of these images and labels, by which two networks are known to have been judged on the same ones.
         found: What the minimum-norm attack found.
         first_order: W-FGSM and W-PGD, a row a loss and ball; empty if not asked for.
         certificate: The certified lower bound; None if not asked for.
         references: What attacks of other authors left; empty if not asked for.
         warnings: Reasons not to believe the numbers.
+        exact: Proofs and counterexamples of an exact method; None if not asked for.
     """
 
     ball: WassersteinBall
     sample: str
+    images: str
     found: FoundDistances
     first_order: tuple[FirstOrderRow, ...] = ()
     certificate: CertifiedCurve | None = None
     references: tuple[ReferenceResult, ...] = ()
     warnings: tuple[WarningSign, ...] = ()
+    exact: ExactIntervals | None = None
 
     @cached_property
     def curve_of_own_attacks(self) -> RobustnessCurve:
@@ -67,15 +73,28 @@ class NetworkEvidence:
     def curve_image_by_image(self) -> RobustnessCurve:
         """From the attacks that look at each image by itself.
 
-        The band for the population needs these (theory, section 12): the flips of W-PGD, whose images share one
-        budget, are not in it.
+        What is said of the distribution of the images rests on these (theory, section 12): the flips of W-PGD, whose
+        images share one budget, are not in it, as such a distance depends on the other images. (Random starts are
+        drawn for each image by itself.) Those of the exact method are: each is a fact about its image, and the band
+        holds for any upper bounds of the true distances.
         """
-        return RobustnessCurve.pool([self.found.distances, *map(self._of_all_images, self.references)])
+        exact = [] if self.exact is None else [self.exact.distances]
+        return RobustnessCurve.pool([self.found.distances, *map(self._of_all_images, self.references), *exact])
 
     @cached_property
     def curve(self) -> RobustnessCurve:
         """From the nearest flip that any attack found: the tightest upper bound on A_delta for all delta and p."""
         return RobustnessCurve.pool([self.curve_of_own_attacks.distances, self.curve_image_by_image.distances])
+
+    @cached_property
+    def enclosure(self) -> Enclosure | None:
+        """Certified curve and curve of all attacks, between which the truth on these images lies; None without."""
+        return self._between(self.curve)
+
+    @cached_property
+    def enclosure_image_by_image(self) -> Enclosure | None:
+        """The same with the attacks that look at each image by itself, for what is said of the distribution."""
+        return self._between(self.curve_image_by_image)
 
     @cached_property
     def worst_case(self) -> WorstCase:
@@ -102,12 +121,25 @@ class NetworkEvidence:
             Mover(
                 index=int(i),
                 label=int(self.found.labels[i]),
-                becomes=int(self.found.rivals[i]),
+                becomes=self._becomes(int(i)),
                 distance=float(distances[i]),
                 share=float(weights[i]),
             )
             for i in moved[np.argsort(distances[moved], kind="stable")]
         )
+
+    def _between(self, attacked: RobustnessCurve) -> Enclosure | None:
+        """The enclosure, if there is a certificate, it speaks of the attacked network, and no flip contradicts it."""
+        if self.certificate is None or not self.certificate.of_the_network:
+            return None
+        both = Enclosure(self.certificate.curve, attacked)
+        return None if Enclosure(self.certificate.curve, self.curve).contradictions else both
+
+    def _becomes(self, i: int) -> int:
+        """The class of an image's nearest flip, by the minimum-norm attack or the exact method."""
+        if self.exact is not None and self.exact.distances[i] < self.found.distances[i]:
+            return int(self.exact.rivals[i])
+        return int(self.found.rivals[i])
 
     def _of_all_images(self, reference: ReferenceResult) -> Floats:
         """The flips of an attack that was run on the first images only, for the whole set."""

@@ -46,7 +46,8 @@ def measure_network(
     steps = 0 if cfg.poster is None else cfg.poster.pgd_steps
     with ProgressBars(len(batches), steps, quiet=reducer.rank > 0) as bars:
         engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=bars)
-        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), find_distances(engine, attack))
+        found = find_distances(engine, attack)
+        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found)
         for measurement in measurements:
             evidence = measurement(engine, evidence)
     evidence = concluded(evidence)

@@ -11,16 +11,18 @@ from typing import Protocol
 
 from omegaconf import DictConfig
 
-from wdro_train.certificates import Certificate
+from wdro_train.certificates import Certificate, ExactRobustness
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.autoattack import ReferenceResult, run_reference_attack
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.choices import parsed
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
+from wdro_train.evaluation.exact_intervals import exact_intervals
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.robustness_curve import RobustnessCurve
 
 
 class Measurement(Protocol):
@@ -89,6 +91,27 @@ class Certified:
 
 
 @dataclass(frozen=True)
+class Narrowed:
+    """Proofs and counterexamples for the images that attacks and relaxation leave open and that matter at the threat.
+
+    It comes after everything else that finds flips.
+
+    Attributes:
+        exact: Finds them.
+    """
+
+    exact: ExactRobustness
+
+    def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
+        """Raise certified radii, and add flips."""
+        sure = evidence.certificate
+        if sure is None:
+            return evidence
+        found = exact_intervals(engine, self.exact, evidence.ball, sure.curve.distances, evidence.curve.distances)
+        return replace(evidence, certificate=replace(sure, curve=RobustnessCurve(found.radii)), exact=found)
+
+
+@dataclass(frozen=True)
 class Randomness:
     """Whether the network answers twice alike, on the first batch."""
 
@@ -145,15 +168,20 @@ def chosen_measurements(
                 "no first-order values and no W-PGD: under W_1 the first-order worst case is not unique; "
                 "poster.p=[2] shows those of another order"
             )
+    sure: Certificate | None = None
     if cfg.certificate is not None and cfg.certificate.method is not None:
-        settings = {key: cfg.certificate[key] for key in ("method", "sigma", "samples", "alpha")}
-        sure = make_certificate(**settings, norm=ball.norm, images=images, batch_size=cfg.batch_size)
-        chosen.append(Certified(sure, cfg.certificate.method))
+        radii = cfg.certificate.radii
+        given = {**cfg.certificate, "radii": None if radii is None else parsed(radii, "certificate.radii", [])}
+        sure = make_certificate(**given, norm=ball.norm, images=images, batch_size=cfg.batch_size)
+        first = sure.relaxation if isinstance(sure, ExactRobustness) else sure
+        chosen.append(Certified(first, cfg.certificate.method))
     chosen.append(Randomness())
     if cfg.peers.autoattack:
         chosen.append(AutoAttack())
     if cfg.peers.square:
         chosen.append(Square())
+    if isinstance(sure, ExactRobustness):
+        chosen.append(Narrowed(sure))
     return chosen
 
 
@@ -172,6 +200,7 @@ def concluded(evidence: NetworkEvidence) -> NetworkEvidence:
         warning_signs.cheaper_elsewhere(found, evidence.curve, ball.p, ball.delta),
         warning_signs.stronger_does_worse(evidence.first_order),
         warning_signs.bound_above_ratio(evidence.rows),
+        warning_signs.certificate_contradicted(evidence.certificate, evidence.curve),
     )
 
 

@@ -25,10 +25,10 @@ class ProgressBars(AbstractContextManager["ProgressBars"]):
         self._batches, self._steps = batches, steps
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int) -> None:
-        """Show that so many batches or steps of a stage are done."""
+    def __call__(self, stage: str, done: int, total: int | None = None) -> None:
+        """Show that so many batches or steps of a stage are done, of `total`, or of all of the set's."""
         if stage not in self._tasks:
-            total = self._steps if stage.startswith("pgd_") else self._batches
+            total = total or (self._steps if stage.startswith("pgd_") else self._batches)
             self._tasks[stage] = self._progress.add_task(stage[:_LONGEST_NAME], total=total)
         self._progress.update(self._tasks[stage], completed=done)
 

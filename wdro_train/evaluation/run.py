@@ -34,17 +34,17 @@ def evaluate(cfg: DictConfig) -> float:
     grid = chosen_grid(cfg, ball)
     for network in networks:
         _check(network, cfg, fabric)
-    models, pictures, stores, accuracies = [], [], [], []
+    models, pictures, stores, found = [], [], [], []
     for network in networks:
         model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
         stores.append(open_store(cfg, model, fabric))
         arrays = load_arrays(network.config, cfg.split, cfg.limit)
         evidence, pairs = measure_network(cfg, model, arrays, ball, stores[-1], fabric.device)
         attack = {"name": "MinimalDistance", **OmegaConf.to_container(cfg.distances)}  # type: ignore[dict-item]
-        models.append(build.model(network, evidence, grid, attack=attack, movers=cfg.pictures))
+        models.append(build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks)))
         pictures.append(pairs)
-        accuracies.append(evidence.worst_case.accuracy)
-    report = build.report(made_by, ball, cfg.split, models)
+        found.append(evidence)
+    report = build.report(made_by, ball, cfg.split, models, found, grid.alpha)
     fabric.barrier()
     if fabric.is_global_zero:
         made = publish(report, pictures, Path(cfg.run_dir), cfg.get("logger"))
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig) -> float:
         store.discard()
     if fabric.is_global_zero:
         terminal.show(report, made)
-    return accuracies[0]
+    return found[0].worst_case.accuracy
 
 
 def _check(network: JudgedNetwork, cfg: DictConfig, fabric: L.Fabric) -> None:

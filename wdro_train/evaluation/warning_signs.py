@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.evaluation.autoattack import ReferenceResult
+from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.distances import FoundDistances
 from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase
 from wdro_train.models import ExpectedLogits
+from wdro_train.theory.enclosure import Enclosure
 from wdro_train.theory.robustness_curve import RobustnessCurve
 
 _SHARE = 0.01  # of the images: a hundredth is more than chance in any set worth judging
@@ -131,6 +133,25 @@ def randomness(model: nn.Module, x: Tensor) -> WarningSign | None:
     advice = f"raise expectation={looks}, for instance to {4 * looks}" if looks > 1 else "judge it with expectation=20"
     text = f"the network is random (logits differ by up to {gap:.3g} between two looks): {advice}"
     return WarningSign("randomness", gap, text)
+
+
+def certificate_contradicted(certificate: CertifiedCurve | None, curve: RobustnessCurve) -> WarningSign | None:
+    """Images are flipped nearer than they are certified: the certificate is wrong, or a flip is.
+
+    Args:
+        certificate: The certified curve; None if there is none. One of another classifier cannot be contradicted.
+        curve: Of the nearest flip that any attack found.
+    """
+    if certificate is None or not certificate.of_the_network:
+        return None
+    count = Enclosure(certificate.curve, curve).contradictions
+    if not count:
+        return None
+    text = (
+        f"{count} images are flipped nearer than {certificate.method} certifies them, so its curve is no lower bound "
+        "and encloses nothing; use another certificate.method, and report it"
+    )
+    return WarningSign("certificate_contradicted", count, text)
 
 
 def black_box_wins(curve: RobustnessCurve, flips: Sequence[float], delta: float) -> WarningSign | None:

@@ -90,8 +90,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _wrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """The state dict inside a checkpoint, under the first key that usually holds one; None if there is none."""
-    return next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    """The state dict inside a checkpoint, under the first key that usually holds one; None if there is none.
+
+    Some programs keep a list, for cascades of networks (Wong and Kolter 2018); it is read if it holds one network.
+    """
+    inner = [content.get(key) for key in _WRAPPERS]
+    alone = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in inner]
+    return next((value for value in alone if isinstance(value, Mapping)), None)
 
 
 def _bare(names: Iterable[str]) -> dict[str, str]:

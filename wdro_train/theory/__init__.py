@@ -8,5 +8,8 @@
 | `sensitivity` | what is Upsilon, and over which images | 2, 9 |
 | `box` | what is the best step inside [0, 1]^n, and the shortest one that gains what is asked | 2 |
 | `losses` | what is ascended, and when is an image classified correctly | 1, 3 |
-| `robustness_curve` | what is the worst-case accuracy in every ball, on the sample and beyond it | 5, 7, 12 |
+| `robustness_curve` | what is the worst-case accuracy in every ball | 5 |
+| `enclosure` | between which accuracies do certificate and attack put it | 5, 11 |
+| `band` | what do the sample's accuracies say about the distribution of the images | 7, 12 |
+| `paired_differences` | which of two networks keeps more accuracy, judged on the same images | 12 |
 """

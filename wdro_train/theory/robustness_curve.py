@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wdro_train.theory.band import Band, Sided, band_width
 from wdro_train.utils.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -48,46 +48,6 @@ class WorstCase:
     marginal_distance: float
     dual: float
     spent: float
-
-
-Sided = Literal["lower", "upper", "two"]
-
-
-@dataclass(frozen=True)
-class Band:
-    """How far the accuracy on the sampled images may be from that of their distribution, for the whole curve at once.
-
-    The statement is about A_delta of the *true* distances. Distances found by an attack are too long and give an
-    accuracy that is too high, so only the upper end may be drawn around them; certified radii are too short, so only
-    the lower end may be drawn around theirs (theory, section 12). Otherwise a network without gradients, none of whose
-    images an attack can flip, would be called robust with confidence.
-
-    Attributes:
-        width: Half-width, in accuracy.
-        level: Probability with which the band holds, 1 - alpha.
-        sided: `lower` (A(P) >= A(P^) - width), `upper` (A(P) <= A(P^) + width), or `two`.
-    """
-
-    width: float
-    level: float
-    sided: Sided
-
-    def lower_end(self, certified: float) -> float:
-        """The least accuracy of the distribution, given a certified one on the sample (0 if the band has no such end).
-
-        Args:
-            certified: A lower bound on the accuracy on the sampled images, in [0, 1].
-        """
-        return 0.0 if self.sided == "upper" else max(0.0, certified - self.width)
-
-    def upper_end(self, attacked: float) -> float:
-        """The largest accuracy of the distribution, given what attacks leave on the sample (1 if there is no such end).
-
-        Args:
-            attacked: An upper bound on the accuracy on the sampled images, in [0, 1], from an attack on each image by
-                itself.
-        """
-        return 1.0 if self.sided == "lower" else min(1.0, attacked + self.width)
 
 
 class RobustnessCurve:
@@ -201,8 +161,8 @@ class RobustnessCurve:
         cost[whole:] *= rest
         return scale * math.pow(float(cost.sum()) / n, 1 / p)
 
-    def band(self, alpha: float = 0.05, sided: Sided = "two") -> Band:
-        """How far the curve of the sample may be from that of its distribution (theory, section 7).
+    def band(self, alpha: float = 0.05, sided: Sided = "two", networks: int = 1) -> Band:
+        """How far the curve of the sample may be from that of its distribution (theory, sections 7 and 12).
 
         With probability >= 1 - alpha over N i.i.d. test images, |A_delta(P) - A_delta(P^)| <= sqrt(log(2/alpha) / 2N)
         for every delta and p (one-sided: log(1/alpha)), by the Dvoretzky-Kiefer-Wolfowitz-Massart inequality.
@@ -210,13 +170,9 @@ class RobustnessCurve:
         Args:
             alpha: Probability of error, in (0, 1/2].
             sided: `lower`, `upper` or `two`. Which ends are valid depends on where the distances come from: see `Band`.
+            networks: Number of networks whose bands are to hold jointly; each gets alpha / networks.
         """
-        if not 0 < alpha <= 0.5:
-            raise UserError(f"alpha={alpha:g} is no error probability the inequality covers; choose it in (0, 0.5]")
-        if sided not in get_args(Sided):
-            raise UserError(f"sided={sided!r} is unknown; choose lower, upper or two")
-        factor = 2.0 if sided == "two" else 1.0
-        return Band(math.sqrt(math.log(factor / alpha) / (2 * len(self))), 1 - alpha, sided)
+        return Band(band_width(len(self), alpha, sided, networks), 1 - alpha, sided, networks)
 
     def shifted(self, delta: float, epsilon: float, p: float) -> float:
         """The paper's out-of-sample bound: A_{delta+eps}(P^) <= A_delta(P) whenever W_p(P^, P) <= eps (section 7).

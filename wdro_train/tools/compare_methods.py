@@ -17,20 +17,21 @@ from rich.progress import track
 
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
-from wdro_train.tools.judged_runs import JudgedRun, certified, check, effort, judge_run
+from wdro_train.tools.certified_runs import certify, chosen_certificates, named_certificate, refuse_uncovered
+from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
 from wdro_train.tools.loading import add_loading_options, chosen_network
-from wdro_train.tools.method_tables import band_width, figures, summary
+from wdro_train.tools.method_tables import certified_note, figures, summary
 from wdro_train.utils import tables
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_csv, write_json, write_text
 
-_LISTS = ("autoattack", "effort", "certified", "curves")
 _ABOVE_THE_TABLE = """# Full table
 
 Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
-knapsack over `MinimalDistance`. Certified figures are lower bounds by interval arithmetic, on all test images.
+knapsack over `MinimalDistance`.{certified}
 
 """
 
@@ -48,10 +49,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
     methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
-    chosen = {option: _names(getattr(given, option), methods, option) for option in _LISTS}
+    chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
+    sure = chosen_certificates(given.certificate, sorted(methods))
     _refuse_other_samples(known, chosen, given)
+    _refuse_other_certificates(runs, known, sure, given)
     for run in track(runs, description="judging"):
-        write_json(given.out / "runs" / f"{run.name}.json", _complete(run, known.get(run.name), chosen, given))
+        done = _complete(run, known.get(run.name), chosen, sure, given)
+        write_json(given.out / "runs" / f"{run.name}.json", done)
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     _publish(results, given, chosen["curves"])
 
@@ -93,7 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         help="They are judged once more on so many images, by default 2000.",
     )
     parser.add_argument(
-        "--certified", default="", help="The accuracy of these methods is certified by interval bounds, on all images."
+        "--certificate",
+        default="",
+        help="A certificate of all methods, such as ibp, or of one, such as pgd_at=crown, or several of these.",
+    )
+    parser.add_argument(
+        "--certificate-images",
+        type=command_line.whole(1),
+        help="The certificate judges so many images, by default all that are judged.",
     )
     parser.add_argument(
         "--curves", default="", help="The curves of these methods are drawn, by default the leading six."
@@ -164,19 +175,55 @@ def _refuse_other_samples(known: dict[str, JudgedRun], chosen: dict[str, list[st
                 )
 
 
-def _complete(run: Path, known: JudgedRun | None, chosen: dict[str, list[str]], given: argparse.Namespace) -> JudgedRun:
+def _refuse_other_certificates(
+    runs: Sequence[Path], known: dict[str, JudgedRun], sure: dict[str, str], given: argparse.Namespace
+) -> None:
+    """Refuse a certificate that covers not all networks it is asked for, or is not that of earlier runs.
+
+    Raises:
+        UserError: A run was certified otherwise, or cannot be.
+    """
+    for name in sorted(set(sure.values())):
+        named_certificate(name, given.norm)
+    for run in runs:
+        done = known[run.name].get("certified") if run.name in known else None
+        method = run.name.rpartition("_")[0]
+        if method not in sure:
+            continue
+        if done is None:
+            refuse_uncovered(chosen_network(given, run / BEST_CHECKPOINT), sure[method], given.norm)
+            continue
+        images = given.certificate_images or known[run.name]["images"]
+        if (done["method"], done["images"]) != (sure[method], min(images, known[run.name]["images"])):
+            raise UserError(
+                f"{run.name} was certified by {done['method']} on {done['images']} images; give --certificate "
+                f"{method}={done['method']} --certificate-images {done['images']}, or another --out"
+            )
+
+
+def _complete(
+    run: Path,
+    known: JudgedRun | None,
+    chosen: dict[str, list[str]],
+    sure: dict[str, str],
+    given: argparse.Namespace,
+) -> JudgedRun:
     """What a run was judged, with whatever is asked for and was not done before."""
-    checkpoint = run / BEST_CHECKPOINT
+    checkpoint, curve = run / BEST_CHECKPOINT, None
     if known is None:
-        known = judge_run(chosen_network(given, checkpoint), given.norm, given.deltas, given.limit)
+        network = chosen_network(given, checkpoint)
+        curve = attacked_curve(network, given.norm, given.limit)
+        known = judge_run(network, curve, given.norm, given.deltas, given.limit)
+    if known["method"] in sure and "certified" not in known:
+        images = min(given.certificate_images or known["images"], known["images"])
+        network = chosen_network(given, checkpoint)
+        known["certified"] = certify(network, sure[known["method"]], given.norm, given.deltas, images, curve)
     if known["method"] in chosen["autoattack"] and "check" not in known:
         network = chosen_network(given, checkpoint)
         known["check"] = check(network, given.norm, max(given.deltas), given.autoattack_images)
     if known["method"] in chosen["effort"] and "effort" not in known:
         network = chosen_network(given, checkpoint)
         known["effort"] = effort(network, given.norm, given.deltas, given.effort_images)
-    if known["method"] in chosen["certified"] and "certified" not in known:
-        known["certified"] = certified(chosen_network(given, checkpoint), given.norm, given.deltas)
     return known
 
 
@@ -185,7 +232,9 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     rows = summary(results, given.deltas)
     head, body = list(rows[0]), [list(row.values()) for row in rows]
     write_csv(given.out / "table.csv", rows)
-    write_text(given.out / "table.md", _ABOVE_THE_TABLE + tables.markdown(head, body))
+    about = certified_note(results)
+    text = _ABOVE_THE_TABLE.format(certified=f" {about[0].upper()}{about[1:]}." if about else "")
+    write_text(given.out / "table.md", text + tables.markdown(head, body))
     figures(results, given.deltas, given.out, shown)
     tables.show(
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{given.norm:g}",
@@ -193,7 +242,8 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
         body,
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
         f"{100 * band_width(results[0]['images']):.2f} points higher at 95 %; W_p by the knapsack over MinimalDistance "
-        "(upper bounds); passes: forward and backward passes of a training step, in pairs an image",
+        f"(upper bounds); {about + '; ' if about else ''}passes: forward and backward passes of a training step, in "
+        "pairs an image",
     )
 
 

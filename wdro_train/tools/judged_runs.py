@@ -7,22 +7,21 @@ import math
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
-import numpy as np
 import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.certificates import LinearRelaxation
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
-from wdro_train.evaluation.choices import DEFAULT_RADII
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools.accuracies import Accuracies, Curves, accuracies, curves, radii_of_curves
+from wdro_train.tools.certified_runs import CertifiedPart
 from wdro_train.tools.compare_attacks import measure
 from wdro_train.tools.loading import BATCH_SIZE, on_device
 from wdro_train.tools.step_cost import count
@@ -30,8 +29,6 @@ from wdro_train.training.adversary import Attacker
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary
 from wdro_train.training.checkpoint import read_checkpoint
 
-Accuracies = dict[str, dict[str, float]]  # worst-case accuracy by order and radius, both as they are written
-ORDERS = {"1": 1.0, "2": 2.0, "inf": math.inf}
 _COUNTED = 512  # training images on which a step's passes are counted, which are averaged over images; four batches
 
 
@@ -54,17 +51,6 @@ class EffortCheck(TypedDict):
     more: Accuracies
 
 
-class CertifiedPart(TypedDict):
-    """What a certificate guarantees, and the attack's upper bounds on the first of the same images."""
-
-    method: str
-    images: int
-    clean: float
-    accuracies: Accuracies
-    deltas: list[float]
-    curves: dict[str, list[float]]
-
-
 class JudgedRun(TypedDict):
     """One run, as `runs/<method>_<seed>.json` holds it."""
 
@@ -78,26 +64,38 @@ class JudgedRun(TypedDict):
     norm: str
     clean: float
     deltas: list[float]
-    curves: dict[str, list[float]]
+    curves: Curves
     accuracies: Accuracies
     passes: float
+    certified: NotRequired[CertifiedPart]
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
-    certified: NotRequired[CertifiedPart]
 
 
-def judge_run(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: int | None) -> JudgedRun:
+def attacked_curve(network: JudgedNetwork, norm: float, limit: int | None) -> RobustnessCurve:
+    """The curve of a run on its test set, by the minimum-norm attack.
+
+    Args:
+        network: The network of the run.
+        norm: Ground norm.
+        limit: First so many images only; None for all.
+    """
+    arrays = load_arrays(network.config, "test", limit)
+    return robustness_curve(network.model, ArrayBatches(arrays, BATCH_SIZE), norm=norm)
+
+
+def judge_run(
+    network: JudgedNetwork, curve: RobustnessCurve, norm: float, deltas: Sequence[float], limit: int | None
+) -> JudgedRun:
     """Judge one run on its test set: curves, accuracies, and what a training step costs.
 
     Args:
         network: The network of the run, from `checkpoints/best.ckpt` in its folder.
+        curve: From `attacked_curve`.
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images only; None for all.
     """
-    arrays = load_arrays(network.config, "test", limit)
-    curve = robustness_curve(network.model, ArrayBatches(arrays, BATCH_SIZE), norm=norm)
-    grid = np.linspace(0, 2 * max(deltas), DEFAULT_RADII)
     run = network.path.parent.parent
     method, _, seed = run.name.rpartition("_")
     trained = json.loads((run / METRICS_FILE).read_text())
@@ -111,9 +109,9 @@ def judge_run(network: JudgedNetwork, norm: float, deltas: Sequence[float], limi
         "limit": limit,
         "norm": f"{norm:g}",
         "clean": curve.clean_accuracy,
-        "deltas": grid.tolist(),
-        "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in ORDERS.items()},
-        "accuracies": _accuracies(curve, deltas),
+        "deltas": radii_of_curves(deltas),
+        "curves": curves(curve, deltas),
+        "accuracies": accuracies(curve, deltas),
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
     }
 
@@ -182,34 +180,6 @@ def effort(network: JudgedNetwork, norm: float, deltas: Sequence[float], limit: 
     return {
         "images": len(best),
         "clean": best.clean_accuracy,
-        "usual": _accuracies(weak, deltas),
-        "more": _accuracies(best, deltas),
+        "usual": accuracies(weak, deltas),
+        "more": accuracies(best, deltas),
     }
-
-
-def certified(network: JudgedNetwork, norm: float, deltas: Sequence[float], method: str = "ibp") -> CertifiedPart:
-    """The knapsack over certified radii of the whole test set, lower bounds on the accuracies under any attack.
-
-    Args:
-        network: The network of the run.
-        norm: Ground norm.
-        deltas: Radii of the table.
-        method: Of the certificate, a name of `wdro_train.certificates.relaxation.BOUNDS`.
-    """
-    arrays = load_arrays(network.config, "test", None)
-    certificate, device = LinearRelaxation(norm=norm, method=method), next(network.model.parameters()).device
-    found = [certificate(network.model, x.to(device), y.to(device)) for x, y in ArrayBatches(arrays, BATCH_SIZE)]
-    curve = RobustnessCurve(torch.cat([part.radii for part in found]))
-    grid = np.linspace(0, 2 * max(deltas), DEFAULT_RADII)
-    return {
-        "method": method,
-        "images": len(curve),
-        "clean": torch.cat([part.correct for part in found]).double().mean().item(),
-        "accuracies": _accuracies(curve, deltas),
-        "deltas": grid.tolist(),
-        "curves": {name: curve.accuracies(grid, p).round(6).tolist() for name, p in ORDERS.items()},
-    }
-
-
-def _accuracies(curve: RobustnessCurve, deltas: Sequence[float]) -> Accuracies:
-    return {name: {f"{delta:g}": curve.accuracy(delta, p) for delta in deltas} for name, p in ORDERS.items()}

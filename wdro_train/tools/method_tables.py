@@ -8,21 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.theory.band import band_width
+from wdro_train.theory.robustness_curve import Floats
 from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.utils.files import replacing
 
 _LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
 _MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
 _COLOURS = 10  # of matplotlib's cycle, after which markers and dashes change
-_ALPHA = 0.05  # error probability of the confidence bands
-
-
-def band_width(images: int) -> float:
-    """By how much the accuracy on the population may exceed that on so many images, at 95 % (theory, section 12)."""
-    return RobustnessCurve(np.zeros(images)).band(_ALPHA).width
 
 
 def by_method(results: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
@@ -47,17 +43,37 @@ def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[
         for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide), ("1", narrow)):
             row[f"W_{p} {delta}"] = _spread([r["accuracies"][p][delta] for r in group])
         row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
+        for p in ("inf", "2", "1") if any("certified" in r for r in results) else ():
+            sure = [r["certified"]["accuracies"][p][wide] for r in group if "certified" in r]
+            row[f"certified W_{p} {wide}"] = _spread(sure) if sure else ""
         checked = [r["check"] for r in group if "check" in r]
         row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
         pushed = [r["effort"] for r in group if "effort" in r]
         row[f"W_2 {wide}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
-        if any("certified" in result for result in results):
-            proven = [r["certified"]["accuracies"] for r in group if "certified" in r]
-            for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide)):
-                row[f"certified W_{p} {delta}"] = _spread([part[p][delta] for part in proven]) if proven else ""
         row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
+
+
+def certified_note(results: Sequence[JudgedRun]) -> str:
+    """Where the certified figures come from, in words; empty if there are none.
+
+    Args:
+        results: One a run.
+    """
+    found: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for result in results:
+        part, method = result.get("certified"), result["method"]
+        if part is not None and method not in found[part["method"], part["images"]]:
+            found[part["method"], part["images"]].append(method)
+    if not found:
+        return ""
+    alone = len(found) == 1
+    parts = [
+        f"{name} on {images} images" + ("" if alone else f" ({', '.join(methods)})")
+        for (name, images), methods in found.items()
+    ]
+    return f"certified figures are lower bounds, by {'; '.join(parts)}"
 
 
 def _spread(values: list[float]) -> str:
@@ -100,14 +116,38 @@ def _curves(groups: dict[str, list[JudgedRun]], ranked: list[str], shown: list[s
             values = np.mean([r["curves"][p] for r in group], axis=0)
             style = _DASHES[rank // _COLOURS % len(_DASHES)]
             (line,) = ax.plot(group[0]["deltas"], values, linestyle=style, color=f"C{rank}", label=method)
-            # An attack's accuracy has no valid lower end for the population: see `Band`.
+            # An attack's accuracy has no valid lower end for the population: see `Band`. Each at 95 %.
             upper = np.clip(values + band_width(group[0]["images"]), 0, 1)
-            ax.fill_between(group[0]["deltas"], values, upper, alpha=0.15, color=line.get_color())
+            ax.fill_between(group[0]["deltas"], values, upper, alpha=0.15, color=line.get_color(), linewidth=0)
+            _certified(ax, group, p, values, line.get_color())
         ax.set_title(f"W_{p}, l_{groups[ranked[0]][0]['norm']}")
         ax.set_xlabel("radius")
-    figure.axes[0].set_ylabel("worst-case accuracy (attack: an upper bound)")
+    sure = any("certified" in r for method in shown for r in groups[method])
+    figure.axes[0].set_ylabel("worst-case accuracy" + ("" if sure else " (attack: an upper bound)"))
+    if sure:
+        figure.suptitle(
+            "above: attack, an upper bound; dotted, below: certified; the truth lies in the area between. Pale: where "
+            "the distribution's may lie beyond",
+            fontsize=8,
+        )
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
+
+
+def _certified(ax: Axes, group: list[JudgedRun], p: str, attacked: Floats, colour: str) -> None:
+    """The certified curve of a method, the area up to the attack's, and the lower end for the population.
+
+    The area is drawn only where both are of the same images, as otherwise it would not enclose the truth of either.
+    """
+    parts = [r["certified"] for r in group if "certified" in r]
+    if len(parts) < len(group):
+        return
+    deltas, values = group[0]["deltas"], np.mean([part["curves"][p] for part in parts], axis=0)
+    ax.plot(deltas, values, linestyle=(0, (1, 1)), linewidth=1.2, color=colour)
+    lower = np.clip(values - band_width(parts[0]["images"]), 0, 1)
+    ax.fill_between(deltas, lower, values, alpha=0.15, color=colour, linewidth=0)
+    if all(part["images"] == r["images"] for part, r in zip(parts, group, strict=True)):
+        ax.fill_between(deltas, values, attacked, alpha=0.35, color=colour, linewidth=0)
 
 
 def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], delta: str) -> Figure:

@@ -6,7 +6,6 @@ pass of an image; times are medians, relative to PGD-AT with the same number of 
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -20,9 +19,11 @@ from torch import Tensor, nn
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Fixed, Lagrangian
 from wdro_train.objectives import (
     Adversarial,
+    ChecksNetwork,
     CrownIbp,
     FirstOrderPenalty,
     Ibp,
+    LipschitzDual,
     Mart,
     Objective,
     OneRadius,
@@ -30,7 +31,6 @@ from wdro_train.objectives import (
     Standard,
     WTrades,
 )
-from wdro_train.objectives.certified import CertifiedObjective
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import command_line
 from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
@@ -65,11 +65,29 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
         yield "first-order penalty", None, FirstOrderPenalty(**threat)
     if math.isinf(ball.norm):
         yield "IBP", None, Ibp(**threat)
-        yield "IBP, fixed radius", None, Ibp(**threat, radius=OneRadius(Fixed(ball.delta or 1.0)))
+        yield "IBP, one radius", None, Ibp(**threat, radius=OneRadius(Fixed(ball.delta or 1.0)))
         yield "CROWN-IBP", None, CrownIbp(**threat)
         yield "SABR, 4 steps", None, Sabr(**threat, steps=4)
+    if ball.norm == 2 and ball.delta > 0:
+        yield "lipschitz dual", None, LipschitzDual(**threat)
     if 1 < ball.p < math.inf:
         yield f"Lagrangian, {steps} steps", Lagrangian(**threat, steps=steps), Adversarial()
+
+
+def covers(objective: Objective, model: nn.Module, x: Tensor) -> bool:
+    """Whether a network can be trained on an objective.
+
+    Args:
+        objective: Any one.
+        model: The network.
+        x: Images [B, C, H, W].
+    """
+    try:
+        if isinstance(objective, ChecksNetwork):
+            objective.check_network(model, x[:1])
+    except UserError:
+        return False
+    return True
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> None:
@@ -77,17 +95,6 @@ def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objectiv
     x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
     objective(model, x, x_adv, y).loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
-
-
-def _applies(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> bool:
-    """Whether an objective can be computed: certified training needs bounds of every operation of the network."""
-    try:
-        objective(copy.deepcopy(model), x, x, y)
-    except UserError:
-        if isinstance(objective, CertifiedObjective):
-            return False
-        raise
-    return True
 
 
 def count(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> float:
@@ -133,7 +140,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     network = chosen_network(given, given.checkpoint)
     ball = network.threat()
     x, y = split_on_device(network, "train", given.batch)
-    kinds = [kind for kind in methods(ball, given.steps) if _applies(network.model, x[:1], y[:1], kind[2])]
+    kinds = [kind for kind in methods(ball, given.steps) if covers(kind[2], network.model, x)]
     for _, attack, _ in kinds:
         if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):

@@ -19,9 +19,11 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "accuracy": {
         "clean and adversarial accuracy": ("val/clean_acc", "val/adv_acc"),
         "clean and worst-case accuracy": ("val/clean_acc", "val/worst_acc"),
+        "worst case between certificate and attacks": ("val/certified_acc", "val/worst_acc", "val/adv_acc"),
     },
     "ratios and bounds": {
         "ratio between its bounds": ("val/ratio_upper", "val/ratio", "val/ratio_lower"),
+        "ratio between certificate and attack": ("val/ratio", "val/certified_ratio"),
     },
     "first order": {
         "Upsilon": ("val/upsilon",),
@@ -31,7 +33,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 VARIED = ("attack.p", "attack.delta", "objective._target_", "seed")
 # One plot each: a run that lacks a column is not drawn, and no run need have both. `.max` is the best epoch's.
-JUDGED = ("val/adv_acc.max", "val/worst_acc.max")
+JUDGED = ("val/adv_acc.max", "val/worst_acc.max", "val/certified_acc.max")
 
 
 def workspace(entity: str, project: str) -> Any:

@@ -87,11 +87,18 @@ class CertificateKeys(Keys):
     """The method of the certified lower bound and its effort: `certificate`."""
 
     method: Annotated[
-        Literal["crown", "ibp", "smoothing"] | None, Said("is unknown", "choose crown, ibp, smoothing or null")
+        Literal["ibp", "crown_ibp", "crown", "alpha_crown", "exact", "lipschitz", "smoothing"] | None,
+        Said("is unknown", "choose ibp, crown_ibp, crown, alpha_crown, exact, lipschitz, smoothing or null"),
     ]
     sigma: fields.Positive
     samples: fields.Count
     alpha: fields.Share
+    budget: fields.Positive
+    start: Annotated[
+        Literal["ibp", "crown_ibp", "crown", "alpha_crown"],
+        Said("is unknown", "choose ibp, crown_ibp, crown or alpha_crown"),
+    ]
+    radii: fields.PositiveRadii | None
 
 
 class PeersKeys(Keys):

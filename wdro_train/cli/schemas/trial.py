@@ -122,8 +122,7 @@ def _judging(plain: Mapping[str, Any]) -> None:
     MinimalDistance(norm=ball.norm, **plain["distances"])
     certificate = plain["certificate"]
     if certificate is not None and certificate["method"] is not None:
-        settings = {key: certificate[key] for key in ("method", "sigma", "samples", "alpha")}
-        make_certificate(**settings, norm=ball.norm, images=1, batch_size=1)
+        make_certificate(**{**certificate, "radii": None}, norm=ball.norm, images=1, batch_size=1)
     devices = plain["devices"]
     L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
 

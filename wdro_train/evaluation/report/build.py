@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
@@ -20,13 +17,13 @@ from wdro_train.evaluation.choices import CurveGrid
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
+from wdro_train.evaluation.report.curves import curve_rows, histogram
+from wdro_train.evaluation.report.intervals import differences, interval
 from wdro_train.evaluation.report.published import published
 from wdro_train.evaluation.report.schema import (
     SCHEMA,
     CertificateBlock,
-    CurveBlock,
     Header,
-    HistogramBlock,
     ModelReport,
     PeerRow,
     PosterRow,
@@ -36,7 +33,6 @@ from wdro_train.evaluation.report.schema import (
     WorstCaseBlock,
 )
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.robustness_curve import Band, RobustnessCurve
 from wdro_train.utils.files import write_json
 from wdro_train.utils.versions import git_revision, package_version
 
@@ -62,7 +58,14 @@ def header(config: Any) -> Header:
     }
 
 
-def report(made_by: Header, ball: WassersteinBall, split: str, models: list[ModelReport]) -> Report:
+def report(
+    made_by: Header,
+    ball: WassersteinBall,
+    split: str,
+    models: list[ModelReport],
+    evidence: Sequence[NetworkEvidence],
+    alpha: float,
+) -> Report:
     """The whole report.
 
     Args:
@@ -70,14 +73,23 @@ def report(made_by: Header, ball: WassersteinBall, split: str, models: list[Mode
         ball: The threat.
         split: The images judged: `train`, `val` or `test`.
         models: From `model`, one for each network; equal names are numbered.
+        evidence: What was measured of each.
+        alpha: Error probability of the intervals of the differences.
     """
     tell_apart(models)
     threat: ThreatBlock = {"p": ball.p, "norm": ball.norm, "delta": ball.delta}
-    return Report(**made_by, threat=threat, split=split, models=models)
+    compared = differences(evidence, [model["name"] for model in models], ball, alpha)
+    return Report(**made_by, threat=threat, split=split, models=models, differences=compared)
 
 
 def model(
-    network: JudgedNetwork, evidence: NetworkEvidence, grid: CurveGrid, *, attack: dict[str, Any], movers: int
+    network: JudgedNetwork,
+    evidence: NetworkEvidence,
+    grid: CurveGrid,
+    *,
+    attack: dict[str, Any],
+    movers: int,
+    networks: int = 1,
 ) -> ModelReport:
     """The block of one network.
 
@@ -87,14 +99,16 @@ def model(
         grid: Where the curve is reported, and with which band.
         attack: Name and settings of the minimum-norm attack.
         movers: Number of images that the worst case moves first to be listed.
+        networks: Number of networks of the report, for all of which the bands hold jointly.
     """
     curve, ball = evidence.curve, evidence.ball
-    band = curve.band(grid.alpha, grid.sided)
+    band = curve.band(grid.alpha, grid.sided, networks)
     return {
         "name": network.name,
         "checkpoint": str(network.path),
         "trained_with": network.config,
         "images": len(curve),
+        "images_digest": evidence.images,
         "sample": evidence.sample,
         "clean_accuracy": curve.clean_accuracy,
         "norm": ball.norm,
@@ -104,7 +118,13 @@ def model(
             "median_of_correct": evidence.median_distance,
             "histogram": histogram(curve.distances),
         },
-        "band": {"alpha": grid.alpha, "sided": band.sided, "width": band.width, "level": band.level},
+        "band": {
+            "alpha": grid.alpha,
+            "sided": band.sided,
+            "width": band.width,
+            "level": band.level,
+            "networks": networks,
+        },
         "curves": curve_rows(
             curve,
             grid.orders,
@@ -113,69 +133,13 @@ def model(
             alone=evidence.curve_image_by_image,
             certified=None if evidence.certificate is None else evidence.certificate.curve,
         ),
+        "interval": interval(evidence, band),
         "worst_case": _worst_case(evidence, movers),
         "poster": [_poster_row(row) for row in evidence.rows],
-        "certificate": None if evidence.certificate is None else _certificate(evidence.certificate),
+        "certificate": None if evidence.certificate is None else _certificate(evidence, evidence.certificate),
         "peers": [_peer_row(reference) for reference in evidence.references],
         "published": _published(network, ball),
         "warnings": [{"check": sign.check, "figure": sign.figure, "text": sign.text} for sign in evidence.warnings],
-    }
-
-
-def curve_rows(
-    curve: RobustnessCurve,
-    orders: Sequence[float],
-    deltas: Sequence[float],
-    band: Band,
-    *,
-    alone: RobustnessCurve,
-    certified: RobustnessCurve | None,
-) -> list[CurveBlock]:
-    """A_delta on a grid, and what may be said about the population of the images; one row an order.
-
-    Args:
-        curve: From distances found by attacks: upper bounds on A_delta(P^).
-        orders: Wasserstein orders.
-        deltas: Radii.
-        band: Gives the ends for the population.
-        alone: From the attacks that look at each image by itself, which is what the upper end needs: the flips of
-            W-PGD, whose images share a budget, are not in it (theory, section 12).
-        certified: From certified radii: lower bounds on A_delta(P^); None if there are none.
-    """
-    rows: list[CurveBlock] = []
-    for p in orders:
-        sure = None if certified is None else certified.accuracies(deltas, p).tolist()
-        rows.append(
-            {
-                "p": p,
-                "deltas": list(deltas),
-                "accuracy": curve.accuracies(deltas, p).tolist(),
-                "upper": [band.upper_end(float(a)) for a in alone.accuracies(deltas, p)],
-                "certified": sure,
-                "certified_lower": None if sure is None else [band.lower_end(a) for a in sure],
-            }
-        )
-    return rows
-
-
-def histogram(distances: NDArray[np.float64], bins: int = 40) -> HistogramBlock:
-    """Counts of the distances of the correct images; misclassified and unflipped images are counted apart.
-
-    Args:
-        distances: Shape [N]: 0 for misclassified images, inf where no flip was found.
-        bins: Number of bins.
-    """
-    positive = distances[(distances > 0) & np.isfinite(distances)]
-    counts, edges = np.zeros(1, dtype=int), np.zeros(2)
-    if positive.size:
-        low, high = positive.min(), positive.max()
-        # numpy would widen a single value to both sides, below zero.
-        counts, edges = np.histogram(positive, bins=bins, range=(low if low < high else 0.0, high))
-    return {
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-        "misclassified": int((distances == 0).sum()),
-        "not_flipped": int(np.isinf(distances).sum()),
     }
 
 
@@ -252,14 +216,20 @@ def _poster_row(judged: RowWithWorstCase) -> PosterRow:
     }
 
 
-def _certificate(found: CertifiedCurve) -> CertificateBlock:
-    return {
+def _certificate(evidence: NetworkEvidence, found: CertifiedCurve) -> CertificateBlock:
+    block: CertificateBlock = {
         "method": found.method,
         "level": found.level,
         "about": found.about,
+        "encloses": evidence.enclosure is not None,
         "clean_accuracy": found.curve.clean_accuracy,
         "radii": found.curve.distances.tolist(),
     }
+    exact = evidence.exact
+    if exact is not None:
+        counts = {key: getattr(exact, key) for key in ("asked", "decided", "proven", "flipped")}
+        block["exact"] = {**counts, "budget": exact.budget}
+    return block
 
 
 def _peer_row(reference: ReferenceResult) -> PeerRow:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
+from wdro_train.theory.band import level_with_certificates
 
 CurveKey = Literal["accuracy", "upper", "certified", "certified_lower"]
 # Okabe and Ito's colours, told apart by colour-blind readers and on both light and dark ground.
@@ -98,17 +99,65 @@ def upsilon_name(report: Report) -> str:
     return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the paper's formula, no box)"
 
 
+def encloses(model: ModelReport) -> bool:
+    """Whether the model's certified and attacked curves enclose its accuracy: both speak of the same classifier."""
+    certificate = model["certificate"]
+    return certificate is not None and bool(certificate.get("encloses", False))
+
+
 def certificate_note(report: Report) -> str | None:
     """What the certified curves bound, in words; None if there are none.
 
     Attack and certified curve enclose the truth only where both speak of the same classifier.
     """
-    found = [model["certificate"] for model in report["models"] if model["certificate"] is not None]
-    if not found:
+    certified = [model for model in report["models"] if model["certificate"] is not None]
+    about = dict.fromkeys(model["certificate"]["about"] for model in certified if model["certificate"] is not None)
+    if not about:
         return None
-    same = all(certificate["method"] != "smoothing" for certificate in found)
-    about = ", ".join(dict.fromkeys(certificate["about"] for certificate in found))
-    return f"certified lower bound of {about}" + ("; the truth lies between the two" if same else "")
+    note = f"certified lower bound of {', '.join(about)}"
+    if all(map(encloses, certified)):
+        return note + "; the truth lies between the two, in the area"
+    return note + "; only where there is an area between the two, the truth lies in it"
+
+
+def headline(model: ModelReport) -> str:
+    """Between which accuracies the truth lies in the ball of the threat, in one sentence."""
+    found, certificate = model["interval"], model["certificate"]
+    ball = f"W_{short(found['p'])} {short(found['delta'])}"
+    attack, images = f"{percent(found['attacked'])} (attack)", f"{model['images']:,} images"
+    if certificate is None:
+        return f"accuracy left under {ball} is at most {attack}, {images}; how far below, no attack can say"
+    if not encloses(model):
+        why = f"what {certificate['method']} certifies ({certificate['about']}) does not enclose it"
+        return f"accuracy left under {ball} is at most {attack}, {images}; {why}"
+    sure = "certified" if certificate["level"] == 1 else f"certified, level {short(certificate['level'])}"
+    least = f"{percent(found['certified'])} ({certificate['method']}, {sure})"
+    return f"accuracy left under {ball} lies between {least} and {attack}, {images}"
+
+
+def beyond_the_images(report: Report, model: ModelReport) -> str:
+    """What the band says of the distribution of the images in the ball of the threat: of accuracy and ratio."""
+    found, band = model["interval"], model["band"]
+    jointly = f", for all {band['networks']} networks jointly" if band["networks"] > 1 else ""
+    level = f"at {100 * (band['level'] if found['lower_end'] is None else lower_level(report)):.4g} %{jointly}"
+    high, ratio = percent(found["upper_end"]), percent(found["ratio_upper_end"])
+    if found["lower_end"] is None:
+        return f"on the distribution of the images at most {high}, ratio to clean accuracy at most {ratio}, {level}"
+    low = percent(found["lower_end"])
+    ratios = f"{percent(found['ratio_lower_end'])} .. {ratio}"
+    return f"on the distribution of the images {low} .. {high}, ratio to clean accuracy {ratios}, {level}"
+
+
+def lower_level(report: Report) -> float:
+    """The level of the lower ends of all networks: certificates that may fail take from that of the band."""
+    levels = [model["certificate"]["level"] for model in report["models"] if model["certificate"] is not None]
+    return level_with_certificates(report["models"][0]["band"]["level"], levels)
+
+
+def between(low: Any, high: Any) -> str:
+    """An interval of shares, or of their differences, in per cent; a dash where there is none."""
+    ends = [to_float(low), to_float(high)]
+    return "–" if any(map(math.isnan, ends)) else " .. ".join(f"{100 * end:.1f}" for end in ends) + " %"
 
 
 def accuracy_at(curve: CurveBlock, delta: float, key: CurveKey = "accuracy") -> float:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from wdro_train.evaluation.report import fields, plotly_figures
-from wdro_train.evaluation.report.fields import to_float
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.utils.files import write_text
@@ -81,6 +80,8 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
         "cell": _cell,
         "loss": fields.loss_name,
         "at": fields.accuracy_at,
+        "between": lambda ends: fields.between(*ends),
+        "capital": lambda text: text[:1].upper() + text[1:],
     }
     source = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     scripts = [_script(get_plotlyjs()), _script(source)]
@@ -91,6 +92,7 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
         ratios=plotly_figures.ratios(report) if fields.losses(report) else [],
         grid=fields.grid(report),
         certified=fields.certificate_note(report),
+        level=fields.lower_level(report),
         poster_columns=_POSTER,
         upsilon=fields.upsilon_name(report),
         config=json.dumps(report["config"], indent=1),
@@ -102,14 +104,12 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
 
 def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str, Any]:
     """A model's block with its plots, pictures and side tables."""
-    delta = to_float(model["worst_case"]["delta"])
-    curve = fields.curve_of(model, model["worst_case"]["p"])
-    certified = None if curve is None else fields.accuracy_at(curve, delta, "certified")
     return {
         **model,
         "histogram_plot": plotly_figures.distance_histogram(model),
         "first_order_plots": plotly_figures.first_order(report, model) if model["poster"] else [],
-        "certified_accuracy": certified,
+        "headline": fields.headline(model),
+        "beyond": fields.beyond_the_images(report, model),
         "peer_rows": _table(model["peers"]),
         "gallery": [] if pairs is None else _gallery(model, pairs),
     }

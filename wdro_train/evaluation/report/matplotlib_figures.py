@@ -52,7 +52,7 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
 
 
 def robustness_curves(report: Report) -> Figure:
-    """Worst-case accuracy against the radius, the band above it; certified lower bounds dashed, the band below them.
+    """Worst-case accuracy against the radius: attack and certificate, the area between them, the band beyond them.
 
     One model: one panel, a colour an order. Several: a panel an order, a colour a model.
     """
@@ -65,17 +65,17 @@ def robustness_curves(report: Report) -> Figure:
             curve = fields.curve_of(model, p)
             if curve is not None:
                 name = _order(p) if alone else _plain(model["name"])
-                _curve(ax, curve, colour(j if alone else k), name)
+                _curve(ax, curve, colour(j if alone else k), name, fields.encloses(model))
         if not alone:
             ax.set_title(_order(p), fontsize=10)
-    level = models[0]["band"]["level"]
+    level = fields.lower_level(report)
     for ax in panels:
         ax.set(xlabel=_radius(report), ylabel=r"worst-case accuracy $A_\delta$", ylim=(-0.02, 1.02))
     _legend(figure, panels)
     note = fields.certificate_note(report)
     lines = ["solid: attack, an upper bound on the sample"]
-    lines += [f"shaded: where the distribution's may lie beyond, {100 * level:g} %, all radii and orders at once"]
     lines += [] if note is None else [f"dashed: {note}"]
+    lines += [f"pale: where the distribution's may lie beyond, {100 * level:.4g} %, all radii and orders at once"]
     figure.suptitle("\n".join(textwrap.fill(line, int(13 * figure.get_figwidth())) for line in lines), fontsize=9)
     return figure
 
@@ -154,14 +154,20 @@ def moved_first(model: ModelReport, pairs: Pairs) -> Figure:
     return draw_pairs(pairs.clean, pairs.adversarial, labels, labels, becomes, title)
 
 
-def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str) -> None:
+def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str, enclosed: bool) -> None:
     deltas = to_floats(curve["deltas"])
     band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
     ax.fill_between(deltas, to_floats(curve["accuracy"]), to_floats(curve["upper"]), **band)
     ax.plot(deltas, to_floats(curve["accuracy"]), color=shade, label=name)
-    if curve["certified"] is not None and curve["certified_lower"] is not None:
-        ax.fill_between(deltas, to_floats(curve["certified_lower"]), to_floats(curve["certified"]), **band)
-        ax.plot(deltas, to_floats(curve["certified"]), color=shade, linestyle="--", label=f"{name}, certified")
+    if curve["certified"] is None or curve["certified_lower"] is None:
+        return
+    sure = to_floats(curve["certified"])
+    ax.fill_between(deltas, to_floats(curve["certified_lower"]), sure, **band)
+    if enclosed:
+        ax.fill_between(deltas, sure, to_floats(curve["accuracy"]), **band | {"alpha": 0.35})
+        ax.plot(deltas, sure, color=shade, linestyle="--", label=f"{name}, certified")
+    else:
+        ax.plot(deltas, sure, color=shade, linestyle=":", label=f"{name}, certified, of another classifier")
 
 
 def _first_order_lines(ax: Axes, p: Any, rows: list[PosterRow], shade: str) -> None:

@@ -15,7 +15,7 @@ Plot = dict[str, Any]
 
 
 def robustness_curves(report: Report) -> list[Plot]:
-    """Worst-case accuracy with its band: one plot for one model, a plot an order for several."""
+    """Worst-case accuracy, enclosed, with its band: one plot for one model, a plot an order for several."""
     models, orders = report["models"], fields.orders(report)
     alone = len(models) == 1
     groups = [[(models[0], p) for p in orders]] if alone else [[(model, p) for model in models] for p in orders]
@@ -25,7 +25,8 @@ def robustness_curves(report: Report) -> list[Plot]:
         for k, (model, p) in enumerate(group):
             curve = fields.curve_of(model, p)
             if curve is not None:
-                traces += _curve(curve, colour(k), _order(p) if alone else escape(fields.label(model["name"])))
+                name = _order(p) if alone else escape(fields.label(model["name"]))
+                traces += _curve(curve, colour(k), name, fields.encloses(model))
         title = "" if alone else f"order p = {fields.short(group[0][1])}"
         layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub>")
         layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
@@ -115,8 +116,12 @@ def ratios(report: Report) -> list[Plot]:
     return plots
 
 
-def _curve(curve: CurveBlock, shade: str, name: str) -> list[Plot]:
-    """Attack curve with the band above it and certified curve with the band below it, switched on and off together."""
+def _curve(curve: CurveBlock, shade: str, name: str, enclosed: bool) -> list[Plot]:
+    """Attack curve with the band above it, certified curve with the band below it, and the area between them.
+
+    The area is drawn where the truth lies in it. A certificate of another classifier than the one that is attacked
+    (smoothing) has its curve and band, and no area. All are switched on and off together.
+    """
     deltas, group = to_floats(curve["deltas"]), {"legendgroup": name}
     edge = {"mode": "lines", "line": {"width": 0, "color": shade}, "showlegend": False, "hoverinfo": "skip"} | group
     fill = {"fill": "tonexty", "fillcolor": shade + "22"}
@@ -125,12 +130,15 @@ def _curve(curve: CurveBlock, shade: str, name: str) -> list[Plot]:
         _trace(deltas, to_floats(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
     ]
     if curve["certified"] is not None and curve["certified_lower"] is not None:
-        line = {"color": shade, "dash": "dash"}
-        sure = f"{name}, certified lower bound"
-        traces += [
-            _trace(deltas, to_floats(curve["certified_lower"]), name, **edge),
-            _trace(deltas, to_floats(curve["certified"]), sure, mode="lines", line=line, **fill, **group),
-        ]
+        lower = _trace(deltas, to_floats(curve["certified_lower"]), name, **edge)
+        values = to_floats(curve["certified"])
+        if enclosed:
+            line, area = {"color": shade, "dash": "dash"}, {"fill": "tonexty", "fillcolor": shade + "55"}
+            sure = _trace(deltas, values, f"{name}, certified", mode="lines", line=line, **area, **group)
+            traces += [sure, lower | fill]  # each area goes up to the line before it
+        else:
+            line, other = {"color": shade, "dash": "dot"}, f"{name}, certified, of another classifier"
+            traces += [lower, _trace(deltas, values, other, mode="lines", line=line, **fill, **group)]
     return traces
 
 

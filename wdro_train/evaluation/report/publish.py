@@ -73,23 +73,35 @@ def scalars(report: Report) -> dict[str, float]:
             for delta in fields.grid(report):
                 ball = f"W_{to_float(curve['p']):g}/delta_{delta:g}"
                 values |= {f"curve/{ball}/{key}": fields.accuracy_at(curve, delta, key) for key in _CURVE}
+        ends = {key: value for key, value in model["interval"].items() if key not in _NAMES_OF_A_ROW}
+        values |= {f"interval/{key}": value for key, value in ends.items()}
         for row in model["poster"]:
             ball = f"{row['loss']}/W_{to_float(row['p']):g}/delta_{row['delta']:g}"
             values |= {f"poster/{ball}/{key}": value for key, value in row.items() if key not in _NAMES_OF_A_ROW}
         found |= {prefix + key: to_float(value) for key, value in values.items() if to_float(value) == to_float(value)}
+    for pair in [] if report["differences"] is None else report["differences"]["rows"]:
+        ends = {key: value for key, value in pair.items() if key not in ("first", "second")}
+        name = f"difference/{pair['first']} - {pair['second']}"
+        found |= {f"{name}/{key}": to_float(value) for key, value in ends.items() if to_float(value) == to_float(value)}
     return found
 
 
 def _curves(report: Report) -> Any:
-    """Worst-case accuracy against the radius, a line an order (and model, if there are several)."""
+    """Worst-case accuracy against the radius, a line an order (and model); certified ones, too."""
     from wandb.plot import line_series  # as in `_log`
 
     several = len(report["models"]) > 1
-    curves = [(model["name"], curve) for model in report["models"] for curve in model["curves"]]
+    lines: list[tuple[str, list[float], list[float]]] = []
+    for model in report["models"]:
+        for curve in model["curves"]:
+            name = (f"{model['name']} " if several else "") + f"W_{to_float(curve['p']):g}"
+            for values, kind in ((curve["accuracy"], ""), (curve["certified"], ", certified")):
+                if values is not None:
+                    lines.append((name + kind, fields.to_floats(curve["deltas"]), fields.to_floats(values)))
     return line_series(
-        xs=[fields.to_floats(curve["deltas"]) for _, curve in curves],
-        ys=[fields.to_floats(curve["accuracy"]) for _, curve in curves],
-        keys=[(f"{name} " if several else "") + f"W_{to_float(curve['p']):g}" for name, curve in curves],
+        xs=[deltas for _, deltas, _ in lines],
+        ys=[values for _, _, values in lines],
+        keys=[name for name, _, _ in lines],
         title="worst-case accuracy",
         xname="delta",
     )

@@ -59,6 +59,7 @@ class BandBlock(TypedDict):
     sided: str
     width: float
     level: float
+    networks: int
 
 
 class CurveBlock(TypedDict):
@@ -70,6 +71,47 @@ class CurveBlock(TypedDict):
     upper: list[float]
     certified: list[float] | None
     certified_lower: list[float] | None
+
+
+class IntervalBlock(TypedDict):
+    """Between which accuracies the truth lies in the ball of the threat, on the images and on their distribution."""
+
+    p: Number
+    delta: float
+    certified: float | None
+    attacked: float
+    lower_end: float | None
+    upper_end: float
+    ratio_certified: Number
+    ratio_attacked: Number
+    ratio_lower_end: Number
+    ratio_upper_end: Number
+
+
+class DifferenceRow(TypedDict):
+    """The accuracy of one network minus that of another on the same images, in the ball of the threat."""
+
+    first: str
+    second: str
+    attacked: float
+    attacked_low: Number
+    attacked_high: Number
+    enclosed_low: Number
+    enclosed_high: Number
+    lower_end: Number
+    upper_end: Number
+
+
+class DifferencesBlock(TypedDict):
+    """Every network against every other one."""
+
+    p: Number
+    delta: float
+    alpha: float
+    level: float
+    width: float
+    rows: list[DifferenceRow]
+    left_out: list[str]
 
 
 class MoverBlock(TypedDict):
@@ -128,8 +170,10 @@ class CertificateBlock(TypedDict):
     method: str
     level: float
     about: str
+    encloses: bool
     clean_accuracy: float
-    radii: list[float]
+    radii: list[Number]
+    exact: NotRequired[dict[str, float]]
 
 
 class PeerRow(TypedDict):
@@ -170,12 +214,14 @@ class ModelReport(TypedDict):
     checkpoint: str
     trained_with: dict[str, Any]
     images: int
+    images_digest: str
     sample: NotRequired[str]
     clean_accuracy: float
     norm: Number
     distances: DistancesBlock
     band: BandBlock
     curves: list[CurveBlock]
+    interval: IntervalBlock
     worst_case: WorstCaseBlock
     poster: list[PosterRow]
     certificate: CertificateBlock | None
@@ -190,3 +236,4 @@ class Report(Header):
     threat: ThreatBlock
     split: str
     models: list[ModelReport]
+    differences: DifferencesBlock | None

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from wdro_train.certificates.base import THE_NETWORK
-from wdro_train.evaluation.report.fields import by_loss, column, to_float, to_floats
-from wdro_train.evaluation.report.schema import BandBlock, ModelReport, Report
+from wdro_train.evaluation.report.fields import (
+    between,
+    beyond_the_images,
+    by_loss,
+    column,
+    headline,
+    lower_level,
+    percent,
+    to_float,
+    to_floats,
+)
+from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, Report
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils import tables
 
@@ -27,6 +36,8 @@ def show(report: Report, made: Sequence[tuple[str, str]]) -> None:
     console = Console()
     for model in report["models"]:
         _show_model(console, report, model)
+    if report["differences"] is not None:
+        _show_differences(console, report["differences"])
     for what, where in made:
         console.print(f"{what:<9} {where}", soft_wrap=True)
 
@@ -44,19 +55,20 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     sure = model["certificate"]
     if sure is not None:
         title = f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
-        title += _lower_end(model["band"], sure["level"])
-        _show_curves(title, RobustnessCurve(sure["radii"]), orders, delta)
+        title += _lower_end(model["band"], lower_level(report))
+        _show_curves(title, RobustnessCurve(to_floats(sure["radii"])), orders, delta)
     console.print(
         f"W_{to_float(worst['p']):g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
         f"correct images, up to distance {to_float(worst['marginal_distance']):.4g}",
         soft_wrap=True,
     )
-    if sure is not None and sure["about"] == THE_NETWORK:  # that of smoothing is another classifier than the attack's
-        p = to_float(worst["p"])
-        least = RobustnessCurve(sure["radii"]).accuracy(worst["delta"], p)
+    console.print(headline(model), soft_wrap=True)
+    console.print(beyond_the_images(report, model), soft_wrap=True)
+    if sure is not None and "exact" in sure:
+        asked = sure["exact"]
         console.print(
-            f"W_{p:g}, radius {worst['delta']:.4g}: the accuracy left on these images lies between {100 * least:.1f} % "
-            f"({sure['method']}, certified) and {100 * worst['accuracy']:.1f} % (attack)",
+            f"exact: {asked['decided']} of the {asked['asked']} images that attack and bounds left open at the threat "
+            f"are decided, with {asked['budget']:g} s an image",
             soft_wrap=True,
         )
     _show_first_order(model)
@@ -89,6 +101,33 @@ def _show_first_order(model: ModelReport) -> None:
         )
 
 
+def _show_differences(console: Console, found: DifferencesBlock) -> None:
+    """Networks against one another on the same images, and what holds for attacks only."""
+    ball = f"W_{to_float(found['p']):g} {found['delta']:.4g}"
+    for row in found["rows"]:
+        attacks = between(row["attacked_low"], row["attacked_high"])
+        truths = (
+            "; how the truths differ, no attack can say"
+            if row["enclosed_low"] is None
+            else f"; the truths by {between(row['enclosed_low'], row['enclosed_high'])} (distribution: "
+            f"{between(row['lower_end'], row['upper_end'])})"
+        )
+        console.print(
+            f"{row['first']} minus {row['second']} under {ball}, same images: the attacks' upper bounds differ by "
+            f"{percent(row['attacked'])} (distribution: {attacks}){truths}",
+            soft_wrap=True,
+        )
+    if found["rows"]:
+        console.print(
+            f"intervals on the distribution are normal ones of the images in pairs, all {len(found['rows'])} of a kind "
+            f"jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once they are "
+            f"within {100 * found['width']:.1f} % of what is seen here (attacks' upper bounds)",
+            soft_wrap=True,
+        )
+    for sentence in found["left_out"]:
+        console.print(sentence, soft_wrap=True)
+
+
 def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float) -> None:
     """Published accuracies beside those of this evaluation."""
     rows = model.get("published")
@@ -117,11 +156,15 @@ def _upper_end(band: BandBlock) -> str:
     """What an attack's accuracy says about the population."""
     if band["sided"] == "lower":
         return ""
-    return f"; on the distribution at most {band['width']:.4f} more, at {100 * band['level']:g} %"
+    return f"; on the distribution at most {band['width']:.4f} more, at {100 * band['level']:g} %{_jointly(band)}"
 
 
 def _lower_end(band: BandBlock, level: float) -> str:
-    """What a certified accuracy says about the population; a certificate that may fail lowers the band's level."""
+    """What a certified accuracy says about the population, at the level that certificates leave."""
     if band["sided"] == "upper":
         return ""
-    return f"; on the distribution at most {band['width']:.4f} less, at {100 * (band['level'] + level - 1):g} %"
+    return f"; on the distribution at most {band['width']:.4f} less, at {100 * level:.4g} %{_jointly(band)}"
+
+
+def _jointly(band: BandBlock) -> str:
+    return f" for all {band['networks']} networks jointly" if band["networks"] > 1 else ""

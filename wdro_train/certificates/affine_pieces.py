@@ -1,0 +1,95 @@
+"""A feed-forward ReLU network as the affine maps between its ReLUs, applied to many maps at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.models.layers import Normalize
+from wdro_train.utils.errors import UserError
+
+_AFFINE = (
+    *(nn.Flatten, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d),
+)
+
+
+class AffinePieces:
+    """The network z -> piece_L(relu(... relu(piece_1(z)))), in float64 on the CPU.
+
+    Args:
+        model: `nn.Sequential`, nested at will, of affine layers and ReLUs.
+
+    Raises:
+        UserError: A layer of another kind, named.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.pieces: list[nn.Sequential] = [nn.Sequential()]
+        for name, layer in _flattened(model):
+            if _computes(layer, nn.ReLU):
+                self.pieces.append(nn.Sequential())
+            elif any(_computes(layer, kind) for kind in _AFFINE):
+                self.pieces[-1].append(_bare(layer))
+            else:
+                raise UserError(
+                    f"layer {name or 'model'} ({layer}) has no exact encoding; certificate.method=exact takes an "
+                    "nn.Sequential of Linear, Conv2d, ReLU, Flatten, AvgPool2d, BatchNorm, Dropout, Identity and "
+                    "Normalize, certificate.method=ibp other networks, too"
+                )
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits of the network as it was read, float64, shape [B, m].
+
+        Args:
+            x: Images, shape [B, C, H, W].
+        """
+        z = x.double().cpu()
+        for piece in self.pieces[:-1]:
+            z = piece(z).clamp(min=0)
+        result: Tensor = self.pieces[-1](z)
+        return result
+
+    @torch.no_grad()
+    def through(self, k: int, functions: Tensor) -> Tensor:
+        """Affine functions of some variables, carried through a piece.
+
+        Args:
+            k: Number of the piece.
+            functions: Every value of the piece's input as constant + <coefficients, variables>: the constants' map
+                first, then the map of each variable's coefficients; shape [1 + variables, ...], float64.
+
+        Returns:
+            The same of the piece's output.
+        """
+        piece = self.pieces[k]
+        carried: Tensor = piece(functions)
+        offset = piece(torch.zeros_like(functions[:1]))
+        return torch.cat([carried[:1], carried[1:] - offset])
+
+
+def _flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    if _computes(model, nn.Sequential):
+        for key, child in model.named_children():
+            yield from _flattened(child, f"{name}.{key}" if name else key)
+    else:
+        yield name, model
+
+
+def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of a kind, and not of a subclass that computes something else."""
+    return isinstance(layer, kind) and type(layer).forward is kind.forward
+
+
+def _bare(layer: nn.Module) -> nn.Module:
+    """The layer by its weights alone: without hooks, which need not be affine; in evaluation mode, float64."""
+    own = copy.deepcopy(layer).eval().double().cpu()
+    for module in own.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        vars(module).pop("forward", None)
+    return own
