@@ -154,6 +154,7 @@ _ON_DEMAND = {"worst_acc", "worst_ratio", "certified_acc", "certified_ratio", "l
 """What a judge with distances or a certificate logs, or every training."""
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
     """With a network, images and loaders under the names that the pages use."""
     monkeypatch.chdir(tmp_path)

@@ -61,6 +61,9 @@ NETWORKS = {
 }
 
 
+LARGE_ONES_SLOWLY = [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in NETWORKS]
+
+
 def built(name):
     torch.manual_seed(0)
     net = NETWORKS[name]().eval()
@@ -84,7 +87,7 @@ def test_at_radius_zero_the_bound_is_the_margin(name):
 
 
 @pytest.mark.parametrize("radius", [1e-4, 1e-2, 0.2])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LARGE_ONES_SLOWLY)
 def test_no_point_of_the_ball_has_a_smaller_margin(name, radius):
     net, x, y = built(name)
     with torch.no_grad():
@@ -117,7 +120,7 @@ def test_exact_on_linear_networks():
     torch.testing.assert_close(IntervalNetwork(net, torch.float64).margins(x, y, radii(0.1)), fallen)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LARGE_ONES_SLOWLY)
 def test_certified_radii_lie_below_those_of_an_attack(name):
     net, x, y = built(name)
     found = LinearRelaxation(norm="inf", method="ibp")(net, x, y)
@@ -128,6 +131,7 @@ def test_certified_radii_lie_below_those_of_an_attack(name):
     assert torch.equal(found.correct, correct(net(x), y))
 
 
+@pytest.mark.slow
 def test_one_call_certifies_what_each_image_alone_gets():
     net, (x, y) = reference_network("adversarial"), reference_images()
     certificate = LinearRelaxation(norm="inf", method="ibp")

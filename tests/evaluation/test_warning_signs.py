@@ -146,6 +146,7 @@ def test_cheaper_flips_elsewhere_are_seen(sound):
     assert warning_signs.cheaper_elsewhere(sound, better, 2, 0.05).figure > 0.01
 
 
+@pytest.mark.slow
 def test_gradients_that_mislead_make_the_stronger_attack_worse(tmp_path):
     def rows(model, name):
         grid = {"losses": ["ce"], "orders": [2.0, math.inf], "deltas": [0.1], "steps": 20}
@@ -180,6 +181,7 @@ def test_an_asymptotic_bound_above_the_ratio_is_seen():
     assert warning_signs.bound_above_ratio([below, above]).figure == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_black_box_beats_white_box_on_masked_gradients(tmp_path):
     pytest.importorskip("pyautoattack", reason="the reference attacks are an extra")
     masked = engine(Quantised(reference_network("standard")), tmp_path)
@@ -216,6 +218,7 @@ def test_points_of_other_programs_are_brought_inside(seed, s, delta, off):
     assert (found - clamped).abs().max() <= 3e-5 * max(delta, 1)
 
 
+@pytest.mark.slow
 def test_curve_reaches_the_reference_attack(tmp_path):
     """Flips of the reference attack count at its own radius, and the curve needs none of them."""
     pytest.importorskip("pyautoattack", reason="the reference attacks are an extra")
@@ -226,6 +229,7 @@ def test_curve_reaches_the_reference_attack(tmp_path):
     assert curve.accuracy(0.1, math.inf) <= apgd.accuracy + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "norm"), [("ibp", math.inf), ("crown", 2.0), ("smoothing", 2.0)])
 def test_certified_curve_stays_below_the_attack(tmp_path, method, norm):
     ours = engine(reference_network("adversarial"), tmp_path, n=4)

@@ -9,6 +9,7 @@ from wdro_train.models import (
 from wdro_train.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_timm_normalises_as_its_configuration_says():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

@@ -170,6 +170,7 @@ def test_precisions(precision, objective):
         assert next(module.parameters()).dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("64-true", 1e-5), ("bf16-mixed", 0.1), ("16-mixed", 0.02), ("bf16-true", 0.1)]
 )
@@ -359,6 +360,7 @@ def test_limits_of_sanity_check_and_validation_differ():
     assert float(door.callback_metrics["val/v_q"]) == pytest.approx(expected["val/v_q"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_chance():
     """Two runs with random starts and dropout are bitwise equal; another seed is another run."""
 
@@ -496,6 +498,7 @@ def test_seed_epoch():
     assert len({tuple(drawn(*case)) for case in cases}) == len(cases)
 
 
+@pytest.mark.slow
 def test_adversarial_images(tmp_path):
     """Real PNG files of the asked number of images, every second epoch, none from the sanity check."""
     from matplotlib import image

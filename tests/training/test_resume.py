@@ -50,6 +50,7 @@ def fit(folder, epochs, ckpt_path=None, workers=0, **kwargs):
     return logged, callbacks[3].epochs, door, module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_train_epoch_end", [True, False])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path, on_train_epoch_end, workers):

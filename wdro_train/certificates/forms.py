@@ -47,6 +47,18 @@ class Form:
         coefficients = torch.cat([eye, -eye]).view(1, 1, 2 * channels, channels, 1, 1)
         return cls(coefficients, coefficients.new_zeros(1, 1, 1))
 
+    def rows(self, places: Tensor) -> Form:
+        """Some of the functions, which all images share: for each image its own.
+
+        Args:
+            places: Numbers of functions, shape [B, M'].
+
+        Returns:
+            M' functions for each of B images; L = 1.
+        """
+        constant = self.constant.expand(1, 1, self.coefficients.shape[2])[0, 0]
+        return replace(self, coefficients=self.coefficients[0, 0][places][:, None], constant=constant[places][:, None])
+
     def windows(self, values: Tensor) -> Tensor:
         """The windows of maps [B, C, H, W], with zeros past the edge; shape [B, L, C k k']."""
         kernel = tuple(self.coefficients.shape[-2:])
@@ -93,14 +105,14 @@ class Form:
         """
         above = high.clamp(min=0) / (high.clamp(min=0) - low.clamp(max=0)).clamp(min=torch.finfo(low.dtype).tiny)
         below = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, (high > -low).to(low)))
-        flat = self.coefficients.flatten(3)
-        rising, falling = flat.clamp(min=0), flat.clamp(max=0)
-        below, above, kink = (self.windows(v) for v in (below, above, -above * low.clamp(max=0)))
-        pulled = torch.addcmul(rising * below[:, :, None], falling, above[:, :, None])
-        constant = self.constant + _dot(falling, kink)
-        return replace(
-            self, coefficients=pulled.view(*pulled.shape[:3], *self.coefficients.shape[3:]), constant=constant
+        window = self.coefficients.shape[3:]
+        below, above, kink = (
+            self.windows(v).view(len(v), -1, *window) for v in (below, above, -above * low.clamp(max=0))
         )
+        falling = self.coefficients.clamp(max=0)
+        slopes = torch.where(self.coefficients > 0, below[:, :, None], above[:, :, None])
+        constant = self.constant + _dot(flat(falling), flat(kink[:, :, None])[:, :, 0])
+        return replace(self, coefficients=slopes.mul_(self.coefficients), constant=constant)
 
     def through_scale(self, scale: Tensor, shift: Tensor) -> Form:
         """The form of z, given this form of scale z + shift.
@@ -129,6 +141,11 @@ class Form:
             return replace(self, coefficients=inside, padding=(0, 0))
         mask = ones.view(1, -1, 1, *self.coefficients.shape[3:])
         return replace(self, coefficients=self.coefficients * mask)
+
+
+def flat(coefficients: Tensor) -> Tensor:
+    """Shape [B, L, M, C, k, k'] as [B, L, M, k k' C]: no copy of what a convolution returns channels last."""
+    return coefficients.movedim(3, -1).flatten(3)
 
 
 def _dot(coefficients: Tensor, values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 # which needs another 15 at most for brackets of up to 2^15 tolerances.
 _EVALUATIONS, _PATIENCE = 30, 15
 _EDGE = 0.02  # trials keep this share of the bracket away from its ends, so that each shortens it
-_GROWTH = 2.0  # how much farther the next trial is while no radius is known to be too large
+_GROWTH = 4.0  # how much farther the next trial is at most while no radius is known to be too large
 
 
 def largest_root(
@@ -22,7 +22,8 @@ def largest_root(
 
     A relaxed margin falls steeply once the bounds of deeper layers have become loose, so negative values enter as
     -log(1 - value / value at 0). Each step aims past the root of the chord by 0.45 of the tolerance, away from the end
-    of the bracket that was moved last, so that both ends close in on the crossing.
+    of the bracket that was moved last, so that both ends close in on the crossing. While no radius is known to be too
+    large, the chord is that from radius 0, whose root is too large for a function that falls ever more steeply.
 
     Args:
         spare: Takes indices [k] and radii [k] and gives the functions' values [k].
@@ -53,5 +54,6 @@ def largest_root(
         beyond = 1 + torch.where(fits, 0.45, -0.45) * tolerance
         share = torch.where(b < torch.inf, (beyond * (a + (b - a) * share) - a) / (b - a), 0.0).clamp(_EDGE, 1 - _EDGE)
         inner = a + (b - a) * (share if step < _PATIENCE else 0.5)
-        trial[rows] = torch.where(b < torch.inf, inner, (_GROWTH * a).clamp(max=limit))
+        outer = a * (beyond / (1 - at_low[rows]).clamp(min=1 / _GROWTH)).clamp(min=1 + _EDGE, max=_GROWTH)
+        trial[rows] = torch.where(b < torch.inf, inner, outer.clamp(max=limit))
     return low

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wdro_train.certificates.forms import Form, Pair
+from wdro_train.certificates.forms import Form, Pair, flat
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -156,9 +156,9 @@ class _Linear:
     bias: Tensor | None
 
     def __call__(self, form: Form) -> Form:
-        flat = form.coefficients.flatten(3)
-        constant = form.constant if self.bias is None else form.constant + flat @ self.bias
-        return Form((flat @ self.weight)[..., None, None], constant)
+        rows = form.coefficients.flatten(3)
+        constant = form.constant if self.bias is None else form.constant + rows @ self.bias
+        return Form((rows @ self.weight)[..., None, None], constant)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class _Convolution:
     """The transposed convolution, window by window."""
 
     shape: Shape
+    output: Shape
     weight: Tensor
     bias: Tensor | None
     stride: Pair
@@ -175,8 +176,23 @@ class _Convolution:
 
     def __call__(self, form: Form) -> Form:
         coefficients = form.coefficients
-        constant = form.constant if self.bias is None else form.constant + coefficients.sum((-2, -1)) @ self.bias
         window = coefficients.shape[3:]
+        constant = form.constant
+        if self.bias is not None:
+            constant = constant + flat(coefficients) @ self.bias.repeat(window[1:].numel())
+        if len(coefficients) > 1 and window == self.output and form.padding == (0, 0):
+            # Channels last: half the time on the networks of tests/reference.
+            rows = coefficients.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+            weight = self.weight.contiguous(memory_format=torch.channels_last)
+            size, kernel = zip(self.shape[1:], window[1:], strict=True), self.weight.shape[2:]
+            extra = [
+                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
+                for (n, m), s, p, d, k in zip(size, self.stride, self.padding, self.dilation, kernel, strict=True)
+            ]
+            pulled = functional.conv_transpose2d(
+                rows, weight, None, self.stride, self.padding, extra, self.groups, self.dilation
+            )
+            return Form(pulled.view(*coefficients.shape[:3], *self.shape), constant)
         if window.numel() <= _SMALL_WINDOW:
             eye = torch.eye(window.numel(), dtype=coefficients.dtype, device=coefficients.device)
             matrix = self._transpose(eye.view(-1, *window))
@@ -202,4 +218,5 @@ def _convolution(
     height, width = (
         (shape[1 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
     )
-    return _Convolution(shape, weight, bias, stride, padding, dilation, groups), (weight.shape[0], height, width)
+    output = (weight.shape[0], height, width)
+    return _Convolution(shape, output, weight, bias, stride, padding, dilation, groups), output

@@ -66,24 +66,35 @@ class RelaxedNetwork:
         x = x.to(self.dtype).view(-1, *self.shape)
         everywhere = self._region(x, radii.to(self.dtype), norm)
         boxes: list[tuple[Tensor, Tensor]] = []
+        nearest_only = self.method == "ibp" or not bool(radii.any())  # at the image itself all bounds are exact
         for k, segment in enumerate(self.segments[:-1]):
-            bounds = self._lower(k, Form.both_signs(segment.shape[0], x), boxes, everywhere)
+            form = segment.pull_back(Form.both_signs(segment.shape[0], x))
+            if k == 0:
+                bounds = everywhere(form)
+            elif nearest_only:
+                bounds = self._nearest(k, form, boxes)
+            elif segment.shape[1:] == (1, 1):
+                bounds = self._lower_where_open(k, form, boxes, everywhere)
+            else:
+                bounds = self._lower(k, form, boxes, everywhere)
             low, minus_high = bounds.transpose(1, 2).reshape(len(x), -1, *segment.shape[1:]).chunk(2, dim=1)
             boxes.append((low, torch.maximum(low, -minus_high)))
         eye = torch.eye(self.classes, dtype=x.dtype, device=x.device)
         own = torch.nn.functional.one_hot(y, self.classes).bool()
         rivals = eye.expand(len(x), -1, -1)[~own].view(len(x), self.classes - 1, self.classes)
         coefficients = (own.to(eye)[:, None] - rivals)[:, None, :, :, None, None]
-        form = Form(coefficients, coefficients.new_zeros(1, 1, 1))
-        return BoundedNetwork(boxes, self._lower(len(boxes), form, boxes, everywhere).flatten(1))
+        form = self.segments[-1].pull_back(Form(coefficients, coefficients.new_zeros(1, 1, 1)))
+        lower = self._nearest(len(boxes), form, boxes) if boxes and nearest_only else None
+        lower = self._lower(len(boxes), form, boxes, everywhere) if lower is None else lower
+        return BoundedNetwork(boxes, lower.flatten(1))
 
     def _lower(
         self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
     ) -> Tensor:
-        """The better of two lower bounds of a form of segment k's output, shape [B, L, M].
+        """The better of two lower bounds of a form of segment k's input, shape [B, L, M].
 
-        One from the box of the values before the nearest ReLU; and, unless the method is `ibp`, one from the images, by
-        carrying the form back through all ReLUs.
+        One from the box of the values before the nearest ReLU, and one from the images, by carrying the form back
+        through all ReLUs.
 
         Args:
             k: Number of the segment.
@@ -91,16 +102,50 @@ class RelaxedNetwork:
             boxes: Lower and upper bounds of the values before each ReLU below.
             everywhere: Bounds a form of the images, see `_region`.
         """
-        form = self.segments[k].pull_back(form)
         if k == 0:
             return everywhere(form)
+        return torch.maximum(self._nearest(k, form, boxes), self._carried(k, form, boxes, everywhere))
+
+    def _lower_where_open(
+        self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
+    ) -> Tensor:
+        """The lower bounds of `_lower` of flat values and their negatives, where it takes both to know the sign.
+
+        A ReLU is the same whatever the bounds of its argument z are, once they tell the sign. Where the nearest box
+        does not, first the bound of z or -z is improved that is the closer to telling it, then the other one of those
+        that are left.
+
+        Returns:
+            Shape [B, 1, 2 F].
+        """
+        bounds = self._nearest(k, form, boxes)[:, 0]
+        size = bounds.shape[1] // 2
+        number = torch.arange(size, device=bounds.device)
+        for turn in (0, 1):
+            low, minus_high = bounds[:, :size], bounds[:, size:]
+            is_open = (low < 0) & (minus_high < 0)
+            if turn == 0:
+                first = torch.where(low >= minus_high, number, number + size)
+            order = is_open.to(torch.uint8).argsort(1, descending=True)[:, : int(is_open.sum(1).amax())]
+            if not order.numel():
+                break
+            places = (first if turn == 0 else (first + size) % (2 * size)).gather(1, order)
+            carried = self._carried(k, form.rows(places), boxes, everywhere)[:, 0]
+            bounds = bounds.scatter(1, places, torch.maximum(bounds.gather(1, places), carried))
+        return bounds[:, None]
+
+    def _nearest(self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The lower bound of a form of segment k's input from the box of the values before the ReLU there."""
         low, high = boxes[k - 1]
-        nearest = form.over_box(low.clamp(min=0), high.clamp(min=0))
-        if self.method == "ibp":
-            return nearest
+        return form.over_box(low.clamp(min=0), high.clamp(min=0))
+
+    def _carried(
+        self, k: int, form: Form, boxes: list[tuple[Tensor, Tensor]], everywhere: Callable[[Form], Tensor]
+    ) -> Tensor:
+        """The lower bound of a form of segment k's input that comes from the images, shape [B, L, M]."""
         for segment, box in zip(self.segments[k - 1 :: -1], boxes[k - 1 :: -1], strict=True):
             form = segment.pull_back(form.through_relu(*box))
-        return torch.maximum(nearest, everywhere(form))
+        return everywhere(form)
 
     def _region(self, x: Tensor, radii: Tensor, norm: float) -> Callable[[Form], Tensor]:
         """The function that bounds forms over all images within the radius: over their box, and over the ball."""

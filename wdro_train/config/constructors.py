@@ -18,6 +18,8 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
     "model": frozenset(
         {
             "wdro_train.models.huggingface_model",
+            "wdro_train.models.lipschitz_cnn",
+            "wdro_train.models.lipschitz_mlp",
             "wdro_train.models.preact_resnet18",
             "wdro_train.models.resnet18",
             "wdro_train.models.robustbench_model",
@@ -57,6 +59,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.objectives.CrownIbp",
             "wdro_train.objectives.FirstOrderPenalty",
             "wdro_train.objectives.Ibp",
+            "wdro_train.objectives.LipschitzDual",
             "wdro_train.objectives.Mart",
             "wdro_train.objectives.OneRadius",
             "wdro_train.objectives.RadiusOfImage",

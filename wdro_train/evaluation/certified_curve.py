@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wdro_train.certificates import Certificate, ExactRobustness, LinearRelaxation, RandomizedSmoothing
+from wdro_train.certificates import (
+    Certificate,
+    ExactRobustness,
+    LinearRelaxation,
+    LipschitzCertificate,
+    RandomizedSmoothing,
+)
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.certificates.radius_search import GivenRadii
 from wdro_train.certificates.relaxation import BOUNDS
@@ -35,7 +41,7 @@ def make_certificate(
     """Build the certificate that `certificate.method` names.
 
     Args:
-        method: `ibp`, `crown_ibp`, `crown`, `alpha_crown`, `exact` or `smoothing`.
+        method: `ibp`, `crown_ibp`, `crown`, `alpha_crown`, `exact`, `lipschitz` or `smoothing`.
         norm: Ground norm of the curve that it is to bound.
         images: Size of the whole set, over which smoothing divides its error probability.
         sigma: Standard deviation of the noise of smoothing.
@@ -55,8 +61,10 @@ def make_certificate(
         search = None if radii is None else GivenRadii([radius * DISTANCE_ROUNDING for radius in radii])
         relaxed = LinearRelaxation(norm=norm, method=relaxation, search=search)
         return ExactRobustness(norm=norm, budget=budget, relaxation=relaxed) if method == "exact" else relaxed
+    if method == "lipschitz":
+        return LipschitzCertificate(norm=norm)
     if method != "smoothing":
-        known = ", ".join([*BOUNDS, *([] if method == "exact" else ["exact", "smoothing or null"])])
+        known = ", ".join([*BOUNDS, *([] if method == "exact" else ["exact", "lipschitz", "smoothing or null"])])
         key = "start" if method == "exact" else "method"
         raise UserError(f"certificate.{key}={relaxation!r} is unknown; choose {known}")
     if norm != 2:

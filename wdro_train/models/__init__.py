@@ -3,6 +3,7 @@
 from wdro_train.models.expectation import ExpectedLogits
 from wdro_train.models.huggingface import huggingface_model
 from wdro_train.models.layers import Normalize
+from wdro_train.models.lipschitz_networks import lipschitz_cnn, lipschitz_mlp
 from wdro_train.models.preact_resnet import preact_resnet18
 from wdro_train.models.resnet import resnet18
 from wdro_train.models.robustbench_models import robustbench_model
@@ -16,6 +17,8 @@ __all__ = [
     "ExpectedLogits",
     "Normalize",
     "huggingface_model",
+    "lipschitz_cnn",
+    "lipschitz_mlp",
     "load_weights",
     "preact_resnet18",
     "resnet18",

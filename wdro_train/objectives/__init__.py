@@ -1,10 +1,11 @@
 """What training minimises: one protocol (`Objective`), one file an objective."""
 
 from wdro_train.objectives.adversarial import Adversarial
-from wdro_train.objectives.base import Objective, ObjectiveResult, Stateful, WarmsUp, unlearning
+from wdro_train.objectives.base import ChecksNetwork, Objective, ObjectiveResult, Stateful, WarmsUp, unlearning
 from wdro_train.objectives.crown_ibp import CrownIbp
 from wdro_train.objectives.first_order_penalty import FirstOrderPenalty
 from wdro_train.objectives.ibp import Ibp
+from wdro_train.objectives.lipschitz_dual import LipschitzDual
 from wdro_train.objectives.mart import Mart
 from wdro_train.objectives.sabr import Sabr
 from wdro_train.objectives.standard import Standard
@@ -13,9 +14,11 @@ from wdro_train.objectives.w_trades import WTrades
 
 __all__ = [
     "Adversarial",
+    "ChecksNetwork",
     "CrownIbp",
     "FirstOrderPenalty",
     "Ibp",
+    "LipschitzDual",
     "Mart",
     "Objective",
     "ObjectiveResult",

@@ -96,6 +96,23 @@ class WarmsUp(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksNetwork(Protocol):
+    """An objective that not every network can be trained on."""
+
+    def check_network(self, model: nn.Module, x: Tensor) -> None:
+        """Refuse a network that the objective cannot be evaluated on, before any work is done.
+
+        Args:
+            model: The network.
+            x: Some images in [0, 1], shape [B, C, H, W].
+
+        Raises:
+            UserError: Names what is not covered.
+        """
+        ...
+
+
 @contextmanager
 def unlearning(objective: Objective) -> Iterator[None]:
     """What an objective learns inside the block is forgotten: it was evaluated for something else than a step.

@@ -17,12 +17,22 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Lagrangian
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Objective, Standard, WTrades
+from wdro_train.objectives import (
+    Adversarial,
+    ChecksNetwork,
+    FirstOrderPenalty,
+    LipschitzDual,
+    Mart,
+    Objective,
+    Standard,
+    WTrades,
+)
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import command_line
 from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
+from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
 # Steps on the batch before the timing, so that an attack with a state stops where it would in training.
@@ -49,8 +59,26 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
         yield "W-FGSM", WFGSM(**threat), Adversarial()
         yield f"W-PGD, {steps} steps", WPGD(**threat, steps=steps, random_start=True), Adversarial()
         yield "first-order penalty", None, FirstOrderPenalty(**threat)
+    if ball.norm == 2 and ball.delta > 0:
+        yield "lipschitz dual", None, LipschitzDual(**threat)
     if 1 < ball.p < math.inf:
         yield f"Lagrangian, {steps} steps", Lagrangian(**threat, steps=steps), Adversarial()
+
+
+def covers(objective: Objective, model: nn.Module, x: Tensor) -> bool:
+    """Whether a network can be trained on an objective.
+
+    Args:
+        objective: Any one.
+        model: The network.
+        x: Images [B, C, H, W].
+    """
+    try:
+        if isinstance(objective, ChecksNetwork):
+            objective.check_network(model, x[:1])
+    except UserError:
+        return False
+    return True
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> None:
@@ -103,7 +131,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     network = chosen_network(given, given.checkpoint)
     ball = network.threat()
     x, y = split_on_device(network, "train", given.batch)
-    kinds = list(methods(ball, given.steps))
+    kinds = [kind for kind in methods(ball, given.steps) if covers(kind[2], network.model, x)]
     for _, attack, _ in kinds:
         if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):

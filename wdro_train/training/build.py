@@ -12,6 +12,7 @@ from torch import Tensor
 from wdro_train.config.build import build_model, plain
 from wdro_train.config.constructors import construct
 from wdro_train.config.loggers import build_loggers
+from wdro_train.objectives import ChecksNetwork
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.training.checkpoint_io import ReplacingCheckpointIO
 from wdro_train.training.module import RobustClassifier
@@ -77,7 +78,7 @@ def check_adversary(callbacks: Sequence[L.Callback], module: RobustClassifier) -
 
 
 def check_certificate(callbacks: Sequence[L.Callback], module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-    """Refuse a certificate that does not cover the network, before any work is done.
+    """Refuse a certificate or an objective that does not cover the network, before any work is done.
 
     Args:
         callbacks: Of the run.
@@ -88,6 +89,8 @@ def check_certificate(callbacks: Sequence[L.Callback], module: RobustClassifier,
     Raises:
         UserError: An operation of the network that has no bounds, named.
     """
+    if isinstance(module.objective, ChecksNetwork):
+        module.objective.check_network(module.model, x[:1])
     for callback in callbacks:
         if isinstance(callback, DistributionalAdversary) and callback.judge.certificate is not None:
             callback.judge.certificate(module.model, x[:1], y[:1])

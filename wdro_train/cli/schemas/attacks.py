@@ -118,6 +118,12 @@ class SabrSettings(CertifiedObjectiveSettings):
     steps: fields.Count = 4
 
 
+class LipschitzDualSettings(ObjectiveSettings):
+    """Settings of `LipschitzDual`."""
+
+    marginal: fields.Node | None = None
+
+
 class OneRadiusSettings(Part):
     """Settings of `OneRadius`."""
 

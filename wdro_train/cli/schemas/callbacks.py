@@ -19,7 +19,8 @@ class AdversarySettings(Part):
     first_order: fields.Node | None = None
     distances: fields.Node | None = None
     certificate: Annotated[
-        Literal["crown", "ibp"] | fields.Node | None, Said("is no certificate", "choose crown, ibp or null")
+        Literal["crown", "ibp", "lipschitz"] | fields.Node | None,
+        Said("is no certificate", "choose crown, ibp, lipschitz or null"),
     ] = None
     whole_set: fields.Flag = True
     seed: fields.Seed = 0

@@ -47,7 +47,13 @@ _PARTS: dict[type[Part], list[Any]] = {
     image_settings.TorchvisionImagesSettings: [data.TorchvisionDataModule, data.GzipDataModule],
     image_settings.FolderImagesSettings: [data.ImageFolderDataModule],
     image_settings.HubImagesSettings: [data.HuggingFaceDataModule],
-    image_settings.NetworkSettings: [models.small_cnn, models.preact_resnet18, models.wide_resnet],
+    image_settings.NetworkSettings: [
+        models.small_cnn,
+        models.preact_resnet18,
+        models.wide_resnet,
+        models.lipschitz_mlp,
+    ],
+    image_settings.LipschitzCnnSettings: [models.lipschitz_cnn],
     image_settings.ResNetSettings: [models.resnet18],
     image_settings.NamedNetworkSettings: [
         models.torchvision_model,
@@ -64,6 +70,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     ],
     attack_settings.CertifiedObjectiveSettings: [objectives.Ibp, objectives.CrownIbp],
     attack_settings.SabrSettings: [objectives.Sabr],
+    attack_settings.LipschitzDualSettings: [objectives.LipschitzDual],
     attack_settings.OneRadiusSettings: [objectives.OneRadius],
     attack_settings.RadiusOfImageSettings: [objectives.RadiusOfImage],
     fit_settings.OptimizerSettings: [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD],

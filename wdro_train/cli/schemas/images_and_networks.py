@@ -75,6 +75,13 @@ class NetworkSettings(Part):
     weights: fields.Path | None = None
 
 
+class LipschitzCnnSettings(NetworkSettings):
+    """Settings of `lipschitz_cnn`."""
+
+    channels: fields.Count = 16
+    blocks: fields.Count = 2
+
+
 class ResNetSettings(NetworkSettings):
     """Settings of `resnet18`."""
 

@@ -87,8 +87,8 @@ class CertificateKeys(Keys):
     """The method of the certified lower bound and its effort: `certificate`."""
 
     method: Annotated[
-        Literal["ibp", "crown_ibp", "crown", "alpha_crown", "exact", "smoothing"] | None,
-        Said("is unknown", "choose ibp, crown_ibp, crown, alpha_crown, exact, smoothing or null"),
+        Literal["ibp", "crown_ibp", "crown", "alpha_crown", "exact", "lipschitz", "smoothing"] | None,
+        Said("is unknown", "choose ibp, crown_ibp, crown, alpha_crown, exact, lipschitz, smoothing or null"),
     ]
     sigma: fields.Positive
     samples: fields.Count

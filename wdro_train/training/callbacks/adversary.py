@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, MinimalDistance, Pool
-from wdro_train.certificates import Certificate, LinearRelaxation
+from wdro_train.certificates import Certificate, LinearRelaxation, LipschitzCertificate
 from wdro_train.certificates.relaxed_network import Method
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.adversary import AdversarialJudge, Attacker, CleanJudge, EvaluationSet, gradient_moment_of_set
@@ -38,8 +38,8 @@ class DistributionalAdversary(L.Callback):
             cheapest flips are kept. None: no `adv_acc`.
         first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
         distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
-        certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown`, or a
-            `wdro_train.certificates.Certificate`; none by default.
+        certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown`,
+            `lipschitz`, or a `wdro_train.certificates.Certificate`; none by default.
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
 
@@ -72,7 +72,9 @@ class DistributionalAdversary(L.Callback):
         if first_order == "default":
             first_order = WFGSM(p=ball.p, norm=ball.norm, delta=ball.delta, loss="redlr")
         self.attacker = Attacker(attack, seed)
-        if isinstance(certificate, str):
+        if certificate == "lipschitz":
+            certificate = LipschitzCertificate(norm=ball.norm)
+        elif isinstance(certificate, str):
             certificate = LinearRelaxation(norm=ball.norm, method=cast(Method, certificate))
         if certificate is not None and certificate.norm != ball.norm:
             raise UserError(

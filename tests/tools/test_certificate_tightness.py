@@ -1,0 +1,41 @@
+"""Certified radii against exact ones, on networks that the command draws."""
+
+import pytest
+import torch
+
+from wdro_train.certificates import LinearRelaxation
+from wdro_train.tools import certificate_tightness
+from wdro_train.tools.certificate_tightness import random_networks, tightness
+
+
+def test_no_certificate_exceeds_the_exact_radius():
+    rows = {row.method: row for row in tightness(2, 1, seed=1)}
+    assert {"ibp", "crown"} <= rows.keys()
+    for row in rows.values():
+        assert row.images == 2
+        assert row.above == 0
+        assert 0 < row.lowest <= row.median <= row.largest <= 1
+    assert rows["ibp"].median < rows["crown"].median
+
+
+def test_a_radius_that_is_too_large_is_counted(monkeypatch):
+    class Unsound(LinearRelaxation):
+        def __call__(self, *given, **options):
+            found = super().__call__(*given, **options)
+            found.radii.mul_(2.5 if self.method == "crown" and self.tolerance < 5e-3 else 1.0)
+            return found
+
+    monkeypatch.setattr(certificate_tightness, "LinearRelaxation", Unsound)
+    monkeypatch.setattr(certificate_tightness, "BOUNDS", ("ibp", "crown"))
+    rows = {row.method: row for row in tightness(1, 2, seed=1)}
+    assert rows["crown"].above > 0
+    assert rows["ibp"].above == 0
+
+
+def test_the_draws_are_those_of_the_seed():
+    (first, x, y), (again, same, _), (other, *_) = (next(random_networks(1, 3, seed)) for seed in (0, 0, 1))
+    assert torch.equal(x, same)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert torch.equal(first(x).argmax(1), y)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(first[1].weight, other[1].weight)

@@ -1,0 +1,166 @@
+"""What is known of a network's layers: Lipschitz constants in l_2 and rounding errors, layer by layer.
+
+Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one of
+PyTorch's, add a case there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.models import Normalize
+from wdro_train.theory.lipschitz import (
+    KnownLipschitz,
+    LipschitzBound,
+    Pair,
+    Shape,
+    accumulated,
+    convolution_norm,
+    magnitude_norm,
+    matrix_norm,
+)
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.pass_counter import PassCounter
+
+_ISOMETRIES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
+_DROPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # in evaluation they pass everything on
+_KINDS = (
+    *_ISOMETRIES,
+    *_DROPPED,
+    *(nn.ReLU, nn.LeakyReLU, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d),
+    Normalize,
+)
+# Roundings between a pixel and its value after a Normalize or a BatchNorm, whose scale is itself rounded a few times.
+_SCALING = 8
+
+
+def chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a network that are run one after another, by name.
+
+    Args:
+        model: `nn.Sequential`, nested at will, or one layer.
+        name: What the model is called inside a larger one.
+
+    Raises:
+        UserError: A module with hooks or a method of its own, so that its class does not say what it computes.
+    """
+    if _altered(model):
+        raise UserError(
+            f"{_called(name, model)} has a hook or a replaced forward method, so no constant is known of it"
+        )
+    if _computes(model, nn.Sequential):
+        for key, child in model.named_children():
+            yield from chain(child, f"{name}.{key}" if name else key)
+    else:
+        yield name, model
+
+
+def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
+    """What is known of one layer.
+
+    Args:
+        name: Of the layer, for a refusal.
+        layer: In evaluation mode, with the float32 parameters that are run.
+        shape: Of one input, without the batch.
+
+    Raises:
+        UserError: Nothing is.
+    """
+    if isinstance(layer, KnownLipschitz):
+        return layer.lipschitz_bound(shape)
+    if any(_computes(layer, kind) for kind in _KINDS):
+        places = math.prod(shape[1:])
+        match layer:
+            case nn.Linear():
+                rounding = accumulated(layer.in_features + 1)
+                relative = rounding * magnitude_norm(layer.weight)
+                copies = math.prod(shape[:-1])
+                return LipschitzBound(matrix_norm(layer.weight), relative, rounding * _length(layer.bias, copies))
+            case nn.Conv2d(padding_mode="zeros") if not isinstance(layer.padding, str):
+                return _convolution(layer, shape)
+            case Normalize():
+                scale = (1 / layer.std.double()).flatten()
+                mean = (layer.mean.double().flatten() * scale).expand(shape[0])
+                rounding, largest = accumulated(_SCALING), float(scale.max())
+                return LipschitzBound(largest, rounding * largest, rounding * _length(mean, places))
+            case nn.BatchNorm1d() | nn.BatchNorm2d() if (
+                layer.running_mean is not None and layer.running_var is not None
+            ):
+                scale = (layer.running_var.double() + layer.eps).rsqrt()
+                scale = (scale if layer.weight is None else scale * layer.weight.double()).abs()
+                shift = _length(layer.running_mean.double() * scale, places) + _length(layer.bias, places)
+                rounding, largest = accumulated(_SCALING), float(scale.max())
+                return LipschitzBound(largest, rounding * largest, rounding * shift)
+            case nn.AvgPool2d(ceil_mode=False, divisor_override=None, count_include_pad=True):
+                # Each output is a mean, and each input takes part in so many of them, 1 / k of each (Schur's test).
+                constant = math.sqrt(_windows(layer) / math.prod(_pair(layer.kernel_size)))
+                return LipschitzBound(constant, accumulated(math.prod(_pair(layer.kernel_size)) + 1) * constant)
+            case nn.MaxPool2d(ceil_mode=False, return_indices=False) if _pair(layer.dilation) == (1, 1):
+                return LipschitzBound(math.sqrt(_windows(layer)))
+            case nn.LeakyReLU():
+                constant = max(1.0, abs(layer.negative_slope))
+                return LipschitzBound(constant, accumulated(1) * constant)
+            case nn.ReLU():
+                return LipschitzBound(1.0)
+            case nn.Flatten() | nn.Unflatten():
+                if (layer.start_dim if isinstance(layer, nn.Flatten) else layer.dim) in (1, 2, 3):
+                    return LipschitzBound(1.0)
+            case _ if isinstance(layer, _ISOMETRIES + _DROPPED):
+                return LipschitzBound(1.0)
+    raise UserError(
+        f"{_called(name, layer)} has no known Lipschitz constant; certify an nn.Sequential of Linear, Conv2d, ReLU, "
+        "LeakyReLU, pooling, BatchNorm, Normalize, changes of shape and layers with a lipschitz_bound, such as "
+        "model=lipschitz_mlp"
+    )
+
+
+def _convolution(layer: nn.Conv2d, shape: Shape) -> LipschitzBound:
+    padding, stride = _pair(layer.padding), _pair(layer.stride)  # type: ignore[arg-type]
+    norm = convolution_norm(
+        *(layer.weight, (shape[1], shape[2])),
+        stride=stride,
+        padding=padding,
+        dilation=_pair(layer.dilation),
+        groups=layer.groups,
+    )
+    # |K| takes non-negative images to non-negative ones and is at most the matrix of its sums over the kernel.
+    blocks = layer.weight.double().abs().sum((2, 3)).chunk(layer.groups)
+    magnitude = max(magnitude_norm(block) for block in blocks)
+    rounding = accumulated(layer.weight[0].numel() + 1)
+    sides = [(shape[1 + i] + 2 * padding[i]) // stride[i] + 1 for i in (0, 1)]  # at least as large as the output
+    return LipschitzBound(norm, rounding * magnitude, rounding * _length(layer.bias, math.prod(sides)))
+
+
+def _length(values: Tensor | None, copies: int) -> float:
+    """The norm of so many copies of some values; 0 for none."""
+    return 0.0 if values is None else float(torch.linalg.vector_norm(values.double())) * math.sqrt(copies)
+
+
+def _windows(layer: nn.AvgPool2d | nn.MaxPool2d) -> int:
+    """How many windows a pixel is in, at most."""
+    kernel, stride = _pair(layer.kernel_size), _pair(layer.stride)
+    return math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+
+
+def _pair(value: int | tuple[int, ...]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of a kind, and not of a subclass that computes something else."""
+    return isinstance(layer, kind) and type(layer).forward is kind.forward
+
+
+def _altered(module: nn.Module) -> bool:
+    """Whether a module may compute something else than the method of its class says; who counts passes only looks."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    changing = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), PassCounter)]
+    return bool(changing or "forward" in vars(module))
+
+
+def _called(name: str, layer: nn.Module) -> str:
+    return f"layer {name or 'model'} ({type(layer).__name__})"
