@@ -1,4 +1,4 @@
-"""Networks that are 1-Lipschitz by construction: their constants by Jacobians, by power iteration and by pairs of images."""
+"""Networks that are 1-Lipschitz by construction: constants by Jacobians, by power iteration, by pairs of images."""
 
 import copy
 

@@ -33,8 +33,8 @@ class LipschitzCertificate:
         self.norm = GroundNorm(norm).order
         if self.norm != 2:
             raise UserError(
-                f"the lipschitz certificate is in the l_2 norm, not in l_{self.norm:g}, where it would be worth next to "
-                "nothing; choose attack.norm=2, or another certificate"
+                f"the lipschitz certificate is in the l_2 norm, not in l_{self.norm:g}, where it would be worth next "
+                "to nothing; choose attack.norm=2, or another certificate"
             )
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: choose at least 1")
@@ -52,15 +52,14 @@ class LipschitzCertificate:
             logits = forward(model, x, self.batch_size).float()
             check_logits(model, x, logits, labels)
             network = LipschitzNetwork(model, x)
-            parts = [
-                network.margins(a, b) for a, b in zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
-            ]
+            pairs = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
+            parts = [network.margins(images, labels) for images, labels in pairs]
             true, uncertainty, radii = (torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS)
             gap = (logits.double() - true).abs()
             if not bool((gap <= uncertainty).all()):
                 raise UserError(
-                    f"the network's layers, one after another, miss its logits by {float(gap.max()):g}, more than float32 "
-                    "rounding can; certify a float32 network whose forward pass is that of its layers"
+                    f"the network's layers, one after another, miss its logits by {float(gap.max()):g}, more than "
+                    "float32 rounding can; certify a float32 network whose forward pass is that of its layers"
                 )
             robust = correct(logits, y)
             radii = torch.where(robust, radii.clamp(min=0), 0.0)

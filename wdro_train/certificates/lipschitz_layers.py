@@ -1,7 +1,7 @@
 """What is known of a network's layers: Lipschitz constants in l_2 and rounding errors, layer by layer.
 
-Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one of
-PyTorch's, add a case there.
+Layers that say it themselves (`KnownLipschitz`) are asked; the others are those of `layer_bound`. To cover another one
+of PyTorch's, add a case there.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from wdro_train.theory.lipschitz import (
     LipschitzBound,
     Pair,
     Shape,
-    accumulated,
     convolution_norm,
     magnitude_norm,
     matrix_norm,
 )
+from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 

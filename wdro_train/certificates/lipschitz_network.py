@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.lipschitz_layers import chain, layer_bound
 from wdro_train.models.lipschitz_layers import OrthogonalLinear
-from wdro_train.theory.lipschitz import KnownLipschitz, LipschitzBound, accumulated, rival_radii
+from wdro_train.theory.lipschitz import KnownLipschitz, LipschitzBound, rival_radii
+from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
 
 
@@ -52,7 +54,8 @@ class LipschitzNetwork:
         linear = isinstance(exact[-1], nn.Linear | OrthogonalLinear)
         if linear:
             layer_bound(*layers[-1], (1,))  # refuses what computes something else
-        self._body, self._head = (exact[:-1], exact[-1]) if linear else (exact, None)
+        self._head: nn.Module | None = exact[-1] if linear else None
+        self._body = exact[:-1] if linear else exact
         self._bounds: list[LipschitzBound] = []
         values = x[:1].double()
         for (name, layer), double in zip(layers, self._body, strict=False):
@@ -66,7 +69,7 @@ class LipschitzNetwork:
         self._rows = head_rows(head, width, values)
         computed = head_rows(None if head is None else layers[-1][1], width, values).double()
         self._strayed = torch.linalg.vector_norm(self._rows - computed, dim=1)
-        bias = None if head is None else head.bias
+        bias: Any = getattr(head, "bias", None)
         self._offsets = values.new_zeros(len(self._rows)) if bias is None else bias.detach()
 
     @torch.no_grad()
@@ -135,7 +138,7 @@ class TrainedNetwork:
     def __init__(self, model: nn.Module) -> None:
         layers = list(chain(model))
         last = layers[-1][1]
-        self._model, self._constant = model, math.nan
+        self._model = model
         self._head = last if isinstance(last, nn.Linear | OrthogonalLinear) else None
         for name, layer in layers if self._head is None else layers[:-1]:
             if not isinstance(layer, KnownLipschitz) and layer.state_dict():
@@ -146,7 +149,7 @@ class TrainedNetwork:
                 )
 
     def constant(self, x: Tensor) -> float:
-        """The features' Lipschitz constant L, computed once.
+        """The features' Lipschitz constant L, which takes a decomposition of every layer; keep it.
 
         Args:
             x: Images, for the shapes of what the layers see, [B, ...].
@@ -154,21 +157,19 @@ class TrainedNetwork:
         Raises:
             UserError: A layer of which no constant is known, named.
         """
-        if math.isnan(self._constant):
-            with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
-                self._constant = LipschitzNetwork(self._model, x.float()).constant
-        return self._constant
+        with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
+            return LipschitzNetwork(self._model, x.float()).constant
 
-    def radii(self, logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def radii(self, logits: Tensor, y: Tensor, constant: float) -> Tensor:
         """Signed certified radii, without an allowance for rounding, which training does not need.
 
         Args:
             logits: The network's, with their graph, shape [B, m].
-            x: Its images, shape [B, ...].
-            y: Their labels, shape [B].
+            y: Labels, shape [B].
+            constant: L, from `constant`.
 
         Returns:
-            Shape [B], float32, in pixel units of l_2, with the graph of the logits and of the last layer's rows.
+            Shape [B], float32 or wider, in pixel units, with the graph of the logits and of the last layer's rows.
         """
-        rows = head_rows(self._head, logits.shape[1], logits).to(torch.float32)
-        return rival_radii(logits.float(), y, rows) / self.constant(x)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return rival_radii(wide, y, head_rows(self._head, logits.shape[1], wide).to(wide)) / constant

@@ -5,6 +5,8 @@ Networks of these layers can be trained on their own certificate (theory, sectio
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,11 +14,11 @@ from torch.nn import functional
 from wdro_train.theory.lipschitz import (
     LipschitzBound,
     Shape,
-    accumulated,
     convolution_norm,
     magnitude_norm,
     matrix_norm,
 )
+from wdro_train.theory.rounding import accumulated
 
 # Added to V V^T in units of its mean diagonal, so that its Cholesky factor exists in float32 as well. Singular values
 # of the weights become a little less than 1, never more.
@@ -26,7 +28,7 @@ _RIDGE = 1e-4
 class OrthogonalLinear(nn.Module):
     """x -> W x + b with orthonormal rows (or columns, where there are more outputs than inputs) of W.
 
-    W = C^-1 V with V V^T = C C^T: Gram-Schmidt on the rows of V by a Cholesky factor (Hu et al. 2023, arXiv 2310.19973).
+    W = C^-1 V with V V^T = C C^T: Gram-Schmidt on the rows of V by a Cholesky factor.
     All singular values of W are 1, so gradients neither vanish nor grow.
 
     Args:
@@ -48,8 +50,8 @@ class OrthogonalLinear(nn.Module):
             rows = free.T if tall else free
             gram = rows @ rows.T
             factor = torch.linalg.cholesky(gram + _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
-            rows = torch.linalg.solve_triangular(factor, rows, upper=False)
-        return rows.T if tall else rows
+            orthonormal: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
+        return orthonormal.T if tall else orthonormal
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [..., outputs] of [..., inputs]."""
@@ -61,13 +63,15 @@ class OrthogonalLinear(nn.Module):
         true, computed = self.weight(torch.float64), self.weight().double()
         rounding = accumulated(true.shape[1] + 1)
         strayed = float(torch.linalg.matrix_norm(true - computed))
-        bias = float(torch.linalg.vector_norm(self.bias.double()))
-        return LipschitzBound(matrix_norm(true), strayed + rounding * magnitude_norm(computed), rounding * bias)
+        bias = float(torch.linalg.vector_norm(self.bias.double())) * math.prod(shape[:-1]) ** 0.5
+        constant = max(1.0, matrix_norm(true))  # 1 by construction, whatever the weights: training relies on it
+        return LipschitzBound(constant, strayed + rounding * magnitude_norm(computed), rounding * bias)
 
 
 class SortPairs(nn.Module):
-    """Sorts pairs of channels, c and c + C/2: their larger values first, their smaller ones after (Anil et al. 2019,
-    arXiv 1811.05381, GroupSort of size 2). A permutation of the values, so gradients keep their norm.
+    """Sorts pairs of channels, c and c + C/2: their larger values first, their smaller ones after.
+
+    GroupSort of size 2 (Anil et al. 2019, arXiv 1811.05381): a permutation of the values, so gradients keep their norm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,9 +108,9 @@ class PadChannels(nn.Module):
 class ResidualConvolution(nn.Module):
     """x -> x - 2 K^T T^-1 relu(K x + b), with K a convolution and T a diagonal matrix that is no less than K K^T.
 
-    The SDP-based Lipschitz layer (Araujo et al. 2023, arXiv 2303.03169, theorem 3): T_i = sum_j |K K^T|_ij q_j / q_i for
-    any q > 0. The zero padding of K cuts a larger convolution without padding to size, so T is taken from that one,
-    whose K K^T is the convolution with the correlations of the kernel; a part of a matrix that T dominates is dominated.
+    The SDP-based Lipschitz layer (Araujo et al. 2023, arXiv 2303.03169): T_i = sum_j |K K^T|_ij q_j / q_i
+    for any q > 0. The zero padding of K cuts a larger convolution without padding to size, so T is taken from that
+    one, whose K K^T is the convolution with the correlations of the kernel: a part of what T dominates is dominated.
 
     Args:
         channels: Of input and output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -80,8 +81,7 @@ def lipschitz_cnn(
 
 def _dense(inputs: int, width: int, depth: int) -> list[nn.Module]:
     sizes = [inputs, *[width] * depth]
-    pairs = zip(sizes, sizes[1:], strict=False)
-    return [layer for before, after in pairs for layer in (OrthogonalLinear(before, after), SortPairs())]
+    return [layer for before, after in pairwise(sizes) for layer in (OrthogonalLinear(before, after), SortPairs())]
 
 
 def _check(width: int, depth: int, num_classes: int) -> None:

@@ -135,6 +135,7 @@ class DistributionalAdversary(L.Callback):
         """Let the set that comes be judged as one distribution, if this is asked for."""
         assert isinstance(pl_module, RobustClassifier)
         images = EvaluationSet.of(loaders, limits)
+        pl_module.judge = self.judge.fresh()
         attack = self.judge.first_order
         if attack is None or not self.whole_set:
             return
