@@ -27,7 +27,7 @@ def perceptron(seed, inputs=2, hidden=6):
     return nn.Sequential(*layers[:-1]).double().requires_grad_(False)
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("norm", [pytest.param(1, marks=pytest.mark.slow), 2, math.inf])
 @pytest.mark.parametrize("name", ["residual", "joined", "small_cnn"])
 def test_bounds_hold_and_beat_those_with_fixed_slopes(name, norm):
     net, x, y = built(name)
