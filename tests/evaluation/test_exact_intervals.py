@@ -109,7 +109,7 @@ def test_the_evidence_counts_proofs_and_counterexamples(judged):
     engine, _, distances = judged
     delta = float(np.median(distances[(distances > 0) & (distances < INF)]))
     found = find_distances(engine, MinimalDistance(norm=INF, steps=1))
-    evidence = NetworkEvidence(ball(INF, delta), "all", found)
+    evidence = NetworkEvidence(ball(INF, delta), "all", "their digest", found)
     assert Narrowed(ExactRobustness(norm=INF))(engine, evidence) is evidence
     sure = certified_curve(engine, LinearRelaxation(norm=INF, method="ibp"), "exact")
     after = Narrowed(ExactRobustness(norm=INF))(engine, replace(evidence, certificate=sure))
