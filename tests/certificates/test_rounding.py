@@ -1,4 +1,4 @@
-"""Rounding is bounded: what a network computes is as near to its exact values as `RoundingErrors` says."""
+"""Rounding is bounded: what a network computes is as near to its exact values as `ComputedIntervals` says."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wdro_train.certificates import LinearRelaxation
-from wdro_train.certificates.rounding import EXACT, FLOAT32, TF32, Arithmetic, RoundingErrors
+from wdro_train.certificates.rounding import EXACT, FLOAT32, TF32, Arithmetic, ComputedIntervals
 from wdro_train.theory.losses import margin
 from wdro_train.utils.errors import UserError
 
@@ -49,6 +49,10 @@ def points(x, radius, norm, count):
     return (x + radius * step).clamp(0, 1)
 
 
+def errors(model, norm, arithmetic, x, y, radii):
+    return ComputedIntervals(model, torch.float64, norm, arithmetic).parts(x, y, radii)[1]
+
+
 def differences(logits, y):
     return logits.gather(-1, y.expand(len(logits), -1)[..., None]) - logits
 
@@ -63,7 +67,7 @@ def differences(logits, y):
 def test_computed_margins_are_within_the_bound(seed, offset, norm, radius):
     model = network(seed, offset)
     x, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 4])
-    bound = RoundingErrors(model, norm).margins(x, y, torch.full((3,), radius))
+    bound = errors(model, norm, FLOAT32, x, y, torch.full((3,), radius))
     found = points(x, radius, norm, 50)
     with torch.no_grad():
         computed = torch.stack([model(each) for each in found]).double()
@@ -95,9 +99,7 @@ def test_shortened_factors_are_within_the_bound_of_their_arithmetic(offset):
             computed = shortened(hidden) @ shortened(last.weight).T + last.bias
             exact = model.double()(inputs.double())
         miss = (differences(computed[:, None].double(), y) - differences(exact[:, None], y)).abs().max()
-        bounds = [
-            RoundingErrors(model, math.inf, kind).margins(x, y, torch.full((1,), 0.1)) for kind in (TF32, FLOAT32)
-        ]
+        bounds = [errors(model, math.inf, kind, x, y, torch.full((1,), 0.1)) for kind in (TF32, FLOAT32)]
         assert miss <= bounds[0]
         exceeded += int(miss > bounds[1])
     assert exceeded >= 5  # so the test sees the difference
@@ -112,18 +114,16 @@ def test_closed_form_of_one_layer():
     unit = 2.0**-24
     gamma = 4 * unit / (1 - 4 * unit)
     expected = gamma * (0.5 + 0.5 + 3 + 4) + gamma * (0.25 + 1 + 1)
-    found = RoundingErrors(nn.Sequential(layer), math.inf).margins(x, torch.tensor([0]), torch.zeros(1))
+    found = errors(nn.Sequential(layer), math.inf, FLOAT32, x, torch.tensor([0]), torch.zeros(1))
     assert found.item() == pytest.approx(expected, rel=1e-5)
-    at_the_edge = RoundingErrors(nn.Sequential(layer), math.inf).margins(x, torch.tensor([0]), torch.full((1,), 0.25))
+    at_the_edge = errors(nn.Sequential(layer), math.inf, FLOAT32, x, torch.tensor([0]), torch.full((1,), 0.25))
     expected += gamma * (0.25 * (1 + 2) + 0.25 * 0.5)  # the last pixel is at the edge of the box
     assert at_the_edge.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_smaller_for_less_rounding():
     model, x, y = network(0), torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
-    exact, single, short = (
-        RoundingErrors(model, math.inf, kind).margins(x, y, torch.zeros(2)) for kind in (EXACT, FLOAT32, TF32)
-    )
+    exact, single, short = (errors(model, math.inf, kind, x, y, torch.zeros(2)) for kind in (EXACT, FLOAT32, TF32))
     assert (exact < single * 1e-7).all()
     assert (short > single * 50).all()
     assert math.isinf(Arithmetic(0.1).products(10))

@@ -32,9 +32,17 @@ REASONS = {
         "callbacks=worst_case callbacks.adversary.val_attack",
         "callbacks=worst_case callbacks.adversary.first_order",
     },
+    "Certified training is judged by its guarantee alone.": {
+        f"callbacks=certified callbacks.adversary.{key}" for key in ("val_attack", "first_order", "certificate")
+    },
+    "Certified radii begin smaller than the flips of an attack, and D is held back further.": {
+        f"objective={option} objective.radius.marginal.{key}"
+        for option in ("ibp", "crown_ibp", "sabr")
+        for key in ("rate", "limit", "start")
+    },
     "A run keeps its best and its last epoch by these names; a callback made by hand is Lightning's own.": {
         f"callbacks={option} callbacks.{key}"
-        for option in ("default", "no_adversary", "worst_case")
+        for option in ("certified", "default", "no_adversary", "worst_case")
         for key in (
             "checkpoint.filename", "checkpoint.monitor", "checkpoint.mode", "checkpoint.save_on_train_epoch_end",
             "checkpoint.enable_version_counter", "last_checkpoint.filename",

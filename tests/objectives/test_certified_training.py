@@ -285,6 +285,18 @@ def test_refusals():
         Ibp(**THREAT)(model, x, x, y)
 
 
+@pytest.mark.parametrize("kind", [Ibp, CrownIbp, Sabr])
+def test_networks_are_checked_before_training(kind):
+    x, _ = random_batch(4)
+    kind(**THREAT).check_network(convolutional(), x)
+    with pytest.raises(UserError, match="GELU"):
+        kind(**THREAT).check_network(nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.GELU()), x)
+    hooked = convolutional()
+    hooked[3].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    with pytest.raises(UserError, match="miss its logits by"):
+        kind(**THREAT).check_network(hooked, x)
+
+
 def test_random_numbers_are_not_drawn():
     model, (x, y) = convolutional(), random_batch(4)
     before = torch.random.get_rng_state()

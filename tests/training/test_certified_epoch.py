@@ -26,7 +26,7 @@ def test_each_epoch_is_certified_and_the_best_is_kept_by_it(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("callbacks.adversary.certificate=milp",), "certificate=milp is no certificate; choose crown, ibp"),
+        (("callbacks.adversary.certificate=milp",), "certificate=milp is no certificate; choose ibp, crown_ibp, crown"),
         (("callbacks.adversary.certificate=crown", "model=preact_resnet18"), "has no linear relaxation"),
         (("callbacks.checkpoint.monitor=val/certified_acc",), "chooses the checkpoint but is not measured"),
         (("callbacks.adversary.certificate=ibp", "attack.norm=3", "attack.delta=0.1"), "norm=3 has no linear"),

@@ -225,6 +225,7 @@ def test_running_scope_of_the_kl_attack_is_saved():
 
 
 RECIPES = ["trades", "mart", "lagrangian_at", "udr_at", "one_step_at", "mma", "awp", "ema", "worst_case", "w_pgd_at"]
+RECIPES += ["ibp", "crown_ibp", "sabr"]
 
 
 @pytest.fixture(scope="module")

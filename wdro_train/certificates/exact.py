@@ -23,7 +23,7 @@ from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.relaxation import AGREEMENT, LinearRelaxation
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.certificates.relu_program import ReluProgram
-from wdro_train.certificates.rounding import RoundingErrors
+from wdro_train.certificates.rounding import ComputedIntervals
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
@@ -165,7 +165,7 @@ class _ReadNetwork:
     def __init__(self, model: nn.Module, like: Tensor) -> None:
         self._model, self._pieces = model, AffinePieces(model)
         self._relaxed = RelaxedNetwork(model, like, torch.float64)
-        self._errors = RoundingErrors(model, float("inf"))
+        self._intervals = ComputedIntervals(model)
 
     def decide(self, x: Tensor, y: Tensor, radius: float, limit: float) -> _Answer:
         """Whether an image is robust within a radius, in the sense of <= and a little beyond it.
@@ -181,7 +181,7 @@ class _ReadNetwork:
         self._check_read(x, logits)
         reach = radius * DISTANCE_ROUNDING
         radii = x.new_full((1,), reach, dtype=torch.float64)
-        rounding = float(self._errors.margins(x[None], y[None], radii))
+        rounding = float(self._intervals.parts(x[None], y[None], radii)[1])
         bounded = self._relaxed.bounded(x[None], y[None], radii, float("inf"))
         label, margins = int(y), bounded.margins[0].tolist()
         rivals = [j for j in range(len(margins) + 1) if j != label]

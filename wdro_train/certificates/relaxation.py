@@ -16,14 +16,18 @@ from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import THE_NETWORK, Radii
-from wdro_train.certificates.interval_network import IntervalNetwork
-from wdro_train.certificates.margin_bounds import MarginBounds
 from wdro_train.certificates.optimised_network import OptimisedNetwork
 from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.radius_search import LargestRadius, RadiusSearch
 from wdro_train.certificates.relaxed_graph import RelaxedGraph
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
-from wdro_train.certificates.rounding import ARITHMETICS, ComputedMargins, RoundingErrors
+from wdro_train.certificates.rounding import (
+    ARITHMETICS,
+    Arithmetic,
+    ComputedBounds,
+    ComputedIntervals,
+    ComputedRelaxation,
+)
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin
 from wdro_train.utils.errors import UserError
@@ -33,26 +37,46 @@ from wdro_train.utils.errors import UserError
 AGREEMENT = 1e-4
 
 
+Read = Callable[[nn.Module, Tensor, torch.dtype, float, Arithmetic], ComputedBounds]
+"""From a network, images that give the shape of its input, a type to compute in, a ground norm and the arithmetic in
+which the network is computed to the bounds of its margins."""
+
+
 @dataclass(frozen=True)
 class Bounding:
     """A way to bound margins.
 
     Attributes:
-        read: From a network, images that give the shape of its input, a type to compute in and a ground norm to the
-            bounds of its margins.
+        read: Makes the bounds of a network.
         batch_size: Images at a time, by what is held of each: two values for each of the network's for intervals,
             functions of all of them for a relaxation.
     """
 
-    read: Callable[[nn.Module, Tensor, torch.dtype, float], MarginBounds]
+    read: Read
     batch_size: int
 
 
+def _intervals(model: nn.Module, x: Tensor, dtype: torch.dtype, norm: float, how: Arithmetic) -> ComputedBounds:
+    return ComputedIntervals(model, dtype, norm, how)
+
+
+def _over_intervals(model: nn.Module, x: Tensor, dtype: torch.dtype, norm: float, how: Arithmetic) -> ComputedBounds:
+    return ComputedRelaxation(RelaxedGraph(model, dtype, norm), model, dtype, norm, how)
+
+
+def _relaxed(model: nn.Module, x: Tensor, dtype: torch.dtype, norm: float, how: Arithmetic) -> ComputedBounds:
+    return ComputedRelaxation(RelaxedNetwork(model, x, dtype, norm=norm), model, dtype, norm, how)
+
+
+def _optimised(model: nn.Module, x: Tensor, dtype: torch.dtype, norm: float, how: Arithmetic) -> ComputedBounds:
+    return ComputedRelaxation(OptimisedNetwork(model, x, dtype, norm), model, dtype, norm, how)
+
+
 BOUNDS = {
-    "ibp": Bounding(lambda model, x, dtype, norm: IntervalNetwork(model, dtype, norm), 256),
-    "crown_ibp": Bounding(lambda model, x, dtype, norm: RelaxedGraph(model, dtype, norm), 64),
-    "crown": Bounding(lambda model, x, dtype, norm: RelaxedNetwork(model, x, dtype, norm=norm), 16),
-    "alpha_crown": Bounding(OptimisedNetwork, 16),
+    "ibp": Bounding(_intervals, 256),
+    "crown_ibp": Bounding(_over_intervals, 64),
+    "crown": Bounding(_relaxed, 16),
+    "alpha_crown": Bounding(_optimised, 16),
 }
 """The ways to bound margins, by the names that configurations use, cheapest first."""
 
@@ -110,7 +134,10 @@ class LinearRelaxation:
         """
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, labels), full_float32(), full:
-            fast, exact = (self._bounds(model, x, dtype) for dtype in (torch.float32, torch.float64))
+            fast, exact = (
+                BOUNDS[self.method].read(model, x, dtype, self.norm, self.arithmetic)
+                for dtype in (torch.float32, torch.float64)
+            )
             with torch.no_grad():
                 logits = forward(model, x, self.batch_size).float()
             check_logits(model, x, logits, labels)
@@ -129,13 +156,8 @@ class LinearRelaxation:
             radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
             return Radii(radii, robust, self.norm, 1.0, THE_NETWORK)
 
-    def _bounds(self, model: nn.Module, x: Tensor, dtype: torch.dtype) -> ComputedMargins:
-        """The bounds of the margins that the network computes."""
-        errors = RoundingErrors(model, self.norm, self.arithmetic, dtype)
-        return ComputedMargins(BOUNDS[self.method].read(model, x, dtype, self.norm), errors)
-
     def _certify(
-        self, networks: tuple[MarginBounds, MarginBounds], x: Tensor, y: Tensor, clean: Tensor, guess: Tensor
+        self, networks: tuple[ComputedBounds, ComputedBounds], x: Tensor, y: Tensor, clean: Tensor, guess: Tensor
     ) -> Tensor:
         """Radii of correct images, searched with the fast network and checked with the exact one.
 
@@ -151,8 +173,9 @@ class LinearRelaxation:
         """
         fast, exact = networks
 
-        def spare(rows: Tensor, radii: Tensor, bounds: MarginBounds = fast) -> Tensor:
-            return bounds.margins(x[rows], y[rows], radii)
+        def spare(rows: Tensor, radii: Tensor, bounds: ComputedBounds = fast) -> Tensor:
+            margins, errors = bounds.parts(x[rows], y[rows], radii)
+            return margins - errors
 
         found = self.search(spare, clean, guess, self.ground.diameter(x))
         certified = torch.zeros_like(found)
@@ -167,14 +190,14 @@ class LinearRelaxation:
         return certified
 
     @torch.no_grad()
-    def _clean_margins(self, computed: ComputedMargins, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    def _clean_margins(self, computed: ComputedBounds, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """The bounds of the margins at the images themselves, where they are the margins but for rounding.
 
         Raises:
             UserError: They are not: the network computes something else than what it was read as.
         """
         nowhere = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        margins, errors = computed.bounds.margins(x, y, nowhere), computed.errors.margins(x, y, nowhere)
+        margins, errors = computed.parts(x, y, nowhere)
         gap = (margins - margin(logits, y)).abs()
         if not bool((gap <= errors + AGREEMENT * logits.abs().amax(1)).all()):
             raise UserError(

@@ -1,16 +1,17 @@
 """How far a network as it is computed can be from the network in exact arithmetic, over balls around images.
 
-A sum of n products is computed with an error of at most gamma_n sum |w| |z|, gamma_n = n u / (1 - n u), whatever the
-order of the terms (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Every layer adds such an
-error to what its own weights make of the errors before it. Algorithms that do not sum the products themselves, as those
-of Winograd and of Fourier, which a library may choose for convolutions on GPUs, can err by more.
+A sum of n products is computed with an error of at most gamma_n sum |w| |z|, whatever the order of the terms (see
+`wdro_train.theory.rounding`). Every layer adds such an error to what its own weights make of the errors before it.
+Algorithms that do not sum the products themselves, as those of Winograd and of Fourier, which a library may choose for
+convolutions on GPUs, can err by more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from torch.nn import functional
 
 from wdro_train.certificates.box_interpreter import BoxInterpreter
 from wdro_train.certificates.boxes import Box, around
-from wdro_train.certificates.margin_bounds import MarginBounds, largest
+from wdro_train.certificates.interval_network import interval_differences
+from wdro_train.certificates.margin_bounds import MarginBounds, largest, smallest
 from wdro_train.certificates.value_set import ValueSet
+from wdro_train.theory.rounding import UNIT_FLOAT32, accumulated
 
 # Roundings that are charged to an operation entry by entry: its own and those of constants that were computed before,
 # such as the scale and the shift of a normalisation, whatever the order in which they are applied.
@@ -48,10 +51,8 @@ class Arithmetic:
         Args:
             terms: Their number n, with the bias.
         """
-        if terms * self.unit >= 1:
-            return float("inf")
-        gamma = terms * self.unit / (1 - terms * self.unit)
-        return _OWN * (gamma + self.factors * (1 + gamma))
+        gamma = accumulated(terms, self.unit)
+        return _OWN * (gamma + self.factors * (1 + gamma)) if gamma < math.inf else math.inf
 
     @property
     def entry(self) -> float:
@@ -61,9 +62,9 @@ class Arithmetic:
 
 EXACT = Arithmetic(2.0**-52)
 """The real numbers: what is left is the rounding of the bounds themselves, which are computed in float64."""
-FLOAT32 = Arithmetic(2.0**-24)
+FLOAT32 = Arithmetic(UNIT_FLOAT32)
 """Float32 of IEEE 754."""
-TF32 = Arithmetic(2.0**-24, 2 * 2.0**-11 + 2.0**-22)
+TF32 = Arithmetic(UNIT_FLOAT32, 2 * 2.0**-11 + 2.0**-22)
 """Products of factors with 10 bits after the leading one, summed in float32."""
 ARITHMETICS = {"exact": EXACT, "float32": FLOAT32, "tf32": TF32}
 """By the names that configurations use."""
@@ -156,61 +157,99 @@ class ComputedBox(ValueSet):
         return replace(self, exact=exact, error=error.expand_as(exact.like))
 
 
-class RoundingErrors:
-    """Bounds of the rounding errors of a network's margins.
+class ComputedBounds(Protocol):
+    """Bounds of the margins that a network computes, in two parts."""
+
+    def parts(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Lower bounds of the exact margins, and by how much the computed ones can miss them.
+
+        The arguments are those of `MarginBounds.margins`.
+
+        Returns:
+            Both of shape [B], float64, in logit units.
+        """
+        ...
+
+
+class _RoundedNetwork:
+    """A network that is run on boxes together with the rounding errors of its values.
 
     One call costs about three forward passes.
 
     Args:
         model: Any network whose operations have interval bounds; see `wdro_train.certificates.intervals`.
+        dtype: In which the bounds are; float32 does for a search whose results are checked in float64.
         norm: Ground norm s, one of 1, 2, inf.
         arithmetic: In which the network is computed.
-        dtype: In which the bounds are; float32 does for a search whose results are checked in float64.
     """
 
-    def __init__(
-        self, model: nn.Module, norm: float, arithmetic: Arithmetic = FLOAT32, dtype: torch.dtype = torch.float64
-    ) -> None:
-        self._network, self.norm, self.arithmetic = BoxInterpreter(model, dtype), norm, arithmetic
-        self.dtype = dtype
+    def __init__(self, model: nn.Module, dtype: torch.dtype, norm: float, arithmetic: Arithmetic) -> None:
+        self._network = BoxInterpreter(model, dtype)
+        self._dtype, self._norm, self._arithmetic = dtype, norm, arithmetic
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """By how much the computed f_y - f_j can miss the exact one, at most, over j != y and ||x' - x||_s <= radius.
-
-        Args:
-            x: Images in [0, 1], shape [B, ...].
-            y: Labels, shape [B].
-            radii: Shape [B].
+    def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of the exact f_y - f_j for each class j, and by how much the computed ones can miss them.
 
         Returns:
-            Shape [B], float64, in logit units.
+            Both of shape [B, m]; at j = y without meaning.
         """
-        images = around(x.to(self.dtype), radii, self.norm)
-        found = self._network.features(ComputedBox(images, torch.zeros_like(images.center), self.arithmetic))
+        images = around(x.to(self._dtype), radii, self._norm)
+        found = self._network.features(ComputedBox(images, torch.zeros_like(images.center), self._arithmetic))
         assert isinstance(found, ComputedBox)
         layer = self._network.last_layer
+        bounds = interval_differences(found.exact, layer, y)
         if layer is None:
-            return largest(found.error + found.error.gather(1, y[:, None]), y).double()
-        share = self.arithmetic.products(layer.in_features + 1)
+            return bounds, found.error + found.error.gather(1, y[:, None])
+        share = self._arithmetic.products(layer.in_features + 1)
         bias = 0.0 if layer.bias is None else layer.bias.abs()
         own = share * (functional.linear(found.size, layer.weight.abs()) + bias)
         differences = (layer.weight[:, None] - layer.weight).abs()  # [m, m, F]: row y, column j
         passed_on = torch.einsum("bjf,bf->bj", differences[y], found.error)
-        return largest(passed_on + own + own.gather(1, y[:, None]), y).double()
+        return bounds, passed_on + own + own.gather(1, y[:, None])
 
 
-class ComputedMargins:
-    """Lower bounds of the margins that are computed, from bounds of the exact ones; `MarginBounds`.
+class ComputedIntervals:
+    """Interval bounds and rounding errors in one pass; `ComputedBounds`.
+
+    Args:
+        model: Any network whose operations have interval bounds; see `wdro_train.certificates.intervals`.
+        dtype: In which the bounds are.
+        norm: Ground norm s, one of 1, 2, inf.
+        arithmetic: In which the network is computed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float64,
+        norm: float = math.inf,
+        arithmetic: Arithmetic = FLOAT32,
+    ) -> None:
+        self._network = _RoundedNetwork(model, dtype, norm, arithmetic)
+
+    def parts(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `ComputedBounds`."""
+        bounds, errors = self._network.differences(x, y, radii)
+        return smallest(bounds, y).double(), largest(errors, y).double()
+
+
+class ComputedRelaxation:
+    """Bounds of the exact margins that know nothing of rounding, together with its errors; `ComputedBounds`.
 
     Args:
         bounds: Of the exact margins.
-        errors: Of the computed margins.
+        model: The same network.
+        dtype: In which the bounds are.
+        norm: Ground norm s, one of 1, 2, inf.
+        arithmetic: In which the network is computed.
     """
 
-    def __init__(self, bounds: MarginBounds, errors: RoundingErrors) -> None:
-        self.bounds, self.errors = bounds, errors
+    def __init__(
+        self, bounds: MarginBounds, model: nn.Module, dtype: torch.dtype, norm: float, arithmetic: Arithmetic
+    ) -> None:
+        self._bounds, self._intervals = bounds, ComputedIntervals(model, dtype, norm, arithmetic)
 
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
-        """See `MarginBounds`."""
-        errors = self.errors.margins(x, y, radii)
-        return self.bounds.margins(x, y, radii, errors if enough is None else errors + enough) - errors
+    def parts(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `ComputedBounds`."""
+        _, errors = self._intervals.parts(x, y, radii)
+        return self._bounds.margins(x, y, radii, errors if enough is None else errors + enough), errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from wdro_train.certificates import (
     Certificate,
     ExactRobustness,
     LinearRelaxation,
-    LipschitzCertificate,
     RandomizedSmoothing,
 )
 from wdro_train.certificates.base import THE_NETWORK
+from wdro_train.certificates.named import CertificateName, PlainName, RelaxationName, named_certificate, one_of
 from wdro_train.certificates.radius_search import GivenRadii
 from wdro_train.certificates.relaxation import BOUNDS
 from wdro_train.evaluation.engine import Engine, Stage
@@ -61,12 +62,12 @@ def make_certificate(
         search = None if radii is None else GivenRadii([radius * DISTANCE_ROUNDING for radius in radii])
         relaxed = LinearRelaxation(norm=norm, method=relaxation, search=search)
         return ExactRobustness(norm=norm, budget=budget, relaxation=relaxed) if method == "exact" else relaxed
-    if method == "lipschitz":
-        return LipschitzCertificate(norm=norm)
+    if method in get_args(PlainName):
+        return named_certificate(method, norm)
+    if method == "exact":
+        raise UserError(f"certificate.start={start!r} is unknown; choose {one_of(RelaxationName)}")
     if method != "smoothing":
-        known = ", ".join([*BOUNDS, *([] if method == "exact" else ["exact", "lipschitz", "smoothing or null"])])
-        key = "start" if method == "exact" else "method"
-        raise UserError(f"certificate.{key}={relaxation!r} is unknown; choose {known}")
+        raise UserError(f"certificate.method={method!r} is unknown; choose {one_of(CertificateName)} or null")
     if norm != 2:
         raise UserError(f"smoothing certifies the l_2 norm, not l_{norm:g}; choose attack.norm=2, or crown")
     return RandomizedSmoothing(sigma=sigma, total_images=images, n=samples, alpha=alpha, batch_size=batch_size)

@@ -6,11 +6,12 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.margin_bounds import DifferentiableBounds, smallest
 from wdro_train.objectives.base import ObjectiveResult
@@ -21,6 +22,8 @@ from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import record_passes
 
+# How far, in units of the largest logit, bounds at radius 0 may be from the logits: bfloat16 weights round to 0.004.
+_AGREEMENT = 0.02
 Differences = Callable[[Tensor], Tensor]
 """From radii [B] to lower bounds of f_y - f_j over the balls around a batch, [B, m], 0 for j = y."""
 
@@ -101,6 +104,27 @@ class CertifiedObjective(ABC):
         }
         return ObjectiveResult(loss, logits, None, terms)
 
+    def check_network(self, model: nn.Module, x: Tensor) -> None:
+        """Refuse a network that has no bounds, or that computes something else than what it was read as.
+
+        At radius 0 the bounds are the differences of the logits themselves. See `ChecksNetwork`.
+
+        Args:
+            model: The network.
+            x: Some images.
+        """
+        x = x.float()
+        with attack_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            logits = forward(model, x).float()
+            y = logits.argmax(1)
+            bounds = self.differences(model, x, y)(x.new_zeros(len(x)))
+        gap = (bounds - (logits.gather(1, y[:, None]) - logits)).abs().amax()
+        if not gap <= _AGREEMENT * logits.abs().amax():
+            raise UserError(
+                f"the network's operations, one after another, miss its logits by {float(gap):g}; train a network "
+                "without hooks that change what it computes"
+            )
+
     def warm_up(self, share: float) -> None:
         """Ask for this share of the radii, and give the bound this share of its weight; see `WarmsUp`."""
         self._share = share
@@ -115,10 +139,43 @@ class CertifiedObjective(ABC):
         self.radius.load_state_dict(state_dict)
 
 
-class LiveBounds:
-    """Bounds of a network on its present weights, which is read once; a copy has read nothing.
+Read = TypeVar("Read")
+
+
+class ReadOnce(Generic[Read]):
+    """What was read from a network, for as long as the network is there; a copy begins with nothing.
 
     So the copy of an objective trains the copy of a network, and another process reads for itself.
+
+    Args:
+        read: Reads a network; what it returns must not hold copies of its weights.
+    """
+
+    def __init__(self, read: Callable[[nn.Module], Read]) -> None:
+        self._read = read
+        self._found: tuple[weakref.ref[nn.Module], Read] | None = None
+
+    def of(self, model: nn.Module) -> Read:
+        """What was read from this network, now or before.
+
+        Args:
+            model: The network.
+        """
+        if self._found is None or self._found[0]() is not model:
+            self._found = weakref.ref(model), self._read(model)
+        return self._found[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce[Read]:
+        """One that has read nothing."""
+        return ReadOnce(self._read)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How to make one that has read nothing."""
+        return ReadOnce, (self._read,)
+
+
+class LiveBounds:
+    """Bounds of a network on its present weights, which is read once.
 
     Args:
         read: Reads a network; what it returns must not hold copies of its weights.
@@ -126,8 +183,7 @@ class LiveBounds:
     """
 
     def __init__(self, read: Callable[[nn.Module], DifferentiableBounds], cost: Callable[[int], int]) -> None:
-        self._read, self._cost = read, cost
-        self._found: tuple[weakref.ref[nn.Module], DifferentiableBounds] | None = None
+        self._networks, self._cost = ReadOnce(read), cost
 
     def of(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
         """The bounds of a batch by its radii.
@@ -137,10 +193,8 @@ class LiveBounds:
             x: Images in [0, 1], shape [B, ...].
             y: Labels, shape [B].
         """
-        if self._found is None or self._found[0]() is not model:
-            with attack_mode(model):
-                self._found = weakref.ref(model), self._read(model)
-        bounds = self._found[1]
+        with attack_mode(model):
+            bounds = self._networks.of(model)
         images = x.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype))
 
         def differences(radii: Tensor) -> Tensor:
@@ -149,14 +203,6 @@ class LiveBounds:
             return found
 
         return differences
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LiveBounds:
-        """One that has read nothing."""
-        return LiveBounds(self._read, self._cost)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """How to make one that has read nothing."""
-        return LiveBounds, (self._read, self._cost)
 
 
 def require_l_inf(norm: float) -> None:

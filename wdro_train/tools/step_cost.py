@@ -16,14 +16,18 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Lagrangian
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Fixed, Lagrangian
 from wdro_train.objectives import (
     Adversarial,
     ChecksNetwork,
+    CrownIbp,
     FirstOrderPenalty,
+    Ibp,
     LipschitzDual,
     Mart,
     Objective,
+    OneRadius,
+    Sabr,
     Standard,
     WTrades,
 )
@@ -59,6 +63,11 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
         yield "W-FGSM", WFGSM(**threat), Adversarial()
         yield f"W-PGD, {steps} steps", WPGD(**threat, steps=steps, random_start=True), Adversarial()
         yield "first-order penalty", None, FirstOrderPenalty(**threat)
+    if math.isinf(ball.norm):
+        yield "IBP", None, Ibp(**threat)
+        yield "IBP, one radius", None, Ibp(**threat, radius=OneRadius(Fixed(ball.delta or 1.0)))
+        yield "CROWN-IBP", None, CrownIbp(**threat)
+        yield "SABR, 4 steps", None, Sabr(**threat, steps=4)
     if ball.norm == 2 and ball.delta > 0:
         yield "lipschitz dual", None, LipschitzDual(**threat)
     if 1 < ball.p < math.inf:

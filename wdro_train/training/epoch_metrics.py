@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 
 from wdro_train.metrics import CleanAccuracy, Mean
 from wdro_train.objectives import ObjectiveResult
-from wdro_train.training.adversary import BatchEvidence, Judge
+from wdro_train.training.adversary import BatchEvidence, CertifiedEvidence, Judge
 from wdro_train.training.batches import StepBatch
 
 _ON_THE_BAR = ("clean_acc", "adv_acc", "worst_acc", "certified_acc", "ratio", "ratio_upper", "ratio_lower")
@@ -27,16 +27,24 @@ class JudgedMetrics(nn.Module):
     def __init__(self, stage: str, judge: Judge) -> None:
         super().__init__()
         self.collection = MetricCollection(list(judge.metrics()), prefix=f"{stage}/", compute_groups=False)
+        self.certified = MetricCollection(list(judge.certified_metrics()), prefix=f"{stage}/", compute_groups=False)
         self._on_the_bar = {f"{stage}/{key}" for key in _ON_THE_BAR}
 
     def update(self, evidence: BatchEvidence) -> None:
         """Count a batch."""
         self.collection.update(**evidence.arguments())
+        self.certify(evidence.certified)
+
+    def certify(self, evidence: CertifiedEvidence | None) -> None:
+        """Count certified images; None for none."""
+        if evidence is not None:
+            self.certified.update(**evidence.arguments())
 
     def take(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The values of the whole set, those for the progress bar first; what comes next is another set."""
-        values = self.collection.compute()
+        values = self.collection.compute() | self.certified.compute()
         self.collection.reset()
+        self.certified.reset()
         shown = {key: value for key, value in values.items() if key in self._on_the_bar}
         return shown, {key: value for key, value in values.items() if key not in shown}
 

@@ -171,7 +171,9 @@ class RobustClassifier(L.LightningModule):
         return {"evidence": evidence}
 
     def _log_judged(self, stage: str) -> None:
-        on_the_bar, others = self._judged_metrics(stage).take()
+        metrics = self._judged_metrics(stage)
+        metrics.certify(self.judge.rest(self))
+        on_the_bar, others = metrics.take()
         self.log_dict(on_the_bar, prog_bar=True)
         self.log_dict(others)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from wdro_train.certificates.named import PlainName, one_of
 from wdro_train.cli.schemas import fields
 from wdro_train.cli.schemas.fields import Said
 from wdro_train.cli.schemas.part import Part
@@ -19,8 +20,8 @@ class AdversarySettings(Part):
     first_order: fields.Node | None = None
     distances: fields.Node | None = None
     certificate: Annotated[
-        Literal["crown", "ibp", "lipschitz"] | fields.Node | None,
-        Said("is no certificate", "choose crown, ibp, lipschitz or null"),
+        PlainName | fields.Node | None,
+        Said("is no certificate", f"choose {one_of(PlainName)} or null"),
     ] = None
     whole_set: fields.Flag = True
     seed: fields.Seed = 0

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from wdro_train.certificates.named import CertificateName, RelaxationName, one_of
 from wdro_train.cli.schemas import fields
 from wdro_train.cli.schemas.fields import Said
 
@@ -86,18 +87,12 @@ class PosterKeys(Keys):
 class CertificateKeys(Keys):
     """The method of the certified lower bound and its effort: `certificate`."""
 
-    method: Annotated[
-        Literal["ibp", "crown_ibp", "crown", "alpha_crown", "exact", "lipschitz", "smoothing"] | None,
-        Said("is unknown", "choose ibp, crown_ibp, crown, alpha_crown, exact, lipschitz, smoothing or null"),
-    ]
+    method: Annotated[CertificateName | None, Said("is unknown", f"choose {one_of(CertificateName)} or null")]
     sigma: fields.Positive
     samples: fields.Count
     alpha: fields.Share
     budget: fields.Positive
-    start: Annotated[
-        Literal["ibp", "crown_ibp", "crown", "alpha_crown"],
-        Said("is unknown", "choose ibp, crown_ibp, crown or alpha_crown"),
-    ]
+    start: Annotated[RelaxationName, Said("is unknown", f"choose {one_of(RelaxationName)}")]
     radii: fields.PositiveRadii | None
 
 

@@ -130,7 +130,7 @@ def model(
             grid.orders,
             grid.deltas,
             band,
-            alone=evidence.curve_image_by_image,
+            alone=evidence.curve_under_the_band,
             certified=None if evidence.certificate is None else evidence.certificate.curve,
         ),
         "interval": interval(evidence, band),

@@ -32,7 +32,7 @@ def interval(evidence: NetworkEvidence, band: Band) -> IntervalBlock:
     """
     ball, both = evidence.ball, evidence.enclosure
     clean, attacked = evidence.curve.clean_accuracy, evidence.worst_case.accuracy
-    alone = evidence.curve_image_by_image.accuracy(ball.delta, ball.p)
+    alone = evidence.curve_under_the_band.accuracy(ball.delta, ball.p)
     least = 0.0 if both is None else both.certified.accuracy(ball.delta, ball.p)
     ratio = band.ratio(Interval(least, alone), clean)
     known = both is not None
@@ -99,8 +99,8 @@ def _row(
             _enclosed(first.enclosure, first.curve), _enclosed(second.enclosure, second.curve), ball.delta, ball.p
         )
         distribution = enclosed_difference_of_distribution(
-            _enclosed(first.enclosure_image_by_image, first.curve_image_by_image),
-            _enclosed(second.enclosure_image_by_image, second.curve_image_by_image),
+            _enclosed(first.enclosure_under_the_band, first.curve_under_the_band),
+            _enclosed(second.enclosure_under_the_band, second.curve_under_the_band),
             ball.delta,
             ball.p,
             alpha,

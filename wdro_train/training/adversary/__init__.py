@@ -1,12 +1,13 @@
 """What an adversary does to a batch: it attacks training batches, and judges validation and test batches.
 
-`attacker` and `judge` are the two; `evidence` is what the judge hands to the metrics, `whole_set` measures Upsilon of a
-set before it is judged, and `random_numbers` seeds the random starts of both.
+`attacker` and `judge` are the two; `evidence` is what the judge hands to the metrics, `certified_groups` certifies many
+images at a time, `whole_set` measures Upsilon of a set before it is judged, and `random_numbers` seeds the random
+starts of both.
 `wdro_train.training.callbacks.DistributionalAdversary` attaches them to a `RobustClassifier`.
 """
 
 from wdro_train.training.adversary.attacker import Attacker
-from wdro_train.training.adversary.evidence import AttackEvidence, BatchEvidence, FirstOrderEvidence
+from wdro_train.training.adversary.evidence import AttackEvidence, BatchEvidence, CertifiedEvidence, FirstOrderEvidence
 from wdro_train.training.adversary.judge import AdversarialJudge, CleanJudge, Judge
 from wdro_train.training.adversary.whole_set import EvaluationSet, gradient_moment_of_set
 
@@ -15,6 +16,7 @@ __all__ = [
     "AttackEvidence",
     "Attacker",
     "BatchEvidence",
+    "CertifiedEvidence",
     "CleanJudge",
     "EvaluationSet",
     "FirstOrderEvidence",

@@ -48,6 +48,32 @@ class AttackEvidence:
 
 
 @dataclass(frozen=True)
+class CertifiedEvidence:
+    """Certified radii of some images of a set, which need not be those of one batch.
+
+    Attributes:
+        clean_logits: Logits of the images, shape [N, m].
+        labels: Shape [N].
+        weight: 1 for the images that count and 0 for padding, shape [N].
+        radii: Certified radii, float64, shape [N].
+    """
+
+    clean_logits: Tensor
+    labels: Tensor
+    weight: Tensor
+    radii: Tensor
+
+    def arguments(self) -> dict[str, Tensor]:
+        """Arguments of the metrics' `update` by name."""
+        return {
+            "clean_logits": self.clean_logits,
+            "labels": self.labels,
+            "weight": self.weight,
+            "radii": self.radii,
+        }
+
+
+@dataclass(frozen=True)
 class BatchEvidence:
     """What a judge has found out about one batch, for the metrics to count.
 
@@ -57,7 +83,7 @@ class BatchEvidence:
         clean_logits: Logits of the clean images, shape [B, m].
         first_order: The batch under Q_delta; None if it was not asked for.
         attacked: The batch under attack; None without an adversary.
-        radii: Certified radii, float64, shape [B]; None without a certificate.
+        certified: Certified radii of this and earlier batches; None without, or until there are enough images.
     """
 
     labels: Tensor
@@ -65,7 +91,7 @@ class BatchEvidence:
     clean_logits: Tensor
     first_order: FirstOrderEvidence | None = None
     attacked: AttackEvidence | None = None
-    radii: Tensor | None = None
+    certified: CertifiedEvidence | None = None
 
     def arguments(self) -> dict[str, Tensor]:
         """Arguments of the metrics' `update` by name, of which a `MetricCollection` gives each metric its own."""
@@ -82,6 +108,4 @@ class BatchEvidence:
             found |= {"adv_logits": self.attacked.logits, "flips": self.attacked.flips}
             if self.attacked.distances is not None:
                 found |= {"distances": self.attacked.distances}
-        if self.radii is not None:
-            found |= {"radii": self.radii}
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -26,7 +26,13 @@ from wdro_train.metrics import (
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.sensitivity import WholeSetScope
-from wdro_train.training.adversary.evidence import AttackEvidence, BatchEvidence, FirstOrderEvidence
+from wdro_train.training.adversary.certified_groups import CertifiedGroups
+from wdro_train.training.adversary.evidence import (
+    AttackEvidence,
+    BatchEvidence,
+    CertifiedEvidence,
+    FirstOrderEvidence,
+)
 from wdro_train.training.adversary.random_numbers import batch_generator
 from wdro_train.training.batches import StepBatch
 from wdro_train.utils.contract import already_checked
@@ -38,6 +44,18 @@ class Judge(Protocol):
 
     def metrics(self) -> list[Metric]:
         """New metrics, which sum the evidence of this judge over a set."""
+        ...
+
+    def certified_metrics(self) -> list[Metric]:
+        """New metrics, which sum its certified evidence."""
+        ...
+
+    def rest(self, model: nn.Module) -> CertifiedEvidence | None:
+        """The certified evidence on images of the set that was still to come when its last batch was judged.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+        """
         ...
 
     def judge(self, model: nn.Module, batch: StepBatch) -> BatchEvidence:
@@ -57,6 +75,14 @@ class CleanJudge:
         """Accuracy and mean cross-entropy, as fresh metrics."""
         return [CleanAccuracy(), MeanLoss()]
 
+    def certified_metrics(self) -> list[Metric]:
+        """None."""
+        return []
+
+    def rest(self, model: nn.Module) -> CertifiedEvidence | None:
+        """None."""
+        return None
+
     def judge(self, model: nn.Module, batch: StepBatch) -> BatchEvidence:
         """The logits of one batch.
 
@@ -70,6 +96,8 @@ class CleanJudge:
 @dataclass(frozen=True)
 class AdversarialJudge:
     """Looks at each batch under up to three attacks, and finds the nearest misclassified points on the way.
+
+    Images are certified in groups that are larger than batches, one set after the other: see `fresh`.
 
     Attributes:
         ball: The threat that is judged against.
@@ -86,6 +114,16 @@ class AdversarialJudge:
     distances: MinimalDistance | None
     certificate: Certificate | None = None
     seed: int = 0
+    _groups: CertifiedGroups | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """No images wait to be certified yet."""
+        if self.certificate is not None:
+            object.__setattr__(self, "_groups", CertifiedGroups(self.certificate, self.seed))
+
+    def fresh(self) -> AdversarialJudge:
+        """The same judge for another set, without what may be held of a set that was not judged to its end."""
+        return replace(self)
 
     def metrics(self) -> list[Metric]:
         """New metrics, which sum the evidence of this judge over a set: one for each attack, and clean accuracy."""
@@ -96,9 +134,11 @@ class AdversarialJudge:
             metrics.append(FirstOrderBounds(self.ball))
         if self.distances is not None:
             metrics.append(WorstCaseAccuracy(self.ball))
-        if self.certificate is not None:
-            metrics.append(CertifiedAccuracy(self.ball))
         return metrics
+
+    def certified_metrics(self) -> list[Metric]:
+        """New metrics, which sum its certified evidence."""
+        return [] if self.certificate is None else [CertifiedAccuracy(self.ball)]
 
     def with_upsilon(self, gradient_moment: Tensor) -> AdversarialJudge:
         """The same judge, whose Q_delta moves every batch as a part of one whole set.
@@ -127,8 +167,16 @@ class AdversarialJudge:
                 with attack_mode(model), torch.no_grad():
                     clean_logits = forward(model, batch.x.clone().float())
             attacked = self._attack(model, batch, clean_logits)
-            radii = self._certify(model, batch)
-        return BatchEvidence(batch.y, batch.weight, clean_logits, first_order, attacked, radii)
+        certified = None if self._groups is None else self._groups.add(model, batch, clean_logits)
+        return BatchEvidence(batch.y, batch.weight, clean_logits, first_order, attacked, certified)
+
+    def rest(self, model: nn.Module) -> CertifiedEvidence | None:
+        """The certified evidence on the images that are still held.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+        """
+        return None if self._groups is None else self._groups.rest(model)
 
     def _push_forward(self, attack: WFGSM, model: nn.Module, batch: StepBatch) -> tuple[FirstOrderEvidence, Tensor]:
         """The batch under Q_delta, and the logits of the clean images, which are found on the way."""
@@ -154,15 +202,6 @@ class AdversarialJudge:
             flips = torch.where(~correct(adv_logits, batch.y), torch.minimum(flips, spent), flips)
         flips = torch.where(correct(clean_logits, batch.y), flips, 0.0)
         return AttackEvidence(x_adv, adv_logits, spent, flips)
-
-    def _certify(self, model: nn.Module, batch: StepBatch) -> Tensor | None:
-        """Certified radii of the batch."""
-        if self.certificate is None:
-            return None
-        generator = batch_generator(self.seed, batch)
-        # What is certified is read operation by operation, so the network itself, not the module that trains it.
-        network = getattr(model, "model", model)
-        return self.certificate(network, batch.x, batch.y, generator=generator).radii
 
     def _run(self, attack: Attack, model: nn.Module, batch: StepBatch) -> AttackResult:
         generator = batch_generator(self.seed, batch)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 from wdro_train.attacks import WFGSM, WPGD, Attack, MinimalDistance, Pool
-from wdro_train.certificates import Certificate, LinearRelaxation, LipschitzCertificate
-from wdro_train.certificates.relaxed_network import Method
+from wdro_train.certificates import Certificate
+from wdro_train.certificates.named import named_certificate
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.adversary import AdversarialJudge, Attacker, CleanJudge, EvaluationSet, gradient_moment_of_set
 from wdro_train.training.module import RobustClassifier
@@ -38,8 +38,8 @@ class DistributionalAdversary(L.Callback):
             cheapest flips are kept. None: no `adv_acc`.
         first_order: W-FGSM for the bounds; by default with ReDLR. None: no bounds.
         distances: Minimum-norm attack for `worst_acc`; none by default, and with p = 1 the only one that there is.
-        certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown`,
-            `lipschitz`, or a `wdro_train.certificates.Certificate`; none by default.
+        certificate: What `certified_acc` rests on, a lower bound on the accuracy left: `ibp`, `crown_ibp`,
+            `crown`, `alpha_crown`, `lipschitz`, or a `wdro_train.certificates.Certificate`; none by default.
         whole_set: Take Upsilon of the bounds over the whole set; False: over each global batch.
         seed: Seeds the random starts.
 
@@ -72,10 +72,8 @@ class DistributionalAdversary(L.Callback):
         if first_order == "default":
             first_order = WFGSM(p=ball.p, norm=ball.norm, delta=ball.delta, loss="redlr")
         self.attacker = Attacker(attack, seed)
-        if certificate == "lipschitz":
-            certificate = LipschitzCertificate(norm=ball.norm)
-        elif isinstance(certificate, str):
-            certificate = LinearRelaxation(norm=ball.norm, method=cast(Method, certificate))
+        if isinstance(certificate, str):
+            certificate = named_certificate(certificate, ball.norm)
         if certificate is not None and certificate.norm != ball.norm:
             raise UserError(
                 f"a certificate in the l_{certificate.norm:g} norm says nothing about an l_{ball.norm:g} ball; choose "
@@ -137,6 +135,7 @@ class DistributionalAdversary(L.Callback):
         """Let the set that comes be judged as one distribution, if this is asked for."""
         assert isinstance(pl_module, RobustClassifier)
         images = EvaluationSet.of(loaders, limits)
+        pl_module.judge = self.judge.fresh()
         attack = self.judge.first_order
         if attack is None or not self.whole_set:
             return
