@@ -1,5 +1,6 @@
 """Certificates against closed forms, exact enumeration of small networks, and attacks."""
 
+import copy
 import math
 
 import numpy as np
