@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from wdro_train.theory.lipschitz import accumulated, convolution_norm, magnitude_norm, matrix_norm, rival_radii
+from wdro_train.theory.lipschitz import convolution_norm, magnitude_norm, matrix_norm, rival_radii
+from wdro_train.theory.rounding import accumulated
 
 
 def explicit(weight, size, **options):

@@ -18,11 +18,11 @@ from wdro_train.theory.lipschitz import (
     LipschitzBound,
     Pair,
     Shape,
-    accumulated,
     convolution_norm,
     magnitude_norm,
     matrix_norm,
 )
+from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 

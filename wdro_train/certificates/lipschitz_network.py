@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.lipschitz_layers import chain, layer_bound
 from wdro_train.models.lipschitz_layers import OrthogonalLinear
-from wdro_train.theory.lipschitz import KnownLipschitz, LipschitzBound, accumulated, rival_radii
+from wdro_train.theory.lipschitz import KnownLipschitz, LipschitzBound, rival_radii
+from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional
 from wdro_train.theory.lipschitz import (
     LipschitzBound,
     Shape,
-    accumulated,
     convolution_norm,
     magnitude_norm,
     matrix_norm,
 )
+from wdro_train.theory.rounding import accumulated
 
 # Added to V V^T in units of its mean diagonal, so that its Cholesky factor exists in float32 as well. Singular values
 # of the weights become a little less than 1, never more.

@@ -23,8 +23,6 @@ Pair = tuple[int, int]
 # Eigenvalues in float64 are off by about 1e-16 times the matrix's size; constants are enlarged by a thousand times the
 # error of matrices of 10,000 rows.
 _FLOAT64_ROUNDING = 1 + 1e-9
-# Half the distance of 1 to the next number of float32.
-_UNIT = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -59,18 +57,6 @@ class KnownLipschitz(Protocol):
             shape: Of one input, without the batch.
         """
         ...
-
-
-def accumulated(terms: int) -> float:
-    """Relative error of a sum of so many float32 products in any order, gamma_n = n u / (1 - n u).
-
-    Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1: an inner product is off by at most gamma_n
-    times the sum of the absolute values of its products.
-
-    Args:
-        terms: Number of roundings that a term takes part in, below 2^24.
-    """
-    return terms * _UNIT / (1 - terms * _UNIT)
 
 
 def matrix_norm(matrix: Tensor) -> float:
