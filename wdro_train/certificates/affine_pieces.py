@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from wdro_train.certificates.layers import computes, flattened
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -29,10 +29,10 @@ class AffinePieces:
 
     def __init__(self, model: nn.Module) -> None:
         self.pieces: list[nn.Sequential] = [nn.Sequential()]
-        for name, layer in _flattened(model):
-            if _computes(layer, nn.ReLU):
+        for name, layer in flattened(model):
+            if computes(layer, nn.ReLU):
                 self.pieces.append(nn.Sequential())
-            elif any(_computes(layer, kind) for kind in _AFFINE):
+            elif any(computes(layer, kind) for kind in _AFFINE):
                 self.pieces[-1].append(_bare(layer))
             else:
                 raise UserError(
@@ -70,19 +70,6 @@ class AffinePieces:
         carried: Tensor = piece(functions)
         offset = piece(torch.zeros_like(functions[:1]))
         return torch.cat([carried[:1], carried[1:] - offset])
-
-
-def _flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    if _computes(model, nn.Sequential):
-        for key, child in model.named_children():
-            yield from _flattened(child, f"{name}.{key}" if name else key)
-    else:
-        yield name, model
-
-
-def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is of a kind, and not of a subclass that computes something else."""
-    return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 
 def _bare(layer: nn.Module) -> nn.Module:

@@ -58,8 +58,8 @@ def segments(model: nn.Module, shape: Shape, like: Tensor) -> list[Segment]:
     """
     found: list[Segment] = []
     layers: list[Pullback] = []
-    for name, layer in _flattened(model):
-        if not any(_computes(layer, kind) for kind in _KINDS):
+    for name, layer in flattened(model):
+        if not any(computes(layer, kind) for kind in _KINDS):
             raise _unknown(name, layer, shape)
         if isinstance(layer, nn.ReLU):
             found.append(Segment(layers, shape))
@@ -70,16 +70,27 @@ def segments(model: nn.Module, shape: Shape, like: Tensor) -> list[Segment]:
     return [*found, Segment(layers, shape)]
 
 
-def _flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    if _computes(model, nn.Sequential):
+def flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of an `nn.Sequential`, nested at will, in their order, with their names.
+
+    Args:
+        model: It, or one layer.
+        name: What its names begin with.
+    """
+    if computes(model, nn.Sequential):
         for key, child in model.named_children():
-            yield from _flattened(child, f"{name}.{key}" if name else key)
+            yield from flattened(child, f"{name}.{key}" if name else key)
     else:
         yield name, model
 
 
-def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is of a kind, and not of a subclass that computes something else."""
+def computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of a kind, and not of a subclass that computes something else.
+
+    Args:
+        layer: The layer.
+        kind: The kind.
+    """
     return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 

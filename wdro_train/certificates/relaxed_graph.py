@@ -4,51 +4,28 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from wdro_train.certificates.box_interpreter import BoxInterpreter
 from wdro_train.certificates.boxes import around
-from wdro_train.certificates.interval_network import interval_differences
-from wdro_train.certificates.margin_bounds import difference_rows, smallest
+from wdro_train.certificates.interval_network import IntervalNetwork, interval_differences
+from wdro_train.certificates.margin_bounds import difference_rows
 from wdro_train.certificates.tape import Relaxed, Tape, Tighten, as_it_is
 from wdro_train.theory.box import free_gradient
 from wdro_train.theory.ground_norm import conjugate, per_image
 
 
-class RelaxedGraph:
+class RelaxedGraph(IntervalNetwork):
     """A network whose margins are carried back to the image once (CROWN-IBP, Zhang et al. 2020, arXiv 1906.06316).
 
     Boxes of all values come from interval arithmetic; each margin is then an affine function of the logits that is
     carried back to the image, every nonlinear operation replaced by linear bounds over its box. The better of this
     bound and that of interval arithmetic counts. One call costs a forward pass, interval arithmetic, and a backward
-    pass for each class.
-
-    Args:
-        model: Any network whose operations have interval bounds; see `wdro_train.certificates.intervals`.
-        dtype: Type to compute in, on a copy of the weights; None for the network's own weights as they are at each
-            call, with gradients: see `BoxInterpreter`.
-        norm: Ground norm s, one of 1, 2, inf.
+    pass for each class. The arguments are those of `IntervalNetwork`.
     """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, norm: float = float("inf")) -> None:
-        self._network, self.dtype, self.norm = BoxInterpreter(model, dtype), dtype, norm
-
-    @classmethod
-    def live(cls, model: nn.Module, norm: float = float("inf")) -> Self:
-        """A network on its present weights, with their gradients, however they change: to train on its bounds.
-
-        Nothing is copied, and the graph is read once, on the device where the network is. BatchNorm is bounded with its
-        running statistics and dropout is left out, as in evaluation mode.
-
-        Args:
-            model: See the class; its mode is as before afterwards.
-            norm: Ground norm s.
-        """
-        return cls(model, None, norm)
 
     def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """See `DifferentiableBounds`."""
@@ -57,10 +34,6 @@ class RelaxedGraph:
         rows = difference_rows(y, logits.value.shape[1], x)
         bounds = logits.tape.lower_bounds(logits.value, rows).T
         return torch.maximum(bounds, by_intervals)
-
-    def margins(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> Tensor:
-        """See `MarginBounds`."""
-        return smallest(self.differences(x, y, radii), y).double()
 
 
 def relaxed_logits(
