@@ -17,7 +17,10 @@ from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import margin
 
 NORMS = [1, 2, math.inf]
-SMALL = [name for name in NETWORKS if name != "resnet18"]  # whose interval bounds overflow any use
+QUICK = ("residual", "joined", "small_cnn")
+SMALL = [  # without resnet18, whose interval bounds overflow any use
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS if name != "resnet18"
+]
 REACH = {1: 0.5, 2: 0.15, math.inf: 0.02}
 OPERATIONS = COVERED | {
     "overlapping windows": lambda layer, x: layer(functional.max_pool2d(x.repeat(1, 1, 2, 2), 3, 2, 1).flatten(1)),
@@ -60,7 +63,9 @@ def test_bounds_of_networks_hold_and_beat_intervals(name, norm):
         assert (bound.gather(1, y[:, None]) == 0).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "norm", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), math.inf]
+)
 @pytest.mark.parametrize("function", OPERATIONS.values(), ids=OPERATIONS)
 def test_every_operation_keeps_all_points(function, norm):
     torch.manual_seed(0)

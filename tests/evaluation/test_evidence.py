@@ -1,5 +1,6 @@
 """Which distances may depend on which images, as bands and paired differences need them (theory, section 12)."""
 
+import copy
 import math
 
 import numpy as np
@@ -25,7 +26,9 @@ def sets():
     """Two sets that share their first twelve images, and a network in double precision, where rounding is no matter."""
     x, y = reference_images()
     one, other = torch.arange(24), torch.cat([torch.arange(12), torch.arange(200, 212)])
-    return reference_network("adversarial").double(), [(x[rows].double(), y[rows]) for rows in (one, other)]
+    return copy.deepcopy(reference_network("adversarial")).double(), [
+        (x[rows].double(), y[rows]) for rows in (one, other)
+    ]
 
 
 def engine(model, batch, folder):

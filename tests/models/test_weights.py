@@ -40,6 +40,16 @@ def test_weights_are_found_behind_wrappers(prefix, wrapper, tmp_path):
     assert same(model, cnn(1))
 
 
+def test_the_only_network_in_a_list_is_read(tmp_path):
+    torch.save({"state_dict": [cnn(1).state_dict()], "epoch": 3}, tmp_path / "weights.pt")
+    model = cnn(2)
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, cnn(1))
+    torch.save({"state_dict": [cnn(1).state_dict(), cnn(2).state_dict()]}, tmp_path / "cascade.pt")
+    with pytest.raises(UserError, match="holds no named weights"):
+        load_weights(model, tmp_path / "cascade.pt")
+
+
 def test_safetensors(tmp_path):
     save_file(cnn(1).state_dict(), tmp_path / "weights.safetensors")
     model = cnn(2)

@@ -18,8 +18,10 @@ from wdro_train.certificates.slopes import optimised_bounds
 from wdro_train.certificates.tape import Tape
 from wdro_train.utils.errors import UserError
 
+# Flat layers have at most so many values where boxes are improved: each costs two backward passes a step.
 _MOST_NEURONS = 512
-# Steps that all images get whose margins are still open, one stage after the other; those that remain begin anew.
+# Steps that all images get whose margins are still open, one stage after the other; those that remain begin anew. On
+# the images of `slopes` 8 steps gained 98 % of what 100 do.
 _STAGES = (8, 40)
 
 

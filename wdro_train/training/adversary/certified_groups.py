@@ -12,7 +12,7 @@ from wdro_train.training.batches import StepBatch
 
 # Images of a group. A certificate reads the network anew for each call and searches radii in some ten evaluations,
 # whose cost hardly depends on the number of images while it is small: with groups, interval bounds of the default
-# recipe's validation set (288 digits in batches of 32) take 0.7 instead of 2.0 seconds.
+# recipe's validation set (288 digits in batches of 32) take 0.45 instead of 2.0 seconds of an epoch of 3.6.
 GROUP = 512
 
 

@@ -1,0 +1,84 @@
+"""Between which accuracies does the truth lie, network by network? A table from reports of `evaluate.py`.
+
+`python -m wdro_train.tools.enclosure_table REPORT...`. For each network of the reports the certified and the attacked
+accuracy in the ball of the threat, for W_inf, W_2 and W_1 at the same radius, and the effort of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from wdro_train.evaluation.report.fields import to_float, to_floats
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools import command_line
+from wdro_train.utils.errors import UserError
+
+ORDERS = (math.inf, 2.0, 1.0)
+HEAD = ("network", "images", "radius", "clean", *(f"W_{p:g}" for p in ORDERS), "certificate", "attack")
+
+
+def enclosures(report: dict[str, Any]) -> list[list[str]]:
+    """A row of the table for each network of a report.
+
+    Args:
+        report: The content of `report.json`.
+    """
+    delta = to_float(report["threat"]["delta"])
+    return [_row(model, delta) for model in report["models"]]
+
+
+def _row(model: dict[str, Any], delta: float) -> list[str]:
+    distances = RobustnessCurve(to_floats(model["distances"]["values"]))
+    sure = model["certificate"]
+    radii = None if sure is None else RobustnessCurve(to_floats(sure["radii"]))
+    accuracies = [f"{100 * distances.clean_accuracy:.2f}"]
+    for p in ORDERS:
+        attacked = f"{100 * distances.accuracy(delta, p):.2f}"
+        accuracies.append(attacked if radii is None else f"{100 * radii.accuracy(delta, p):.2f} .. {attacked}")
+    effort = model["distances"]["attack"]
+    attack = f"{effort['steps']} steps, {effort['restarts']} restarts, {effort['targets']} targets"
+    return [str(model["name"]), str(model["images"]), f"{delta:.4g}", *accuracies, _certificate(sure), attack]
+
+
+def _certificate(sure: dict[str, Any] | None) -> str:
+    """What was certified by, and how many images the exact method decided."""
+    if sure is None:
+        return "none"
+    exact = sure.get("exact")
+    if exact is None:
+        return str(sure["method"])
+    return f"{sure['method']}, {exact['budget']:g} s: {exact['decided']} of {exact['asked']} decided"
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """The table in Markdown.
+
+    Args:
+        reports: The content of each `report.json`.
+    """
+    rows = [list(HEAD), ["---"] * len(HEAD), *(row for report in reports for row in enclosures(report))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = command_line.parser("enclosure_table", __doc__ or "")
+    parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="Files report.json of evaluate.py.")
+    found = []
+    for path in parser.parse_args().reports:
+        try:
+            found.append(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read as a report ({error}); give a report.json of evaluate.py"
+            ) from error
+        if "models" not in found[-1]:
+            raise UserError(f"{path} holds no networks; give a report.json of evaluate.py")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    command_line.run(main)
