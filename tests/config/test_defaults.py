@@ -39,7 +39,8 @@ REASONS = {
         f"objective={option} objective.radius.marginal.{key}"
         for option in ("ibp", "crown_ibp", "sabr")
         for key in ("rate", "limit", "start")
-    },
+    }
+    | {"objective=lipschitz_dual objective.marginal.rate"},
     "A run keeps its best and its last epoch by these names; a callback made by hand is Lightning's own.": {
         f"callbacks={option} callbacks.{key}"
         for option in ("certified", "default", "no_adversary", "worst_case")

@@ -87,7 +87,7 @@ def test_orthogonal_layers_keep_the_norm_of_gradients():
         weight = disturbed(OrthogonalLinear(inputs, outputs)).weight(torch.float64)
         values = torch.linalg.svdvals(weight)
         assert values.max() <= 1
-        assert values.min() > 1 - 1e-4
+        assert values.min() > 1 - 1e-3
 
 
 @pytest.mark.parametrize("name", NETWORKS)
