@@ -11,7 +11,7 @@ from shell import ROOT, command
 HEAVY = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "matplotlib", "sklearn", "pydantic"}
 SECONDS = 4.0  # of CPU; about one on an idle machine, while torch alone takes four
 ANSWERS = {
-    "train.py --help": "method: awp, ema, ",
+    "train.py --help": "method: awp, crown_ibp, ",
     "train.py --cfg job": "_target_: wdro_train.attacks.WPGD",
     "train.py --cfg hydra": "sweeper:",
     "train.py attack.stepz=3": "error: attack.stepz is not a key; did you mean attack.steps?",
