@@ -139,9 +139,10 @@ def upward(sources):
 def circles(sources):
     """One circle of each folder whose modules and folders import each other in one."""
     folders = {PurePosixPath(path).parent for path in sources} - {PurePosixPath(".")}
+    imports = list(arrows(sources))
     for folder in sorted(folders):
         graph = {}
-        for path, target in arrows(sources):
+        for path, target in imports:
             if all(PurePosixPath(file).is_relative_to(folder) for file in (path, target)):
                 here, there = (PurePosixPath(file).relative_to(folder).parts[0] for file in (path, target))
                 graph.setdefault(here, set()).update({there} - {here})

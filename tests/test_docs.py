@@ -106,6 +106,7 @@ def first_job(argument):
     return argument if value[:1] in ("[", "{") or "ckpt_path" in key else f"{key}={value.split(',')[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("door", "arguments"), at_the_doors(), ids=lambda value: shlex.join(value)[:80])
 def test_documented_commands_are_accepted(door, arguments, tmp_path, monkeypatch):
     """They compose, and their values pass the check that comes before a run."""

@@ -37,6 +37,7 @@ def test_picture():
     assert matplotlib.image.imread(PICTURE).shape[1] == 1800
 
 
+@pytest.mark.slow
 def test_its_training_has_an_adversary(tmp_path, monkeypatch):
     """Every training batch of the block in Python is attacked, and the images move."""
     monkeypatch.chdir(tmp_path)

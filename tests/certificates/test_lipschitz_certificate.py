@@ -49,6 +49,7 @@ def built(name, seed=0, count=40, offset=0.0):
     return net, x, net(x).argmax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_is_found_nearer_than_the_radius(name, seed):

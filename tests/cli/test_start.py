@@ -50,18 +50,21 @@ def test_commands_that_only_print(typed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_attacks_need_torch_alone(tmp_path):
     _, imported, _ = fresh(["-c", "import wdro_train.attacks"], tmp_path)
     assert "torch" in imported
     assert not imported & (HEAVY - {"torch"})
 
 
+@pytest.mark.slow
 def test_a_configuration_is_checked_without_wandb(tmp_path):
     _, imported, _ = fresh(["-c", "import wdro_train.cli.schemas, wdro_train.evaluation.run"], tmp_path)
     assert "lightning" in imported
     assert "wandb" not in imported
 
 
+@pytest.mark.slow
 def test_short_names_are_imported_when_they_are_asked_for(tmp_path):
     program = """
 import sys

@@ -56,6 +56,7 @@ def ball(p, delta):
     return WassersteinBall(p=p, norm=INF, delta=delta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [INF, 2, 1])
 def test_the_enclosure_shrinks_and_keeps_the_truth(judged, truth, p):
     engine, radii, distances = judged

@@ -46,6 +46,8 @@ from wdro_train.training.build import build_module
 from wdro_train.training.module import CONFIG_KEY
 from wdro_train.utils.files import as_json
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = json.loads((importlib.resources.files("wdro_train.evaluation.report") / "schema.json").read_text())
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
@@ -601,7 +603,6 @@ def website():
         server.shutdown()
 
 
-@pytest.mark.slow
 @in_browser
 def test_page_draws_and_fetches_nothing(folder, report, browse, tmp_path):
     page = Path(report["config"]["run_dir"]) / "report.html"
@@ -621,7 +622,6 @@ def fetched(log):
     return {one["url"] for one in requests if one.get("initiator", "not an origin") != "not an origin"}
 
 
-@pytest.mark.slow
 @in_browser
 def test_hostile_text_does_nothing(both, browse, website, tmp_path):
     url, asked = website
@@ -638,7 +638,6 @@ def test_hostile_text_does_nothing(both, browse, website, tmp_path):
     assert fetched(tmp_path / "net.json") == {url}
 
 
-@pytest.mark.slow
 @in_browser
 def test_policy_stops_scripts_that_slipped_in(both, browse, website, tmp_path):
     url, asked = website
@@ -661,7 +660,6 @@ MEASURE = """<body style="margin:0">
 }}, 3000)</script>"""
 
 
-@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
@@ -674,7 +672,6 @@ def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
     assert not wide
 
 
-@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_screenshot_is_light_or_dark(folder, browse, tmp_path, dark):
@@ -689,7 +686,6 @@ def test_screenshot_is_light_or_dark(folder, browse, tmp_path, dark):
 # The door, and W&B
 
 
-@pytest.mark.slow
 def test_door_writes_everything_and_logs_it(folder):
     options = ["ckpt_path=first.ckpt", "limit=40", "poster=null", "logger=wandb", "hydra.run.dir=door"]
     done = run("evaluate.py", *options, cwd=folder)

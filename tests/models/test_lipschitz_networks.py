@@ -90,6 +90,7 @@ def test_orthogonal_layers_keep_the_norm_of_gradients():
         assert values.min() > 1 - 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_pair_of_images_violates_the_constant(name):
     """10,000 pairs: random, close by, and found by ascending the ratio of the distances."""

@@ -23,6 +23,7 @@ def test_torchvision(name, channels):
     assert (first.kernel_size, first.stride, first.in_channels) == ((3, 3), (1, 1), channels)
 
 
+@pytest.mark.slow
 def test_torchvision_options_and_refusals():
     kwargs = {"num_classes": 4, "mean": [0.0] * 3, "std": [1.0] * 3}
     narrow, wide = (

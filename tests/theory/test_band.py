@@ -103,6 +103,7 @@ def test_a_lower_end_around_an_attack_is_not_valid():
     assert band.lower_end(low) == 0 <= truth(np.array([0.3]), 2)[0] <= band.upper_end(high)
 
 
+@pytest.mark.slow
 def test_several_networks_jointly():
     """Bands at alpha / k hold for all networks at once; bands at alpha, each by itself, would not."""
     rng = np.random.default_rng(2)

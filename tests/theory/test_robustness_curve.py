@@ -321,6 +321,7 @@ def population():
     return MinimalDistance(norm=INF, steps=15)(reference_network("adversarial"), x, y).distances.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sided", ["two", "lower", "upper"])
 def test_band_covers_the_whole_curve(sided):
     d = population()

@@ -8,6 +8,7 @@ from wdro_train.tools import certificate_tightness
 from wdro_train.tools.certificate_tightness import random_networks, tightness
 
 
+@pytest.mark.slow
 def test_no_certificate_exceeds_the_exact_radius():
     rows = {row.method: row for row in tightness(2, 1, seed=1)}
     assert {"ibp", "crown"} <= rows.keys()
@@ -18,6 +19,7 @@ def test_no_certificate_exceeds_the_exact_radius():
     assert rows["ibp"].median < rows["crown"].median
 
 
+@pytest.mark.slow
 def test_a_radius_that_is_too_large_is_counted(monkeypatch):
     class Unsound(LinearRelaxation):
         def __call__(self, *given, **options):

@@ -57,6 +57,7 @@ def test_claims_are_checked(attack, found):
         measure("", lambda model, x, y: x, model, x, 1 - model(x).argmax(1), WassersteinBall(2, INF, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "s"), RADIUS)
 def test_leads_its_peers_at_the_same_number_of_gradients(name, s):
     x, y = (part[:250] for part in reference_images())

@@ -26,6 +26,8 @@ from wdro_train.training.csv_logger import RunCSVLogger
 from wdro_train.training.resuming import Resumption, forget
 from wdro_train.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["trainer=cpu", "logger=csv", "model.width=4", "callbacks.images=null", "+trainer.limit_train_batches=20"]
 
 
@@ -50,7 +52,6 @@ def fit(folder, epochs, ckpt_path=None, workers=0, **kwargs):
     return logged, callbacks[3].epochs, door, module
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("on_train_epoch_end", [True, False])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path, on_train_epoch_end, workers):
@@ -67,7 +68,6 @@ def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path, on_train_epoch_en
     assert again.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.slow
 def test_command_line_resumes_at_an_epoch_boundary(tmp_path):
     """The same through `train.py`, with dropout in the network."""
     common = [*QUICK, "model._target_=shell.dropout_cnn", "attack.scope=running", "scheduler.T_max=3"]
@@ -117,7 +117,6 @@ def test_resumed_run_remembers_the_best_epoch(tmp_path):
     assert fourth.best_model_path == str(tmp_path / "fourth/best.ckpt")
 
 
-@pytest.mark.slow
 def test_killed_run_resumes(tmp_path):
     """kill -9 in the middle of an epoch."""
     common = [*QUICK, "test=false"]
@@ -138,7 +137,6 @@ def test_killed_run_resumes(tmp_path):
     assert read_checkpoint(tmp_path / "resumed/checkpoints/last.ckpt")["epoch"] == seen
 
 
-@pytest.mark.slow
 def test_nan_loss_stops_the_run(tmp_path):
     """One sentence with epoch and batch; the last good checkpoint stays and can be resumed."""
     arguments = [*QUICK, "model._target_=shell.breaking_cnn", "trainer.max_epochs=3", "hydra.run.dir=nan"]
@@ -446,7 +444,6 @@ def test_what_an_attack_has_learnt_belongs_to_it(tmp_path, key, value, kept):
     assert (callbacks[1].state_key in checkpoint["callbacks"]) == (key != "attack.delta")
 
 
-@pytest.mark.slow
 def test_command_line_resumes_under_another_configuration(tmp_path):
     """A larger radius, a smaller rate, another optimizer, the same folder: each does what its command says."""
     base = [*QUICK, "callbacks.progress=null", "test=false", "attack.steps=1", "data.eval_batch_size=64"]
@@ -483,7 +480,6 @@ def test_command_line_resumes_under_another_configuration(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_replaced_images_start_the_history_afresh(tmp_path):
     """The configuration is the same, but what it names is not."""
     write_folder(tmp_path / "images", size=(8, 8), n=10)

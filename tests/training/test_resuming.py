@@ -11,6 +11,8 @@ from wdro_train.config.resolvers import register_resolvers
 from wdro_train.training.resuming import Kind, Resumption, compare
 from wdro_train.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parents[2] / "conf"
 BASE = ["run_dir=here", "name=some", "attack.delta=0.03"]
 
