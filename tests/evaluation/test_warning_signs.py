@@ -244,7 +244,8 @@ def test_certified_curve_stays_below_the_attack(tmp_path, method, norm):
 
 
 @pytest.mark.parametrize(
-    ("method", "norm", "says"), [("magic", 2.0, "choose crown"), ("smoothing", math.inf, "certifies the l_2 norm")]
+    ("method", "norm", "says"),
+    [("magic", 2.0, "choose ibp, crown_ibp, crown"), ("smoothing", math.inf, "certifies the l_2 norm")],
 )
 def test_certificates_that_do_not_exist(method, norm, says):
     with pytest.raises(UserError, match=says):
