@@ -124,6 +124,7 @@ def test_linear_classifier_away_from_the_box(classes, s):
     assert (found.distances >= exact * (1 - 1e-4) - ULPS).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_linear_classifier_in_the_box(classes, s):

@@ -38,6 +38,7 @@ def fresh(arguments, cwd):
     return done.stdout + said, set(imported), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ANSWERS)
 def test_commands_that_only_print(typed, tmp_path):
     script, *arguments = typed.split()

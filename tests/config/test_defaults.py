@@ -98,6 +98,7 @@ def differences():
     GlobalHydra.instance().clear()
 
 
+@pytest.mark.slow
 def test_defaults_are_the_same_but_for_a_reason():
     expected = set().union(*REASONS.values())
     assert set(differences()) == expected

@@ -570,6 +570,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), FAMILY)
 def test_what_train_writes_is_let_pass(group, option):
     """Every configuration that the groups compose to is one of plain values and listed constructors."""

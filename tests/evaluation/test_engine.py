@@ -34,6 +34,7 @@ def engine(folder, found=None, **kwargs):
     return Engine(reference_network("adversarial"), found or batches(), PieceStore(folder, {}), **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "redlr"])
 @pytest.mark.parametrize(("p", "norm"), [(2, math.inf), (1.5, 2), (math.inf, 2), (2, 1)])
 def test_streamed_pgd_is_pgd_on_one_batch(p, norm, loss):

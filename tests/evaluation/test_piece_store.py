@@ -70,6 +70,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHERS)
 def test_the_same_store_with_anything_else_is_a_fresh_result(tmp_path, change):
     first = curve(tmp_path / "kept", network=shifted(), restarts=2 if change in ("seed", "batches") else 1)

@@ -141,6 +141,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch():
     assert not torch.equal(weights[0][0], network()[1].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_precisions(precision, objective):
@@ -330,6 +331,7 @@ def first_order(n, batch_size, **kwargs):
     return logged, {f"val/{key}": float(value) for key, value in expected.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "norm", "delta"), [(2, "inf", 0.1), (2, 2, 0.6), (3, "inf", 0.1), ("inf", "inf", 0.1)])
 @pytest.mark.parametrize("batch_size", [7, 16, 41])
 def test_upsilon_of_the_whole_validation_set(p, norm, delta, batch_size):

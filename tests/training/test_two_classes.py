@@ -110,6 +110,7 @@ def test_the_mean_loss_bounds_the_worst_case_and_the_attack_works(fitted, p, sca
     assert left >= -redlr(model(found.x_adv), y).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 4, 7])
 @pytest.mark.parametrize("norm", [1.0, 2.0, math.inf])
 def test_autoattack_with_few_classes(classes, norm, tmp_path):
