@@ -45,6 +45,7 @@ def test_clean(network, record):
     assert result.upsilon.item() == pytest.approx(record["upsilon"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "record"), records("attacks"))
 def test_w_fgsm(network, record):
     x, y = reference_images()

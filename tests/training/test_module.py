@@ -402,6 +402,7 @@ def test_documented_keys_every_epoch(tmp_path):
         assert 0 < float(logged["val/spent"]) <= 0.1 * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Standard, Adversarial, partial(FirstOrderPenalty, p=2, norm=2, delta=0.1)])
 @pytest.mark.parametrize("with_adversary", [True, False])
 @pytest.mark.parametrize("stage", ["train", "val"])
