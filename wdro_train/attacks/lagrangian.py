@@ -19,6 +19,7 @@ from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.sensitivity import upsilon
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import learnt_number
 
 
 class Lagrangian:
@@ -128,7 +129,7 @@ class Lagrangian:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the price of a checkpoint."""
-        self._log_price = state_dict.get("log_price", self._log_price)
+        self._log_price = learnt_number(state_dict, "log_price", "price of transport")
 
     def _budget(self) -> float:
         """How large the excess over the free radius may be, (E excess^p)^(1/p), in units of the norm."""

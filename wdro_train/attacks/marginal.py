@@ -17,6 +17,7 @@ from torch import Tensor
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import learnt_number
 from wdro_train.utils.numbers import parse_number
 
 
@@ -157,4 +158,4 @@ class DualAscent:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the marginal distance of a checkpoint; with an empty one, start afresh."""
-        self._distance = state_dict.get("distance")
+        self._distance = learnt_number(state_dict, "distance", "marginal distance", positive=True)

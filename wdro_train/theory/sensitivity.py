@@ -15,6 +15,7 @@ from torch import Tensor
 from wdro_train.theory.power_mean import discount, merge, moment, power_mean
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import learnt_numbers
 
 
 def upsilon(dual_norms: Tensor, q: float, weight: Tensor | None = None, reducer: Reducer | None = None) -> Tensor:
@@ -100,7 +101,12 @@ class RunningScope:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint's moments."""
-        self._state = dict(state)
+        moments = learnt_numbers(state, "running moments")
+        if any(moment.dim() == 0 or moment.shape[-1] != 3 for moment in moments.values()):
+            raise UserError(
+                "the checkpoint's running moments are not of shape [..., 3]; resume a file that train.py wrote"
+            )
+        self._state = moments
 
 
 class WholeSetScope:
