@@ -59,8 +59,13 @@ class CertifiedObjective(ABC):
         self.kappa = float(kappa)
         self.radius: TrainingRadii = radius if radius is not None else RadiusOfImage()
         self._share = 1.0
+        self._bounds = self.bounds()
 
     @abstractmethod
+    def bounds(self) -> LiveBounds:
+        """The kind of bound that is trained on."""
+        ...
+
     def differences(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
         """The bounds of a batch by its radii.
 
@@ -69,7 +74,7 @@ class CertifiedObjective(ABC):
             x: Images in [0, 1], float32, shape [B, ...].
             y: Labels, shape [B].
         """
-        ...
+        return self._bounds.of(model, x, y)
 
     def __call__(
         self,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from wdro_train.certificates.relaxed_graph import RelaxedGraph
-from wdro_train.objectives.certified import CertifiedObjective, Differences, LiveBounds
-from wdro_train.objectives.training_radii import TrainingRadii
+from wdro_train.objectives.certified import CertifiedObjective, LiveBounds
 
 
 class CrownIbp(CertifiedObjective):
@@ -16,23 +13,12 @@ class CrownIbp(CertifiedObjective):
     replaced by linear bounds over its interval. It is tighter on networks that were not trained for interval bounds,
     which steadies the first epochs, and a step costs a backward pass of bounds for each class more.
 
-    Args:
-        p: Wasserstein order in [1, inf].
-        norm: Ground norm, inf.
-        delta: Radius.
-        kappa: Weight of the clean loss, in [0, 1].
-        radius: How far each image is to be certified; `RadiusOfImage` by default.
+    The arguments are those of `CertifiedObjective`.
     """
 
-    def __init__(
-        self, *, p: float, norm: float, delta: float, kappa: float = 0.5, radius: TrainingRadii | None = None
-    ) -> None:
-        super().__init__(p=p, norm=norm, delta=delta, kappa=kappa, radius=radius)
-        self._bounds = LiveBounds(RelaxedGraph.live, relaxation_cost)
-
-    def differences(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
+    def bounds(self) -> LiveBounds:
         """The better of relaxation and intervals; see `CertifiedObjective`."""
-        return self._bounds.of(model, x, y)
+        return LiveBounds(RelaxedGraph.live, relaxation_cost)
 
 
 def relaxation_cost(classes: int) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from wdro_train.certificates.interval_network import IntervalNetwork
-from wdro_train.objectives.certified import CertifiedObjective, Differences, LiveBounds
-from wdro_train.objectives.training_radii import TrainingRadii
+from wdro_train.objectives.certified import CertifiedObjective, LiveBounds
 
 
 class Ibp(CertifiedObjective):
@@ -16,23 +13,12 @@ class Ibp(CertifiedObjective):
     layer is merged into the margins f_y - f_j (`wdro_train.certificates.interval_network`). Gradients reach the weights
     through both.
 
-    Args:
-        p: Wasserstein order in [1, inf].
-        norm: Ground norm, inf.
-        delta: Radius.
-        kappa: Weight of the clean loss, in [0, 1].
-        radius: How far each image is to be certified; `RadiusOfImage` by default.
+    The arguments are those of `CertifiedObjective`.
     """
 
-    def __init__(
-        self, *, p: float, norm: float, delta: float, kappa: float = 0.5, radius: TrainingRadii | None = None
-    ) -> None:
-        super().__init__(p=p, norm=norm, delta=delta, kappa=kappa, radius=radius)
-        self._bounds = LiveBounds(IntervalNetwork.live, interval_cost)
-
-    def differences(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
+    def bounds(self) -> LiveBounds:
         """Interval bounds; see `CertifiedObjective`."""
-        return self._bounds.of(model, x, y)
+        return LiveBounds(IntervalNetwork.live, interval_cost)
 
 
 def interval_cost(classes: int) -> int:

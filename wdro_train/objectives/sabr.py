@@ -7,16 +7,15 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.certificates.interval_network import IntervalNetwork
-from wdro_train.objectives.certified import CertifiedObjective, Differences, LiveBounds
-from wdro_train.objectives.ibp import interval_cost
+from wdro_train.objectives.certified import Differences
+from wdro_train.objectives.ibp import Ibp
 from wdro_train.objectives.training_radii import TrainingRadii
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import ce
 from wdro_train.utils.errors import UserError
 
 
-class Sabr(CertifiedObjective):
+class Sabr(Ibp):
     """Training on small boxes in l_inf (SABR, Mueller et al. 2023, arXiv 2210.04871).
 
     The box of half-size tau eps lies around a point that signed gradient steps have found within (1 - tau) eps of the
@@ -50,14 +49,14 @@ class Sabr(CertifiedObjective):
         if not 0 < tau <= 1 or steps < 1:
             raise UserError(f"objective.tau={tau}, objective.steps={steps}: choose tau in (0, 1] and steps >= 1")
         self.tau, self.steps = float(tau), int(steps)
-        self._bounds = LiveBounds(IntervalNetwork.live, interval_cost)
 
     def differences(self, model: nn.Module, x: Tensor, y: Tensor) -> Differences:
         """Bounds over small boxes around attacked points; see `CertifiedObjective`."""
+        bounds = super().differences
 
         def small(radii: Tensor) -> Tensor:
             centers = self._attack(model, x, y, (1 - self.tau) * radii.to(x))
-            return self._bounds.of(model, centers, y)(self.tau * radii)
+            return bounds(model, centers, y)(self.tau * radii)
 
         return small
 
