@@ -25,13 +25,14 @@ from oracles import on_ranks, reference_images, reference_network
 from shell import Arrays, adversary, classifier, fitted, loader, trainer
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
+from wdro_train.objectives import Adversarial, CrownIbp, FirstOrderPenalty, Ibp, Mart, Sabr, Standard, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1}
@@ -53,6 +54,14 @@ DISTANCES, VALIDATION = (
 )
 SHORT = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test")} | {"num_sanity_val_steps": 0}
 OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart()]
+CERTIFIED = [Ibp, CrownIbp, Sabr]  # they learn, so each rank has one of its own
+CERTIFICATES = [
+    ("ibp", math.inf),
+    ("crown_ibp", math.inf),
+    ("crown", 2.0),
+    ("alpha_crown", math.inf),
+    ("lipschitz", 2.0),
+]
 
 
 class Refusing:
@@ -126,10 +135,18 @@ def attack(make, device):
         )
 
 
-def objective(one, device):
+def certificate(name, norm, device):
+    def radii(reducer, model):
+        x, y = share(reducer, next(model.parameters()).device)
+        return [named_certificate(name, norm)(model, x[:3], y[:3]).radii.cpu().numpy()]
+
+    compare(radii, device)
+
+
+def objective(make, device):
     def step(reducer, model):
         x, y = share(reducer, next(model.parameters()).device)
-        loss = one(model, x, (x + 0.1).clamp(0, 1), y, reducer=reducer).loss
+        loss = make()(model, x, (x + 0.1).clamp(0, 1), y, reducer=reducer).loss
         loss.backward()
         return [loss.detach().cpu().numpy()]
 
@@ -179,7 +196,10 @@ PATHS = {
     "evaluation, fewer batches than ranks": partial(evaluation, 30),
     "robustness_curve": curve,
     **{f"attack {name}": partial(attack, make) for name, make in ATTACKS.items()},
-    **{f"objective {type(one).__name__}": partial(objective, one) for one in OBJECTIVES},
+    **{f"objective {type(one).__name__}": partial(objective, lambda one=one: one) for one in OBJECTIVES},
+    **{f"objective {make.__name__}": partial(objective, partial(make, **THREAT)) for make in CERTIFIED},
+    **{f"certificate {name}": partial(certificate, name, norm) for name, norm in CERTIFICATES},
+    "training, certified": partial(training, lambda: adversary(val_attack=None, certificate="ibp")),
     "training, w_pgd": partial(training, lambda: adversary(val_attack=None, distances=DISTANCES)),
     "training, worst_case": partial(
         training, lambda: DistributionalAdversary(BoundaryAttack(**THREAT, steps=1), val_attack=VALIDATION)
