@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from wdro_train.certificates.layers import computes, flattened
+from wdro_train.certificates.reading import computes, copied, flattened
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -73,10 +71,9 @@ class AffinePieces:
 
 
 def _bare(layer: nn.Module) -> nn.Module:
-    """The layer by its weights alone: without hooks, which need not be affine; in evaluation mode, float64."""
-    own = copy.deepcopy(layer).eval().double().cpu()
+    """The layer in evaluation mode and float64, without the hooks of those who count its passes."""
+    own = copied(layer, torch.float64).eval().cpu()
     for module in own.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        vars(module).pop("forward", None)
     return own

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from wdro_train.certificates.intervals import (
     NoBoundsError,
@@ -16,6 +16,7 @@ from wdro_train.certificates.intervals import (
     through_layer,
     through_operation,
 )
+from wdro_train.certificates.reading import copied
 from wdro_train.certificates.value_set import ValueSet
 from wdro_train.utils.errors import UserError
 
@@ -35,8 +36,9 @@ class BoxInterpreter(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        graph = traced(model if dtype is None else copy.deepcopy(model).to(dtype).requires_grad_(False))
+        graph = traced(model if dtype is None else copied(model, dtype).requires_grad_(False))
         super().__init__(graph)
+        self._dtype = dtype
         self.graph_module, self._last = graph, _last_linear(graph)
         layer = None if self._last is None else graph.get_submodule(str(self._last.target))
         self.last_layer = layer if isinstance(layer, nn.Linear) else None
@@ -70,7 +72,7 @@ class BoxInterpreter(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         touched = n.op not in ("placeholder", "output", "get_attr") and boxes_in((args, kwargs))
         if not touched:
-            return super().run_node(n)
+            return self._constant(n, args, kwargs)
         if n is self._last:
             return args[0]
         try:
@@ -80,6 +82,19 @@ class BoxInterpreter(fx.Interpreter):
             return through_operation(n.target, args, kwargs)
         except (NoBoundsError, TypeError, ValueError):  # the last two for arguments that no rule takes
             raise _refused(self.graph_module, n) from None
+
+    def _constant(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What an operation makes of constants, computed in float32 as the network does, whatever the bounds are."""
+        computed = n.op in ("call_function", "call_method") and self._dtype not in (None, torch.float32)
+        if not computed:
+            return super().run_node(n)
+        args, kwargs = _cast((args, kwargs), self._dtype, torch.float32)
+        return _cast(getattr(self, n.op)(n.target, args, kwargs), torch.float32, self._dtype)
+
+
+def _cast(value: Any, before: torch.dtype | None, after: torch.dtype | None) -> Any:
+    """Tensors of one type as tensors of another, wherever they are in a value."""
+    return tree_map(lambda part: part.to(after) if isinstance(part, Tensor) and part.dtype == before else part, value)
 
 
 def _refused(graph: fx.GraphModule, node: fx.Node) -> UserError:

@@ -143,7 +143,7 @@ class Ball(Box):
         if math.isinf(self.dual):  # the largest product is at most the product of the largest factors
             reach = self.reach.flatten(1).amax(1)
             width = weight.abs().flatten(1).amax(1)
-            down = up = per_image(reach, point) * width.view(-1, *[1] * (point.dim() - 2))
+            down = up = per_image(reach, point) * width.view(-1, *[1] * (weight.dim() - 2))
         else:
             down, up = (
                 _root(function(self.reach**2 * lowers, plus) + function(self.reach**2 * raises, minus))

@@ -20,10 +20,11 @@ from wdro_train.certificates.affine_pieces import AffinePieces
 from wdro_train.certificates.base import Radii
 from wdro_train.certificates.exact_questions import Bisection, Question
 from wdro_train.certificates.precision import full_float32
+from wdro_train.certificates.reading import require_readable
 from wdro_train.certificates.relaxation import AGREEMENT, LinearRelaxation
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.certificates.relu_program import ReluProgram
-from wdro_train.certificates.rounding import ComputedIntervals
+from wdro_train.certificates.rounding import Arithmetic, ComputedIntervals
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
@@ -112,9 +113,10 @@ class ExactRobustness:
         Raises:
             UserError: A layer that has no encoding, named; or the network computes something else than its layers.
         """
+        require_readable(model)
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, _), full_float32(), full, torch.no_grad():
-            network = _ReadNetwork(model, x)
+            network = _ReadNetwork(model, x, self.relaxation.arithmetic)
             low, high, flips = low.double().clone(), high.double().clone(), x.clone()
             counts = torch.zeros(3, len(x), dtype=torch.int64)
             for i in range(len(x)):
@@ -160,12 +162,13 @@ class _ReadNetwork:
     Args:
         model: In evaluation mode.
         like: Images.
+        arithmetic: In which the network is computed.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor) -> None:
+    def __init__(self, model: nn.Module, like: Tensor, arithmetic: Arithmetic) -> None:
         self._model, self._pieces = model, AffinePieces(model)
         self._relaxed = RelaxedNetwork(model, like, torch.float64)
-        self._intervals = ComputedIntervals(model)
+        self._intervals = ComputedIntervals(model, arithmetic=arithmetic)
 
     def decide(self, x: Tensor, y: Tensor, radius: float, limit: float) -> _Answer:
         """Whether an image is robust within a radius, in the sense of <= and a little beyond it.

@@ -86,6 +86,12 @@ def _max_pool(
     return a.max_pooled(kernel_size, stride, padding, dilation, ceil_mode)
 
 
+def _softplus(a: ValueSet, beta: float = 1.0, threshold: float = 20.0) -> ValueSet:
+    if beta <= 0 or threshold < 20:  # it falls, or jumps from log(1 + e^threshold) / beta down to threshold / beta
+        raise NoBoundsError
+    return a.activated(lambda z: functional.softplus(z, beta, threshold))
+
+
 def _average(a: ValueSet, kernel_size: Any, stride: Any = None, padding: Any = 0) -> ValueSet:
     return a.rearranged(lambda z: functional.avg_pool2d(z, kernel_size, stride, padding))
 
@@ -97,7 +103,7 @@ _ARITHMETIC: dict[Any, Callable[..., ValueSet]] = {
     operator.truediv: _divide, torch.div: _divide, "div": _divide,
     operator.neg: _negative, torch.neg: _negative, "neg": _negative,
     torch.cat: _concatenate, torch.concat: _concatenate, functional.pad: _pad, functional.leaky_relu: _leaky_relu,
-    functional.avg_pool2d: _average, functional.max_pool2d: _max_pool,
+    functional.softplus: _softplus, functional.avg_pool2d: _average, functional.max_pool2d: _max_pool,
     functional.relu: _relu, functional.relu_: _relu, torch.relu: _relu, torch.relu_: _relu,
     "relu": _relu, "relu_": _relu,
 }  # fmt: skip
@@ -106,7 +112,7 @@ rule, such as `alpha` of `torch.add`, has no bounds."""
 
 _ACTIVATIONS = {
     functional.relu6, functional.hardtanh, torch.sigmoid, "sigmoid", functional.sigmoid, torch.tanh, "tanh",
-    functional.tanh, functional.softplus, torch.clamp, "clamp",
+    functional.tanh, torch.clamp, "clamp",
 }  # fmt: skip
 """Operations entry by entry that fall nowhere and whose slope rises up to a point and falls beyond it, whatever their
 other arguments, which are constants."""
@@ -131,7 +137,7 @@ _QUESTIONS = {"size", "dim"}
 _ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 """Attributes that say nothing of the entries of a value."""
 
-_ACTIVATION_LAYERS = (nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus)
+_ACTIVATION_LAYERS = (nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh)
 _REARRANGING_LAYERS = (nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten)
 _PASSING_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
@@ -161,6 +167,8 @@ def through_layer(layer: nn.Module, box: ValueSet) -> ValueSet:
         case nn.MaxPool2d() if kind is nn.MaxPool2d:
             window = (layer.kernel_size, layer.stride, layer.padding)
             return _max_pool(box, *window, layer.dilation, layer.ceil_mode, layer.return_indices)
+        case nn.Softplus() if kind is nn.Softplus:
+            return _softplus(box, layer.beta, layer.threshold)
         case nn.LeakyReLU() if kind is nn.LeakyReLU:
             return _leaky_relu(box, layer.negative_slope)
         case nn.Linear() if kind is nn.Linear:
@@ -191,6 +199,8 @@ def through_operation(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     Raises:
         NoBoundsError: An operation, or arguments, that no table here has.
     """
+    if any(isinstance(argument, torch.dtype) for argument in (*args, *kwargs.values())):
+        raise NoBoundsError  # what comes of it is computed in another type
     if target in _ARITHMETIC:
         return _ARITHMETIC[target](*args, **kwargs)
     if not args or not isinstance(args[0], ValueSet) or boxes_in((args[1:], kwargs)):

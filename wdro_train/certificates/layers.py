@@ -6,7 +6,7 @@ To cover another kind of layer, add it to `_KINDS` and give its pullback and out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wdro_train.certificates.forms import Form, Pair, flat
+from wdro_train.certificates.reading import computes, flattened, pair
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -70,30 +71,6 @@ def segments(model: nn.Module, shape: Shape, like: Tensor) -> list[Segment]:
     return [*found, Segment(layers, shape)]
 
 
-def flattened(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of an `nn.Sequential`, nested at will, in their order, with their names.
-
-    Args:
-        model: It, or one layer.
-        name: What its names begin with.
-    """
-    if computes(model, nn.Sequential):
-        for key, child in model.named_children():
-            yield from flattened(child, f"{name}.{key}" if name else key)
-    else:
-        yield name, model
-
-
-def computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is of a kind, and not of a subclass that computes something else.
-
-    Args:
-        layer: The layer.
-        kind: The kind.
-    """
-    return isinstance(layer, kind) and type(layer).forward is kind.forward
-
-
 def _unknown(name: str, layer: nn.Module, shape: Shape) -> UserError:
     return UserError(
         f"layer {name or 'model'} ({layer}) on input of shape {list(shape)} has no linear relaxation; certify an "
@@ -117,14 +94,14 @@ def _affine(name: str, layer: nn.Module, shape: Shape, like: Tensor) -> tuple[Pu
         case nn.Linear() if shape == (layer.in_features, 1, 1):
             return _Linear(fixed(layer.weight), _optional(layer.bias, fixed)), (layer.out_features, 1, 1)
         case nn.Conv2d(padding_mode="zeros") if not isinstance(layer.padding, str):
-            options = (_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation), layer.groups)
+            options = (pair(layer.stride), pair(layer.padding), pair(layer.dilation), layer.groups)
             return _convolution(shape, fixed(layer.weight), _optional(layer.bias, fixed), *options)
         case nn.AvgPool2d(ceil_mode=False, divisor_override=None) if layer.count_include_pad or not any(
-            _pair(layer.padding)
+            pair(layer.padding)
         ):
-            kernel = _pair(layer.kernel_size)
+            kernel = pair(layer.kernel_size)
             mean = like.new_full((shape[0], 1, *kernel), 1 / math.prod(kernel))
-            return _convolution(shape, mean, None, _pair(layer.stride), _pair(layer.padding), (1, 1), shape[0])
+            return _convolution(shape, mean, None, pair(layer.stride), pair(layer.padding), (1, 1), shape[0])
         case nn.BatchNorm1d() | nn.BatchNorm2d() if layer.running_mean is not None and layer.running_var is not None:
             scale = (fixed(layer.running_var) + layer.eps).rsqrt()
             scale = scale if layer.weight is None else scale * fixed(layer.weight)
@@ -138,10 +115,6 @@ def _affine(name: str, layer: nn.Module, shape: Shape, like: Tensor) -> tuple[Pu
 
 def _optional(bias: Tensor | None, fixed: Callable[[Tensor], Tensor]) -> Tensor | None:
     return None if bias is None else fixed(bias)
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 @dataclass(frozen=True)
@@ -215,7 +188,7 @@ class _Convolution:
         pulled = pulled.view(*coefficients.shape[:3], *larger)
         stride = (form.stride[0] * self.stride[0], form.stride[1] * self.stride[1])
         padding = tuple(f * s + p for f, s, p in zip(form.padding, self.stride, self.padding, strict=True))
-        return Form(pulled, constant, stride, _pair(padding)).clipped(self.shape)
+        return Form(pulled, constant, stride, pair(padding)).clipped(self.shape)
 
     def _transpose(self, windows: Tensor) -> Tensor:
         return functional.conv_transpose2d(

@@ -83,13 +83,13 @@ def activation(box: Box, function: Callable[[Tensor], Tensor]) -> EntryLines:
     (low, f(low)) is below f, the one through (high, f(high)) above.
     """
     low, high = box.low, box.high
-    at_low, at_high = function(low), function(high)
+    at_low, at_high = function(low.clone()), function(high.clone())  # it may work in place
     slope = torch.minimum(_derivative(function, low), _derivative(function, high))
     return EntryLines(slope, at_low - slope * low, slope, at_high - slope * high)
 
 
 def _derivative(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    derivative: Tensor = torch.func.grad(lambda point: function(point).sum())(z)
+    derivative: Tensor = torch.func.grad(lambda point: function(point.clone()).sum())(z)
     return derivative
 
 

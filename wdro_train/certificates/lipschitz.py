@@ -11,6 +11,7 @@ from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.lipschitz_network import LipschitzNetwork
 from wdro_train.certificates.precision import full_float32
+from wdro_train.certificates.reading import require_readable
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
@@ -47,6 +48,7 @@ class LipschitzCertificate:
             UserError: A layer of which no constant is known, named, or a network that computes something else than its
                 layers one after another.
         """
+        require_readable(model)
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, labels), full_float32(), full, torch.no_grad():
             logits = forward(model, x, self.batch_size).float()
@@ -63,7 +65,7 @@ class LipschitzCertificate:
                 )
             robust = correct(logits, y)
             radii = torch.where(robust, radii.clamp(min=0), 0.0)
-            radii = torch.where(radii < GroundNorm(2).diameter(x), radii, torch.inf)
+            radii = radii.masked_fill(radii >= GroundNorm(2).diameter(x), torch.inf)
             return Radii(radii, robust, self.norm, 1.0, THE_NETWORK)
 
 

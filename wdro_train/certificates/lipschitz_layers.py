@@ -7,16 +7,15 @@ of PyTorch's, add a case there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from wdro_train.certificates.reading import called, computes, pair
 from wdro_train.models import Normalize
 from wdro_train.theory.lipschitz import (
     KnownLipschitz,
     LipschitzBound,
-    Pair,
     Shape,
     convolution_norm,
     magnitude_norm,
@@ -24,7 +23,6 @@ from wdro_train.theory.lipschitz import (
 )
 from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
-from wdro_train.utils.pass_counter import PassCounter
 
 _ISOMETRIES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 _DROPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # in evaluation they pass everything on
@@ -38,27 +36,6 @@ _KINDS = (
 _SCALING = 8
 
 
-def chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a network that are run one after another, by name.
-
-    Args:
-        model: `nn.Sequential`, nested at will, or one layer.
-        name: What the model is called inside a larger one.
-
-    Raises:
-        UserError: A module with hooks or a method of its own, so that its class does not say what it computes.
-    """
-    if _altered(model):
-        raise UserError(
-            f"{_called(name, model)} has a hook or a replaced forward method, so no constant is known of it"
-        )
-    if _computes(model, nn.Sequential):
-        for key, child in model.named_children():
-            yield from chain(child, f"{name}.{key}" if name else key)
-    else:
-        yield name, model
-
-
 def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
     """What is known of one layer.
 
@@ -70,9 +47,10 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
     Raises:
         UserError: Nothing is.
     """
-    if isinstance(layer, KnownLipschitz):
+    kind = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
+    if isinstance(layer, KnownLipschitz) and "lipschitz_bound" in vars(kind):  # of what is computed, not of a parent
         return layer.lipschitz_bound(shape)
-    if any(_computes(layer, kind) for kind in _KINDS):
+    if any(computes(layer, kind) for kind in _KINDS):
         places = math.prod(shape[1:])
         match layer:
             case nn.Linear():
@@ -97,13 +75,13 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
                 return LipschitzBound(largest, rounding * largest, rounding * shift)
             case nn.AvgPool2d(ceil_mode=False, divisor_override=None, count_include_pad=True):
                 # Each output is a mean, and each input takes part in so many of them, 1 / k of each (Schur's test).
-                constant = math.sqrt(_windows(layer) / math.prod(_pair(layer.kernel_size)))
-                return LipschitzBound(constant, accumulated(math.prod(_pair(layer.kernel_size)) + 1) * constant)
-            case nn.MaxPool2d(ceil_mode=False, return_indices=False) if _pair(layer.dilation) == (1, 1):
+                constant = math.sqrt(_windows(layer) / math.prod(pair(layer.kernel_size)))
+                return LipschitzBound(constant, accumulated(math.prod(pair(layer.kernel_size)) + 1) * constant)
+            case nn.MaxPool2d(ceil_mode=False, return_indices=False) if pair(layer.dilation) == (1, 1):
                 return LipschitzBound(math.sqrt(_windows(layer)))
             case nn.LeakyReLU():
                 constant = max(1.0, abs(layer.negative_slope))
-                return LipschitzBound(constant, accumulated(1) * constant)
+                return LipschitzBound(constant, accumulated(2) * constant)  # of the slope, and of the product
             case nn.ReLU():
                 return LipschitzBound(1.0)
             case nn.Flatten() | nn.Unflatten():
@@ -112,19 +90,19 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
             case _ if isinstance(layer, _ISOMETRIES + _DROPPED):
                 return LipschitzBound(1.0)
     raise UserError(
-        f"{_called(name, layer)} has no known Lipschitz constant; certify an nn.Sequential of Linear, Conv2d, ReLU, "
+        f"{called(name, layer)} has no known Lipschitz constant; certify an nn.Sequential of Linear, Conv2d, ReLU, "
         "LeakyReLU, pooling, BatchNorm, Normalize, changes of shape and layers with a lipschitz_bound, such as "
         "model=lipschitz_mlp"
     )
 
 
 def _convolution(layer: nn.Conv2d, shape: Shape) -> LipschitzBound:
-    padding, stride = _pair(layer.padding), _pair(layer.stride)  # type: ignore[arg-type]
+    padding, stride = pair(layer.padding), pair(layer.stride)  # type: ignore[arg-type]
     norm = convolution_norm(
         *(layer.weight, (shape[1], shape[2])),
         stride=stride,
         padding=padding,
-        dilation=_pair(layer.dilation),
+        dilation=pair(layer.dilation),
         groups=layer.groups,
     )
     # |K| takes non-negative images to non-negative ones and is at most the matrix of its sums over the kernel.
@@ -142,25 +120,5 @@ def _length(values: Tensor | None, copies: int) -> float:
 
 def _windows(layer: nn.AvgPool2d | nn.MaxPool2d) -> int:
     """How many windows a pixel is in, at most."""
-    kernel, stride = _pair(layer.kernel_size), _pair(layer.stride)
+    kernel, stride = pair(layer.kernel_size), pair(layer.stride)
     return math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
-
-
-def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is of a kind, and not of a subclass that computes something else."""
-    return isinstance(layer, kind) and type(layer).forward is kind.forward
-
-
-def _altered(module: nn.Module) -> bool:
-    """Whether a module may compute something else than the method of its class says; who counts passes only looks."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    changing = [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), PassCounter)]
-    return bool(changing or "forward" in vars(module))
-
-
-def _called(name: str, layer: nn.Module) -> str:
-    return f"layer {name or 'model'} ({type(layer).__name__})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.certificates.lipschitz_layers import chain, layer_bound
+from wdro_train.certificates.lipschitz_layers import layer_bound
+from wdro_train.certificates.reading import copied, flattened
 from wdro_train.models.lipschitz_layers import OrthogonalLinear
 from wdro_train.theory.lipschitz import KnownLipschitz, LipschitzBound, rival_radii
 from wdro_train.theory.rounding import accumulated
@@ -49,8 +49,8 @@ class LipschitzNetwork:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, x: Tensor) -> None:
-        layers = list(chain(model))
-        exact = [layer for _, layer in chain(copy.deepcopy(model).double())]
+        layers = list(flattened(model))
+        exact = [layer for _, layer in flattened(copied(model, torch.float64))]
         linear = isinstance(exact[-1], nn.Linear | OrthogonalLinear)
         if linear:
             layer_bound(*layers[-1], (1,))  # refuses what computes something else
@@ -136,7 +136,7 @@ class TrainedNetwork:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = list(chain(model))
+        layers = list(flattened(model))
         last = layers[-1][1]
         self._model = model
         self._head = last if isinstance(last, nn.Linear | OrthogonalLinear) else None

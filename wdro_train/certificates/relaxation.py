@@ -19,6 +19,7 @@ from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.optimised_network import OptimisedNetwork
 from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.radius_search import LargestRadius, RadiusSearch
+from wdro_train.certificates.reading import require_readable
 from wdro_train.certificates.relaxed_graph import RelaxedGraph
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.certificates.rounding import (
@@ -132,6 +133,7 @@ class LinearRelaxation:
         Raises:
             UserError: A layer or an operation without bounds, named.
         """
+        require_readable(model)
         full = torch.autocast(x.device.type, enabled=False)
         with batch_under_attack(model, x, y) as (x, y, labels), full_float32(), full:
             fast, exact = (
@@ -153,7 +155,7 @@ class LinearRelaxation:
                     found = self._certify((fast, exact), x[rows], y[rows], clean, share * guess)
                 radii[rows] = found
                 share = float((found / guess)[found > 0].median()) if bool((found > 0).any()) else share
-            radii = torch.where(radii < self.ground.diameter(x), radii, torch.inf)
+            radii = radii.masked_fill(radii >= self.ground.diameter(x), torch.inf)
             return Radii(radii, robust, self.norm, 1.0, THE_NETWORK)
 
     def _certify(

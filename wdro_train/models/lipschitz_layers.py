@@ -19,6 +19,7 @@ from wdro_train.theory.lipschitz import (
     matrix_norm,
 )
 from wdro_train.theory.rounding import accumulated
+from wdro_train.utils.errors import UserError
 
 # Added to V V^T in units of its mean diagonal, so that its Cholesky factor exists in float32 as well. Singular values
 # of the weights become a little less than 1, never more.
@@ -76,12 +77,18 @@ class SortPairs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape, [B, C, ...], C even."""
+        self._require_pairs(x.shape[1])
         first, second = x.chunk(2, dim=1)
         return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
 
     def lipschitz_bound(self, shape: Shape) -> LipschitzBound:
         """See `KnownLipschitz`: sorting rounds nothing."""
+        self._require_pairs(shape[0])
         return LipschitzBound(1.0)
+
+    def _require_pairs(self, channels: int) -> None:
+        if channels % 2:
+            raise UserError(f"{channels} channels cannot be sorted in pairs; choose an even number")
 
 
 class PadChannels(nn.Module):
