@@ -261,7 +261,7 @@ def test_hooks_are_noticed():
     x, y = random_batch(2)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
     net[0].register_forward_hook(lambda module, args, output: output + 1)
-    with pytest.raises(UserError, match="hooks"):
+    with pytest.raises(UserError, match="hook"):
         LinearRelaxation(norm=2)(net, x, y)
 
 
