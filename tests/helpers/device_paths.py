@@ -10,6 +10,8 @@ import json
 import math
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from contextlib import nullcontext
 from functools import partial
@@ -23,6 +25,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from oracles import on_ranks, reference_images, reference_network
 from shell import Arrays, adversary, classifier, fitted, loader, trainer
+from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.certificates.named import named_certificate
@@ -32,7 +35,17 @@ from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.objectives import Adversarial, CrownIbp, FirstOrderPenalty, Ibp, Mart, Sabr, Standard, WTrades
+from wdro_train.objectives import (
+    Adversarial,
+    ChecksNetwork,
+    CrownIbp,
+    FirstOrderPenalty,
+    Ibp,
+    Mart,
+    Sabr,
+    Standard,
+    WTrades,
+)
 from wdro_train.training.callbacks import DistributionalAdversary
 
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1}
@@ -52,6 +65,7 @@ DISTANCES, VALIDATION = (
     MinimalDistance(norm="inf", steps=1),
     WPGD(**THREAT, steps=1, keep="cheapest", random_start=False),
 )
+TRACING = threading.Lock()  # a graph is read by changing `nn.Module` meanwhile, for all threads
 SHORT = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test")} | {"num_sanity_val_steps": 0}
 OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart()]
 CERTIFIED = [Ibp, CrownIbp, Sabr]  # they learn, so each rank has one of its own
@@ -76,15 +90,16 @@ class Refusing:
         return self.inner.gather(value)
 
 
-def compare(run, device):
+def compare(run, device, network=None):
     """`run(reducer, network)` on two ranks of the device and of the CPU gives the same."""
+    network = reference_network("adversarial") if network is None else network
 
     def there(reducer, model):
         with mode(device):
             return run(Refusing(reducer, device), model.to(device))
 
-    expected = on_ranks(2, run, reference_network("adversarial"))
-    for mine, theirs in zip(on_ranks(2, there, reference_network("adversarial")), expected, strict=True):
+    expected = on_ranks(2, run, network)
+    for mine, theirs in zip(on_ranks(2, there, network), expected, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -137,16 +152,24 @@ def attack(make, device):
 
 def certificate(name, norm, device):
     def radii(reducer, model):
-        x, y = share(reducer, next(model.parameters()).device)
-        return [named_certificate(name, norm)(model, x[:3], y[:3]).radii.cpu().numpy()]
+        x, _ = share(reducer, next(model.parameters()).device)
+        with TRACING:
+            return [named_certificate(name, norm)(model, x[:3], model(x[:3]).argmax(1)).radii.cpu().numpy()]
 
-    compare(radii, device)
+    torch.manual_seed(0)
+    layers = [nn.AvgPool2d(4), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(50, 6), nn.ReLU()]
+    compare(radii, device, nn.Sequential(*layers, nn.Linear(6, 10)).eval())  # small, since alpha_crown takes its time
 
 
 def objective(make, device):
     def step(reducer, model):
         x, y = share(reducer, next(model.parameters()).device)
-        loss = make()(model, x, (x + 0.1).clamp(0, 1), y, reducer=reducer).loss
+        objective = make()
+        if isinstance(objective, ChecksNetwork):
+            with TRACING:
+                objective.check_network(model, x)
+            reducer.gather(x.new_zeros(()))  # nobody goes on while another one still reads
+        loss = objective(model, x, (x + 0.1).clamp(0, 1), y, reducer=reducer).loss
         loss.backward()
         return [loss.detach().cpu().numpy()]
 
@@ -251,9 +274,11 @@ def main(out):
         simulated.serve(dist.new_group(backend="gloo"))
     found = {}
     for name, path in PATHS.items():
+        began = time.perf_counter()
         try:
             path(device)
             found[name] = ""
+            print(f"{time.perf_counter() - began:6.1f} s  {name}", flush=True)
         except Exception:
             found[name] = traceback.format_exc()
     Path(out).write_text(json.dumps(found))

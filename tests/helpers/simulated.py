@@ -74,6 +74,14 @@ def serve(group):
     _groups.append(group)
 
 
+class _Module(backend_registration._DummyBackendModule):
+    """What automatic mixed precision asks of a device."""
+
+    @staticmethod
+    def get_amp_supported_dtype():
+        return [torch.float16, torch.bfloat16]
+
+
 class _Constructors(TorchFunctionMode):
     """What torch makes from Python's numbers it makes on the CPU first."""
 
@@ -100,7 +108,9 @@ class Generator(torch.Generator):
 def install():
     """Make the device known to torch, once a process."""
     if not hasattr(torch, NAME):
-        backend_registration._setup_privateuseone_for_python_backend(NAME)
+        # A module's weights become others of another type, instead of the same with other contents.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
         library = torch.library.Library("_", "IMPL")
         library.fallback(lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1")
         install.library = library

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from wdro_train.attacks import DualAscent, Fixed
 from wdro_train.certificates.interval_network import IntervalNetwork
+from wdro_train.models import Normalize
 from wdro_train.objectives import CrownIbp, Ibp, OneRadius, RadiusOfImage, Sabr, unlearning
 from wdro_train.objectives.training_radii import certified_ascent, estimated_radii
 from wdro_train.theory.ball import WassersteinBall
@@ -82,6 +83,36 @@ def test_bounds_follow_the_weights_without_another_reading():
     torch.testing.assert_close(
         IntervalNetwork.live(model).margins(x, y, radii), IntervalNetwork(model, torch.float32).margins(x, y, radii)
     )
+
+
+@pytest.mark.parametrize("make", [Ibp, CrownIbp])
+def test_bounds_follow_tensors_and_layers_that_are_exchanged(make):
+    """A network that moves to another device has other tensors afterwards, as have assigned weights."""
+    model, (x, y) = nn.Sequential(Normalize([0.5], [0.2]), *convolutional()), random_batch(8)
+    objective = make(**THREAT, kappa=0.0, radius=fixed(0.05))
+    before = objective(model, x, x, y).loss
+    changed = {name: 0.5 * value for name, value in model.state_dict().items()}
+    model.load_state_dict(changed, assign=True)
+    model[6] = nn.Linear(12, 5)
+    after = objective(model, x, x, y).loss
+    assert after != before
+    torch.testing.assert_close(after, make(**THREAT, kappa=0.0, radius=fixed(0.05))(copy.deepcopy(model), x, x, y).loss)
+
+
+def test_a_network_that_has_a_model_is_bounded_as_a_whole():
+    class Darker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = convolutional()
+
+        def forward(self, x):
+            return self.model(0.5 * x)
+
+    model, (x, y) = Darker(), random_batch(8)
+    x = 0.2 + 0.6 * x  # away from the edges of the box
+    found = Ibp(**THREAT, kappa=0.0, radius=fixed(0.05))(model, x, x, y).loss
+    inside = Ibp(**THREAT, kappa=0.0, radius=fixed(0.025))(model.model, 0.5 * x, x, y).loss
+    torch.testing.assert_close(found, inside, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda objective: pickle.loads(pickle.dumps(objective))])

@@ -15,10 +15,11 @@ from wdro_train.attacks import DualAscent, Fixed
 from wdro_train.certificates import LipschitzCertificate
 from wdro_train.models import Normalize, lipschitz_cnn, lipschitz_mlp
 from wdro_train.models.lipschitz_layers import OrthogonalLinear, SortPairs
-from wdro_train.objectives import LipschitzDual, Stateful
+from wdro_train.objectives import LipschitzDual
 from wdro_train.objectives.lipschitz_dual import dual_loss
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import Stateful
 from wdro_train.utils.pass_counter import PassCounter
 
 INF = math.inf
@@ -59,7 +60,9 @@ def test_the_loss_is_the_mean_of_phi(p):
     torch.testing.assert_close(result.clean_logits, net(x))
     assert result.adv_logits is None
     assert not LipschitzDual.needs_adversary
-    assert result.terms["certified"].item() == pytest.approx((signed_radii(net, x, y) > 0.1).double().mean().item())
+    assert result.terms["certified_pointwise"].item() == pytest.approx(
+        (signed_radii(net, x, y) > 0.1).double().mean().item()
+    )
     assert result.terms["marginal_distance"].item() == pytest.approx(0.3)
 
 

@@ -1,5 +1,6 @@
 """Certified training inside a trainer: what it learns is kept, warm-ups, averaged and perturbed weights, precision."""
 
+import copy
 import math
 from functools import partial
 
@@ -7,11 +8,15 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from shell import Arrays, adversary, classifier, trainer
+from shell import Arrays, adversary, classifier, digits, trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from wdro_train.attacks import Fixed
+from wdro_train.certificates import LinearRelaxation
 from wdro_train.objectives import Ibp, OneRadius
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.training.adversary.certified_groups import CertifiedGroups
 from wdro_train.training.callbacks import (
     AdversarialWeightPerturbation,
     GradualWarmup,
@@ -101,8 +106,43 @@ def test_warm_ups_that_are_none():
         with pytest.raises(UserError, match="is no share of the run"):
             GradualWarmup(part)
     door = trainer([GradualWarmup()], max_epochs=-1, max_steps=-1)
-    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+    with pytest.raises(UserError, match=r"set trainer\.max_steps"):
         door.fit(classifier(relu_network(), objective=Ibp(**THREAT)), datamodule=Arrays(num_workers=0))
+    module, (x, y) = classifier(relu_network(), objective=Ibp(**THREAT)), digits(16)
+    with pytest.raises(UserError, match=r"set trainer\.max_steps.*known length"):
+        trainer([GradualWarmup()]).fit(module, DataLoader(Unsized(x, y), batch_size=None))
+    with pytest.raises(UserError, match=r"Standard has no strength.*callbacks\.warmup=null"):
+        trainer([GradualWarmup()]).fit(classifier(relu_network()), datamodule=Arrays(num_workers=0))
+
+
+class Unsized(IterableDataset):
+    """Batches that nobody has counted."""
+
+    def __init__(self, *batch):
+        self.batch = batch
+
+    def __iter__(self):
+        yield self.batch
+
+
+def test_a_longer_run_does_not_warm_up_again(tmp_path):
+    options = {"limit_train_batches": 4, "limit_val_batches": 0, "enable_checkpointing": True}
+
+    def shares(epochs, ckpt_path=None):
+        watch, last = Watch(), RunCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+        door = trainer([GradualWarmup(0.5), watch, last], max_epochs=epochs, **options)
+        module = classifier(relu_network(), objective=Ibp(**THREAT))
+        door.fit(module, datamodule=Arrays(num_workers=0), ckpt_path=ckpt_path, weights_only=True)
+        return [share for share, _ in watch.seen]
+
+    assert shares(2) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+    assert shares(4, tmp_path / "last.ckpt") == [1] * 8
+
+
+def test_a_warm_up_of_another_file_is_refused():
+    for steps in ("many", -1, math.nan, math.inf, None, True):
+        with pytest.raises(UserError, match="warm-up lasts"):
+            GradualWarmup().load_state_dict({"steps": steps})
 
 
 def test_perturbed_weights_teach_the_marginal_distance_nothing():
@@ -116,13 +156,32 @@ def test_perturbed_weights_teach_the_marginal_distance_nothing():
     assert distances[0] == pytest.approx(0.005 * math.exp(5 * 0.02), rel=1e-3)
 
 
-def test_averaged_weights():
-    module = classifier(relu_network(), objective=Ibp(**THREAT))
-    judge = adversary(val_attack=None, first_order=None, certificate="ibp")
-    door = trainer([EMAWeightAveraging(decay=0.9), judge, SeedEpoch(0)], max_epochs=2)
-    door.fit(module, datamodule=Arrays(num_workers=0))
+class KeepWeights(Callback):
+    """Keeps the network as the last step left it."""
+
+    def on_train_batch_end(self, door, module, *_):
+        self.network = copy.deepcopy(module.model).eval()
+
+
+@pytest.mark.parametrize("group", [512, 20])
+def test_certified_accuracy_is_that_of_the_averaged_weights(monkeypatch, group):
+    monkeypatch.setattr(CertifiedGroups.__init__, "__defaults__", (group,))
+    module = classifier(relu_network(), objective=Ibp(**THREAT), optimizer=partial(torch.optim.Adam, lr=0.01))
+    judge = adversary(val_attack=None, first_order=None, certificate="ibp", delta=0.01)
+    averaging = EMAWeightAveraging(decay=0.95)
+    own = KeepWeights()
+    door = trainer([averaging, judge, SeedEpoch(0), own], max_epochs=8)
+    data = Arrays(num_workers=0)
+    door.fit(module, datamodule=data)
     assert door.callback_metrics["train/loss"].isfinite()
-    assert 0 <= door.callback_metrics["val/certified_acc"] <= 1
+    found = door.callback_metrics["val/certified_acc"]
+    expected = {}
+    averaged = averaging._average_model.module.model
+    for name, network in (("averaged", averaged), ("last", own.network)):
+        radii = [LinearRelaxation(norm="inf", method="ibp")(network, x, y).radii for x, y in data.val_dataloader()]
+        expected[name] = RobustnessCurve(torch.cat(radii)).accuracy(0.01, 2)
+    assert found == pytest.approx(expected["averaged"], abs=1e-3)
+    assert abs(expected["averaged"] - expected["last"]) > 0.01
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

@@ -8,6 +8,7 @@ from device_paths import PATHS
 from oracles import random_batch
 from shell import ROOT, run
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wdro_train.certificates import LinearRelaxation, RandomizedSmoothing
 from wdro_train.utils.devices import resolve_device
@@ -42,6 +43,19 @@ def precisions():
     return [operation.fp32_precision for operation in operations()]
 
 
+class Precisions(TorchDispatchMode):
+    """What precisions matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation._schema.name in ("aten::mm", "aten::addmm", "aten::bmm"):
+            self.found.append(precisions())
+        return operation(*args, **(kwargs or {}))
+
+
 @pytest.fixture(params=["default", "high", "medium", "cudnn off", "one by one"])
 def chosen(request):
     """What a user may have chosen; undone afterwards."""
@@ -63,15 +77,15 @@ def chosen(request):
 )
 @pytest.mark.parametrize("fails", [False, True])
 def test_certificates_compute_in_full_float32(chosen, certificate, fails):
-    seen = []
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
-    network[1].register_forward_hook(lambda *_: seen.append(precisions()))
     x, y = random_batch(4)
-    if fails:
-        with pytest.raises(UserError, match="labels range"):
-            certificate(network, x, y + 5)
-    else:
-        certificate(network, x, y)
+    with Precisions() as seen:
+        if fails:
+            with pytest.raises(UserError, match="labels range"):
+                certificate(network, x, y + 5)
+        else:
+            certificate(network, x, y)
+    seen = seen.found
     assert seen
     assert all(found == ["ieee"] * 6 for found in seen)
     assert precisions() == chosen

@@ -8,7 +8,7 @@ To add an attack, write a class with a `ball` and the call of `Attack`, in a fil
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,17 +84,4 @@ class Attack(Protocol):
             reducer: Joins the ranks that share the global batch; None for one process.
             generator: Source of random starts, seeded alike on all ranks; None for the default one.
         """
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An attack or a scope that learns from batch to batch: its state goes into checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
         ...

@@ -28,20 +28,23 @@ class BoxInterpreter(fx.Interpreter):
 
     Args:
         model: The network.
-        dtype: Type to compute in, in which the weights are copied. None: the network's own weights as they are at each
-            run, and with them gradients; it is read once, so move it to its device before.
+        dtype: Type to compute in, in which the weights are copied. None: the network's own layers and weights as they
+            are at each run, wherever they have been moved, and with them gradients.
 
-    Attributes:
-        last_layer: The linear layer whose values are the logits, if the network ends in one.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         graph = traced(model if dtype is None else copied(model, dtype).requires_grad_(False))
-        super().__init__(graph)
+        # The graph's module has tensors of its own, which do not follow when the network moves to another device.
+        super().__init__(model if dtype is None else graph, graph=graph.graph)
         self._dtype = dtype
         self.graph_module, self._last = graph, _last_linear(graph)
-        layer = None if self._last is None else graph.get_submodule(str(self._last.target))
-        self.last_layer = layer if isinstance(layer, nn.Linear) else None
+
+    @property
+    def last_layer(self) -> nn.Linear | None:
+        """The linear layer whose values are the logits, if the network ends in one."""
+        layer = None if self._last is None else self.fetch_attr(str(self._last.target))
+        return layer if isinstance(layer, nn.Linear) else None
 
     def features(self, images: ValueSet) -> ValueSet:
         """What goes into the last linear layer, so that margins are bounded together with its weights; else the logits.

@@ -139,6 +139,7 @@ class TrainedNetwork:
         layers = list(flattened(model))
         last = layers[-1][1]
         self._model = model
+        self._constant: float | None = None
         self._head = last if isinstance(last, nn.Linear | OrthogonalLinear) else None
         for name, layer in layers if self._head is None else layers[:-1]:
             if not isinstance(layer, KnownLipschitz) and layer.state_dict():
@@ -149,7 +150,9 @@ class TrainedNetwork:
                 )
 
     def constant(self, x: Tensor) -> float:
-        """The features' Lipschitz constant L, which takes a decomposition of every layer; keep it.
+        """The features' Lipschitz constant L, which training leaves as it is, so that it is computed once.
+
+        It takes a decomposition of every layer.
 
         Args:
             x: Images, for the shapes of what the layers see, [B, ...].
@@ -157,8 +160,10 @@ class TrainedNetwork:
         Raises:
             UserError: A layer of which no constant is known, named.
         """
-        with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
-            return LipschitzNetwork(self._model, x.float()).constant
+        if self._constant is None:
+            with attack_mode(self._model), torch.autocast(x.device.type, enabled=False):
+                self._constant = LipschitzNetwork(self._model, x.float()).constant
+        return self._constant
 
     def radii(self, logits: Tensor, y: Tensor, constant: float) -> Tensor:
         """Signed certified radii, without an allowance for rounding, which training does not need.

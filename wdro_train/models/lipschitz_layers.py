@@ -50,7 +50,9 @@ class OrthogonalLinear(nn.Module):
             tall = free.shape[0] > free.shape[1]
             rows = free.T if tall else free
             gram = rows @ rows.T
-            factor = torch.linalg.cholesky(gram + _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
+            gram = gram + _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            factor = factor.masked_fill(failed != 0, math.nan)  # a run that has diverged says so where the loss is seen
             orthonormal: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
         return orthonormal.T if tall else orthonormal
 

@@ -1,7 +1,7 @@
 """What training minimises: one protocol (`Objective`), one file an objective."""
 
 from wdro_train.objectives.adversarial import Adversarial
-from wdro_train.objectives.base import ChecksNetwork, Objective, ObjectiveResult, Stateful, WarmsUp, unlearning
+from wdro_train.objectives.base import ChecksNetwork, Objective, ObjectiveResult, WarmsUp, unlearning
 from wdro_train.objectives.crown_ibp import CrownIbp
 from wdro_train.objectives.first_order_penalty import FirstOrderPenalty
 from wdro_train.objectives.ibp import Ibp
@@ -26,7 +26,6 @@ __all__ = [
     "RadiusOfImage",
     "Sabr",
     "Standard",
-    "Stateful",
     "TrainingRadii",
     "WTrades",
     "WarmsUp",

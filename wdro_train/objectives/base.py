@@ -10,12 +10,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import Stateful
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,6 @@ class Objective(Protocol):
             importance: Weight of each image's loss under attack, shape [B]; None for equal ones.
             reducer: Joins the ranks that share the global batch.
         """
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An objective that learns something while it trains, which a checkpoint keeps.
-
-    What it learns is the same on all ranks: it follows from statistics that a `Reducer` has gathered.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: numbers, strings and tensors, in dictionaries and lists."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with what a checkpoint has kept; an empty one starts afresh."""
         ...
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import inf
@@ -18,6 +17,7 @@ from wdro_train.objectives.base import ObjectiveResult
 from wdro_train.objectives.training_radii import RadiusOfImage, TrainingRadii
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import ce, margin
+from wdro_train.utils.contract import network_of
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import record_passes
@@ -88,8 +88,7 @@ class CertifiedObjective(ABC):
     ) -> ObjectiveResult:
         """Clean loss and bound on x; see `Objective`."""
         logits = model(x)
-        # What is bounded is read operation by operation, so the network itself, not the module that trains it.
-        network = getattr(model, "model", model)
+        network = network_of(model)
         with torch.autocast(x.device.type, enabled=False):
             differences = self.differences(network, x.float(), y)
 
@@ -105,7 +104,7 @@ class CertifiedObjective(ABC):
             "ce": clean.detach(),
             "bound": bound.detach(),
             "radius": radii.mean().float(),
-            "certified": (margin(worst.detach(), y) > 0).float().mean(),
+            "bounded": (margin(worst.detach(), y) > 0).float().mean(),
         }
         return ObjectiveResult(loss, logits, None, terms)
 
@@ -148,7 +147,7 @@ Read = TypeVar("Read")
 
 
 class ReadOnce(Generic[Read]):
-    """What was read from a network, for as long as the network is there; a copy begins with nothing.
+    """What was read from the network that was seen last; a copy begins with nothing.
 
     So the copy of an objective trains the copy of a network, and another process reads for itself.
 
@@ -158,7 +157,7 @@ class ReadOnce(Generic[Read]):
 
     def __init__(self, read: Callable[[nn.Module], Read]) -> None:
         self._read = read
-        self._found: tuple[weakref.ref[nn.Module], Read] | None = None
+        self._found: tuple[nn.Module, Read] | None = None
 
     def of(self, model: nn.Module) -> Read:
         """What was read from this network, now or before.
@@ -166,8 +165,8 @@ class ReadOnce(Generic[Read]):
         Args:
             model: The network.
         """
-        if self._found is None or self._found[0]() is not model:
-            self._found = weakref.ref(model), self._read(model)
+        if self._found is None or self._found[0] is not model:
+            self._found = model, self._read(model)
         return self._found[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce[Read]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.certificates.lipschitz_network import TrainedNetwork
 from wdro_train.objectives.base import ObjectiveResult
+from wdro_train.objectives.certified import ReadOnce
 from wdro_train.objectives.training_radii import learn
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.utils.contract import network_of
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 
@@ -50,7 +51,7 @@ class LipschitzDual:
         if not self.ball.delta > 0:
             raise UserError(f"attack.delta={delta} leaves no radius to certify; choose a positive one")
         self.marginal: Marginal = marginal if marginal is not None else DualAscent(rate=0.02)
-        self._known: tuple[weakref.ref[nn.Module], float] | None = None
+        self._networks = ReadOnce(TrainedNetwork)
 
     def check_network(self, model: nn.Module, x: Tensor) -> None:
         """Refuse a network that cannot be trained on its certificate; see `ChecksNetwork`.
@@ -59,7 +60,7 @@ class LipschitzDual:
             model: The network.
             x: Some images.
         """
-        self._constant(TrainedNetwork(model), model, x)
+        self._networks.of(network_of(model)).constant(x)
 
     def __call__(
         self,
@@ -73,14 +74,14 @@ class LipschitzDual:
     ) -> ObjectiveResult:
         """The dual objective on x; see `Objective`."""
         logits = model(x)
-        model = getattr(model, "model", model)  # constants are those of the network, not of the module that trains it
-        network = TrainedNetwork(model)
-        radii = network.radii(logits, y, self._constant(network, model, x))
+        network = self._networks.of(network_of(model))
+        radii = network.radii(logits, y, network.constant(x))
         reach = self.marginal.reach(self.ball, x)
         loss = dual_loss(radii / reach.to(radii), self.ball.p).mean()
         learn(self.marginal, self.ball, radii.clamp(min=0), reducer)
-        certified = (radii.detach() > self.ball.delta).float().mean()
-        return ObjectiveResult(loss, logits, None, {"marginal_distance": reach.float(), "certified": certified})
+        pointwise = (radii.detach() > self.ball.delta).float().mean()
+        terms = {"marginal_distance": reach.float(), "certified_pointwise": pointwise}
+        return ObjectiveResult(loss, logits, None, terms)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the marginal distance; see `Stateful`."""
@@ -89,16 +90,6 @@ class LipschitzDual:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint's marginal distance."""
         self.marginal.load_state_dict(state_dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy begins with: it trains another network."""
-        return {**vars(self), "_known": None}
-
-    def _constant(self, network: TrainedNetwork, model: nn.Module, x: Tensor) -> float:
-        """The features' constant, which training leaves as it is, so that it is computed once."""
-        if self._known is None or self._known[0]() is not model:
-            self._known = weakref.ref(model), network.constant(x)
-        return self._known[1]
 
 
 def dual_loss(u: Tensor, p: float) -> Tensor:

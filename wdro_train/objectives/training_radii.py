@@ -75,7 +75,7 @@ class OneRadius:
     ) -> Tensor:
         """D for each image; see `TrainingRadii`."""
         reach = self.marginal.reach(ball, x)
-        if not isinstance(self.marginal, Fixed) and not math.isinf(ball.p):
+        if not isinstance(self.marginal, Fixed) and not math.isinf(ball.p):  # else there is nothing to learn
             learn(self.marginal, ball, estimated_radii(clean, margins_at, reach), reducer)
         return reach.expand(len(x))
 
@@ -155,6 +155,8 @@ def learn(marginal: Marginal, ball: WassersteinBall, radii: Tensor, reducer: Red
         radii: Certified radii, shape [B]: 0 for misclassified images, inf where nothing nearer than D was found.
         reducer: Joins the ranks that share the global batch; all have B images.
     """
+    if math.isinf(ball.p):  # D is delta
+        return
     everyone = (reducer or LocalReducer()).gather(radii.detach().double()).flatten()
     marginal.update(ball, everyone, torch.ones_like(everyone))
 

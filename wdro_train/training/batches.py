@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from wdro_train.attacks.network_check import check_network
@@ -111,3 +111,16 @@ class BatchInspector:
         x = check_images(x)
         self.examine(model, x)
         return x
+
+
+def is_last_batch(trainer: L.Trainer) -> bool:
+    """Whether the batch that is being validated or tested is the last one of its set.
+
+    Args:
+        trainer: In the middle of a validation or test step.
+    """
+    if trainer.state.fn == TrainerFn.FITTING:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+    else:
+        loop = trainer.test_loop if trainer.state.fn == TrainerFn.TESTING else trainer.validate_loop
+    return loop.batch_progress.is_last_batch

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wdro_train.attacks.network_check import check_logits
-from wdro_train.objectives import Objective, Standard, Stateful, unlearning
+from wdro_train.objectives import Objective, Standard, unlearning
 from wdro_train.training.adversary import Attacker, BatchEvidence, CleanJudge, Judge
-from wdro_train.training.batches import BatchInspector
+from wdro_train.training.batches import BatchInspector, is_last_batch
 from wdro_train.training.divergence import diverged, refuse_nonfinite
 from wdro_train.training.epoch_metrics import JudgedMetrics, TrainingMetrics
 from wdro_train.training.optimization import make_optimization
@@ -25,6 +25,7 @@ from wdro_train.training.resuming import TakenUp, take_up
 from wdro_train.utils.contract import NonFiniteLogitsError, images_of, logits_of
 from wdro_train.utils.distributed import default_reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.learnt import Stateful
 
 CONFIG_KEY = "wdro_train_config"
 """Key of a checkpoint under which the configuration of the run is kept."""
@@ -85,6 +86,11 @@ class RobustClassifier(L.LightningModule):
         """Train on the attacker's images and listen to this judge from now on; its metrics are logged."""
         self.attacker, self.judge = attacker, judge
         self.judged = nn.ModuleDict({stage: JudgedMetrics(stage, judge).to(self.device) for stage in ("val", "test")})
+
+    @property
+    def trained_network(self) -> nn.Module:
+        """The network, for those who read it operation by operation; see `wdro_train.utils.contract.network_of`."""
+        return self.model
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, m] of images [B, C, H, W] in [0, 1]."""
@@ -157,9 +163,9 @@ class RobustClassifier(L.LightningModule):
         """
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.taken_up = take_up(checkpoint, checkpoint.get(CONFIG_KEY), self.config, self.trainer)
-            kept = checkpoint.get(OBJECTIVE_KEY)
-            if isinstance(self.objective, Stateful) and kept and self.taken_up.resumption.measures_the_same:
-                self.objective.load_state_dict(kept)  # what was learnt of another threat is worth nothing
+            kept = OBJECTIVE_KEY in checkpoint and self.taken_up.resumption.measures_the_same
+            if kept and isinstance(self.objective, Stateful):  # what was learnt of another threat is worth nothing
+                self.objective.load_state_dict(checkpoint[OBJECTIVE_KEY])
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> dict[str, BatchEvidence]:
         if dataloader_idx:
@@ -167,12 +173,14 @@ class RobustClassifier(L.LightningModule):
         here = self.inspector.receive(self, batch, batch_idx, self.trainer)
         evidence = self.judge.judge(self, here)
         check_logits(self, here.x, evidence.clean_logits, here.checked.labels)
-        self._judged_metrics(stage).update(evidence)
+        metrics = self._judged_metrics(stage)
+        metrics.update(evidence)
+        if is_last_batch(self.trainer):  # a callback may exchange the weights before the epoch's end, as averaging does
+            metrics.certify(self.judge.rest(self))
         return {"evidence": evidence}
 
     def _log_judged(self, stage: str) -> None:
         metrics = self._judged_metrics(stage)
-        metrics.certify(self.judge.rest(self))
         on_the_bar, others = metrics.take()
         self.log_dict(on_the_bar, prog_bar=True)
         self.log_dict(others)

@@ -1,13 +1,30 @@
-"""What a checkpoint keeps of something that learns in training: numbers, which are checked when they come back."""
+"""What a checkpoint keeps of an object that learns in training: numbers, which are checked when they come back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from wdro_train.utils.errors import UserError
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An attack, a scope or an objective that learns something while it trains, which a checkpoint keeps.
+
+    What it learns is the same on all ranks: it follows from statistics that a `Reducer` has gathered.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: numbers, strings and tensors, in dictionaries and lists."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with what a checkpoint has kept; an empty one starts afresh."""
+        ...
 
 
 def learnt_numbers(state: Any, name: str, *, positive: bool = False) -> dict[str, Tensor]:
@@ -25,6 +42,8 @@ def learnt_numbers(state: Any, name: str, *, positive: bool = False) -> dict[str
         isinstance(key, str)
         and isinstance(value, Tensor)
         and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
         and bool(value.isfinite().all())
         and (not positive or bool((value > 0).all()))
         for key, value in state.items()
@@ -34,7 +53,7 @@ def learnt_numbers(state: Any, name: str, *, positive: bool = False) -> dict[str
             f"the checkpoint's {name} is {_short(state)}, which no training leaves there; resume a file that train.py "
             "wrote, or begin anew from its weights with finetune.ckpt_path=..."
         )
-    return dict(state)
+    return {key: value.detach() for key, value in state.items()}
 
 
 def learnt_number(state: Any, key: str, name: str, *, positive: bool = False) -> Tensor | None:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from wdro_train.attacks import Attack, AttackResult
-from wdro_train.attacks.base import Stateful
 from wdro_train.training.adversary.random_numbers import batch_generator
 from wdro_train.training.batches import StepBatch
 from wdro_train.utils.contract import already_checked
 from wdro_train.utils.distributed import default_reducer
+from wdro_train.utils.learnt import Stateful
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from wdro_train.certificates import Certificate
 from wdro_train.training.adversary.evidence import CertifiedEvidence
 from wdro_train.training.adversary.random_numbers import batch_generator
 from wdro_train.training.batches import StepBatch
+from wdro_train.utils.contract import network_of
 
 # Images of a group. A certificate reads the network anew for each call and searches radii in some ten evaluations,
 # whose cost hardly depends on the number of images while it is small: with groups, interval bounds of the default
@@ -52,8 +53,6 @@ class CertifiedGroups:
         held, self._held = self._held, []
         if not held:
             return None
-        # What is certified is read operation by operation, so the network itself, not the module that trains it.
-        network = getattr(model, "model", model)
         x, y, weight = (torch.cat([getattr(batch, part) for batch, _ in held]) for part in ("x", "y", "weight"))
-        found = self.certificate(network, x, y, generator=batch_generator(self.seed, held[0][0]))
+        found = self.certificate(network_of(model), x, y, generator=batch_generator(self.seed, held[0][0]))
         return CertifiedEvidence(torch.cat([logits for _, logits in held]), y, weight, found.radii)

@@ -55,24 +55,58 @@ class GradualWarmup(L.Callback):
         if not 0 < part <= 1:
             raise UserError(f"part={part} is no share of the run; choose more than 0 and at most 1, or leave it out")
         self.part = float(part)
+        self._steps: float | None = None
+        self._begun_with: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse an objective that has only one strength.
+
+        Raises:
+            UserError: It is none that `WarmsUp`.
+        """
+        objective = getattr(pl_module, "objective", None)
+        if stage == "fit" and not isinstance(objective, WarmsUp):
+            raise UserError(
+                f"objective {type(objective).__name__} has no strength that a gradual warm-up could raise; set "
+                "callbacks.warmup=null, or choose RadiusWarmup to let the radius of the training attack grow"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out how long the run is.
+        """Find out how long the run is; one that is resumed keeps to the length it began with.
 
         Raises:
             UserError: Nobody knows.
         """
         total = trainer.estimated_stepping_batches
-        if math.isinf(total):
+        if not 0 < total < math.inf:  # -1 where an epoch has no known length
             raise UserError(
-                "a gradual warm-up needs the length of the run; set trainer.max_epochs or trainer.max_steps"
+                "a gradual warm-up needs the length of the run; set trainer.max_steps, or trainer.max_epochs with data "
+                "of known length"
             )
-        self._steps = self.part * total
+        self._steps = self._begun_with or self.part * total
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the warm-up is, so that a longer run does not begin it again; empty before training."""
+        return {} if self._steps is None else {"steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep to the length that the run began with.
+
+        Raises:
+            UserError: It is none.
+        """
+        if not state_dict:
+            return
+        steps = state_dict.get("steps")
+        if isinstance(steps, bool) or not (isinstance(steps, int | float) and 0 < steps < math.inf):
+            raise UserError(f"the checkpoint's warm-up lasts {steps!r} steps; resume a file that train.py wrote")
+        self._begun_with = float(steps)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set this step's strength."""
+        assert self._steps is not None
         _warm_up_objective(pl_module, min(1.0, trainer.global_step / self._steps))
 
 
