@@ -188,6 +188,21 @@ def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, cap
     of_another(model)
     terminal.show(enclosed, [])
     assert "lies between" not in capsys.readouterr().out
+    contradict(model)
+    terminal.show(enclosed, [])
+    printed = capsys.readouterr().out
+    assert "lies between" not in printed
+    assert "does not enclose it, as an attack contradicts it" in printed
+    assert "(crown, level 1), contradicted by an attack" in printed
+    assert "less, at" not in printed
+
+
+def contradict(model):
+    """Let an attack flip an image nearer than it is certified."""
+    model["certificate"] |= {"method": "crown", "about": "the network itself", "encloses": False}
+    model["interval"]["certified"] = None
+    for row in model["curves"]:
+        row["certified_lower"] = None
 
 
 def test_several_networks_share_the_error_probability(folder, both):
@@ -267,6 +282,14 @@ def test_a_contradicted_certificate_encloses_nothing():
     assert evidence.enclosure.accuracy(0.1, 2).low == sure.curve.accuracy(0.1, 2)
     wrong = replace(evidence, certificate=replace(sure, curve=RobustnessCurve(d * 1.01)))
     assert wrong.enclosure is wrong.enclosure_under_the_band is None
+    assert wrong.contradicted
+    assert not evidence.contradicted
+    band = wrong.curve.band(0.05)
+    for contradicted, lower in ((False, [max(0, sure.curve.accuracy(0.1, 2) - band.width)]), (True, None)):
+        (row,) = curve_rows(
+            wrong.curve, [2.0], [0.1], band, alone=wrong.curve, certified=sure.curve, contradicted=contradicted
+        )
+        assert row["certified_lower"] == lower
     other = replace(wrong, certificate=replace(wrong.certificate, about="the smoothed classifier"))
     assert other.enclosure is None
     assert certificate_contradicted(wrong.certificate, wrong.curve).figure == 40
@@ -287,6 +310,14 @@ def test_an_area_is_drawn_only_where_the_truth_lies_in_it(enclosed):
     (plot,) = plotly_figures.robustness_curves(enclosed)
     assert not any(trace.get("fillcolor", "").endswith("55") for trace in plot["data"])
     assert sum("of another classifier" in trace["name"] for trace in plot["data"]) == orders
+    contradict(enclosed["models"][0])
+    (axes,) = matplotlib_figures.robustness_curves(enclosed).axes
+    assert len(axes.collections) == orders  # the band above the attack's curve alone
+    assert sum("certified, encloses nothing" in line.get_label() for line in axes.lines) == orders
+    (plot,) = plotly_figures.robustness_curves(enclosed)
+    assert len(plot["data"]) == 3 * orders
+    assert sum("certified, encloses nothing" in trace["name"] for trace in plot["data"]) == orders
+    assert not invalid(enclosed)
 
 
 def objects(content, path="report"):

@@ -1,5 +1,8 @@
 """Certified radii against exact ones, on networks that the command draws."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from wdro_train.tools.certificate_tightness import random_networks, tightness
 
 @pytest.mark.slow
 def test_no_certificate_exceeds_the_exact_radius():
-    rows = {row.method: row for row in tightness(2, 1, seed=1)}
+    rows = {row.method: row for row in tightness(2, 1, seed=1)[0]}
     assert {"ibp", "crown"} <= rows.keys()
     for row in rows.values():
         assert row.images == 2
@@ -29,9 +32,26 @@ def test_a_radius_that_is_too_large_is_counted(monkeypatch):
 
     monkeypatch.setattr(certificate_tightness, "LinearRelaxation", Unsound)
     monkeypatch.setattr(certificate_tightness, "BOUNDS", ("ibp", "crown"))
-    rows = {row.method: row for row in tightness(1, 2, seed=1)}
+    rows = {row.method: row for row in tightness(1, 2, seed=1)[0]}
     assert rows["crown"].above > 0
     assert rows["ibp"].above == 0
+
+
+def test_images_without_an_exact_radius_are_left_out_and_counted(monkeypatch):
+    class Unfinished:
+        def __init__(self, **options):
+            pass
+
+        def narrow(self, network, x, y, low, high, question):
+            low = torch.tensor([0.1 - 1e-5, 0.1, 0.1, 0.999, 0.0])
+            high = torch.tensor([0.1, 0.2, math.inf, math.inf, 0.0])
+            return SimpleNamespace(low=low.double(), high=high.double())
+
+    monkeypatch.setattr(certificate_tightness, "ExactRobustness", Unfinished)
+    rows, left_out = tightness(1, 5, seed=1)
+    assert {row.images for row in rows} == {1}
+    assert left_out == (1, 1, 2)  # a tie; no point flips it; an interval that is still wide, above or altogether open
+    assert "2 images that stayed undecided" in str(left_out)
 
 
 def test_the_draws_are_those_of_the_seed():

@@ -5,11 +5,14 @@ import math
 
 import pytest
 
+from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.tools import command_line, enclosure_table
 
 
-def report(exact=None, certificate=True):
-    sure = {"method": "exact", "radii": [0.0, 0.05, 0.2, 0.3]} | ({} if exact is None else {"exact": exact})
+def report(exact=None, certificate=True, about=THE_NETWORK, encloses=True):
+    sure = {"method": "exact", "radii": [0.0, 0.05, 0.2, 0.3], "about": about, "encloses": encloses} | (
+        {} if exact is None else {"exact": exact}
+    )
     attack = {"steps": 30, "restarts": 1, "targets": 0}
     model = {"name": "net", "images": 4, "certificate": sure if certificate else None}
     return {
@@ -33,6 +36,16 @@ def test_accuracies_are_those_of_the_knapsacks(tmp_path, monkeypatch, capsys):
 
 def test_without_certificate_there_is_an_upper_end_only():
     assert "| 75.00 | 75.00 | 39.06 | 25.00 | none |" in enclosure_table.table([report(certificate=False)])
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [(THE_NETWORK, "exact, contradicted"), ("the smoothed one", "exact, encloses nothing: of the smoothed")],
+)
+def test_what_encloses_nothing_is_in_no_interval(about, says):
+    row = enclosure_table.table([report(about=about, encloses=False)]).splitlines()[-1]
+    assert "| 75.00 | 75.00 | 39.06 | 25.00 |" in row
+    assert says in row
 
 
 @pytest.mark.parametrize("content", ["no json", "{}"])

@@ -103,6 +103,12 @@ class NetworkEvidence:
         """The same without W-PGD, for what is said of the distribution."""
         return self._between(self.curve_under_the_band)
 
+    @property
+    def contradicted(self) -> bool:
+        """Whether an image was flipped nearer than it is certified, so that one of the two is wrong."""
+        sure = self.certificate
+        return sure is not None and sure.of_the_network and Enclosure(sure.curve, self.curve).contradictions > 0
+
     @cached_property
     def worst_case(self) -> WorstCase:
         """The worst case in the ball of the threat."""
@@ -139,8 +145,7 @@ class NetworkEvidence:
         """The enclosure, if there is a certificate, it speaks of the attacked network, and no flip contradicts it."""
         if self.certificate is None or not self.certificate.of_the_network:
             return None
-        both = Enclosure(self.certificate.curve, attacked)
-        return None if Enclosure(self.certificate.curve, self.curve).contradictions else both
+        return None if self.contradicted else Enclosure(self.certificate.curve, attacked)
 
     def _becomes(self, i: int) -> int:
         """The class of an image's nearest flip, by the minimum-norm attack or the exact method."""

@@ -20,9 +20,11 @@ from wdro_train.certificates.exact_questions import Bisection
 from wdro_train.certificates.relaxation import BOUNDS
 from wdro_train.tools import command_line
 from wdro_train.utils import tables
+from wdro_train.utils.errors import UserError
 
 _PRECISION = 2e-3  # relative, of the exact radii and of the search for certified ones
-_BUDGET = 60.0  # seconds an image: these programs take less than one
+_LARGEST = 1.0  # radius at which the ball holds every image of the box
+_BUDGET = 60.0  # seconds an image; an image whose interval is still open then has no exact radius and is left out
 
 
 class Tightness(NamedTuple):
@@ -43,6 +45,27 @@ class Tightness(NamedTuple):
     largest: float
     above: int
     images: int
+
+
+class LeftOut(NamedTuple):
+    """Number of images without an exact radius, by the reason.
+
+    Attributes:
+        misclassified: At distance zero from a misclassified image, by a tie of logits.
+        never_flipped: No image of the box is misclassified.
+        undecided: The time was up, or the solver stopped, before the interval was narrow enough.
+    """
+
+    misclassified: int
+    never_flipped: int
+    undecided: int
+
+    def __str__(self) -> str:
+        """The counts in a sentence."""
+        return (
+            f"left out, since they have no exact radius: {self.undecided} images that stayed undecided, "
+            f"{self.never_flipped} that nothing flips, {self.misclassified} at distance zero"
+        )
 
 
 def random_networks(count: int, images: int, seed: int) -> Iterator[tuple[nn.Sequential, Tensor, Tensor]]:
@@ -71,7 +94,7 @@ def random_networks(count: int, images: int, seed: int) -> Iterator[tuple[nn.Seq
             yield network, x, network(x).argmax(1)
 
 
-def tightness(count: int, images: int, seed: int) -> list[Tightness]:
+def tightness(count: int, images: int, seed: int) -> tuple[list[Tightness], LeftOut]:
     """Every certificate by linear bounds against exact radii.
 
     Args:
@@ -80,22 +103,35 @@ def tightness(count: int, images: int, seed: int) -> list[Tightness]:
         seed: Of the draws.
 
     Returns:
-        A row for each certificate. Images that no point of the box flips, and ties, are left out.
+        A row for each certificate, and the images that are in none.
     """
     exact = ExactRobustness(norm=math.inf, budget=_BUDGET, tolerance=_PRECISION)
     shares: dict[str, list[Tensor]] = {method: [] for method in BOUNDS}
+    left_out = LeftOut(0, 0, 0)
     for network, x, y in random_networks(count, images, seed):
         first = LinearRelaxation(norm=math.inf)(network, x, y)
         open_ = torch.where(first.correct, torch.inf, 0.0).double()
-        truth = exact.narrow(network, x, y, first.radii, open_, Bisection(1.0, _PRECISION)).high
-        finite = truth.isfinite() & (truth > 0)
+        found = exact.narrow(network, x, y, first.radii, open_, Bisection(_LARGEST, _PRECISION))
+        known, reasons = _known_exactly(found.low, found.high)
+        left_out = LeftOut(*(sum(pair) for pair in zip(left_out, reasons, strict=True)))
         for method in BOUNDS:
-            found = LinearRelaxation(norm=math.inf, method=method, tolerance=_PRECISION)(network, x, y).radii
-            shares[method].append((found / truth)[finite])
-    return [_row(method, torch.cat(found)) for method, found in shares.items()]
+            sure = LinearRelaxation(norm=math.inf, method=method, tolerance=_PRECISION)(network, x, y).radii
+            shares[method].append((sure / found.high)[known])
+    return [_row(method, torch.cat(found)) for method, found in shares.items()], left_out
+
+
+def _known_exactly(low: Tensor, high: Tensor) -> tuple[Tensor, LeftOut]:
+    """Which images have an exact radius, and why the others have none."""
+    known = high.isfinite() & (high > 0) & (high - low <= _PRECISION * high)
+    misclassified = high == 0
+    never_flipped = high.isinf() & (_LARGEST - low <= _PRECISION * _LARGEST)
+    undecided = ~(known | misclassified | never_flipped)
+    return known, LeftOut(*(int(part.sum()) for part in (misclassified, never_flipped, undecided)))
 
 
 def _row(method: str, shares: Tensor) -> Tightness:
+    if not len(shares):
+        raise UserError("no image has an exact radius; give more --networks or --images")
     lowest, median, largest = (float(shares.quantile(q)) for q in (0.0, 0.5, 1.0))
     return Tightness(method, lowest, median, largest, int((shares > 1).sum()), len(shares))
 
@@ -107,10 +143,10 @@ def main() -> None:
     parser.add_argument("--images", type=command_line.whole(1), default=1, help="Images for each network.")
     parser.add_argument("--seed", type=command_line.whole(0), default=0, help="Seed of the draws.")
     given = parser.parse_args()
-    rows = tightness(given.networks, given.images, given.seed)
+    rows, left_out = tightness(given.networks, given.images, given.seed)
     body = [[r.method, *(f"{v:.3f}" for v in (r.lowest, r.median, r.largest)), str(r.above)] for r in rows]
     title = f"certified / exact l_inf radius, {rows[0].images} images of {given.networks} random networks"
-    tables.show(title, ["certificate", "lowest", "median", "largest", "above"], body)
+    tables.show(title, ["certificate", "lowest", "median", "largest", "above"], body, str(left_out))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Between which accuracies does the truth lie, network by network? A table from reports of `evaluate.py`.
 
 `python -m wdro_train.tools.enclosure_table REPORT...`. For each network of the reports the certified and the attacked
-accuracy in the ball of the threat, for W_inf, W_2 and W_1 at the same radius, and the effort of both.
+accuracy in the ball of the threat, for W_inf, W_2 and W_1 at the same radius, and the effort of both. Where the
+certificate encloses nothing, it is the attacked accuracy alone.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-from wdro_train.evaluation.report.fields import to_float, to_floats
+from wdro_train.evaluation.report.fields import contradicted, encloses, to_float, to_floats
+from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import command_line
 from wdro_train.utils.errors import UserError
@@ -20,7 +21,7 @@ ORDERS = (math.inf, 2.0, 1.0)
 HEAD = ("network", "images", "radius", "clean", *(f"W_{p:g}" for p in ORDERS), "certificate", "attack")
 
 
-def enclosures(report: dict[str, Any]) -> list[list[str]]:
+def enclosures(report: Report) -> list[list[str]]:
     """A row of the table for each network of a report.
 
     Args:
@@ -30,30 +31,35 @@ def enclosures(report: dict[str, Any]) -> list[list[str]]:
     return [_row(model, delta) for model in report["models"]]
 
 
-def _row(model: dict[str, Any], delta: float) -> list[str]:
+def _row(model: ModelReport, delta: float) -> list[str]:
     distances = RobustnessCurve(to_floats(model["distances"]["values"]))
     sure = model["certificate"]
-    radii = None if sure is None else RobustnessCurve(to_floats(sure["radii"]))
+    radii = None if sure is None or not encloses(model) else RobustnessCurve(to_floats(sure["radii"]))
     accuracies = [f"{100 * distances.clean_accuracy:.2f}"]
     for p in ORDERS:
         attacked = f"{100 * distances.accuracy(delta, p):.2f}"
         accuracies.append(attacked if radii is None else f"{100 * radii.accuracy(delta, p):.2f} .. {attacked}")
     effort = model["distances"]["attack"]
     attack = f"{effort['steps']} steps, {effort['restarts']} restarts, {effort['targets']} targets"
-    return [str(model["name"]), str(model["images"]), f"{delta:.4g}", *accuracies, _certificate(sure), attack]
+    return [str(model["name"]), str(model["images"]), f"{delta:.4g}", *accuracies, _certificate(model), attack]
 
 
-def _certificate(sure: dict[str, Any] | None) -> str:
-    """What was certified by, and how many images the exact method decided."""
+def _certificate(model: ModelReport) -> str:
+    """What was certified by, and how many images the exact method decided; or why the accuracies are attacked ones."""
+    sure = model["certificate"]
     if sure is None:
         return "none"
+    if contradicted(model):
+        return f"{sure['method']}, contradicted: an attack flipped an image nearer than it is certified"
+    if not encloses(model):
+        return f"{sure['method']}, encloses nothing: of {sure['about']}"
     exact = sure.get("exact")
     if exact is None:
         return str(sure["method"])
     return f"{sure['method']}, {exact['budget']:g} s: {exact['decided']} of {exact['asked']} decided"
 
 
-def table(reports: list[dict[str, Any]]) -> str:
+def table(reports: list[Report]) -> str:
     """The table in Markdown.
 
     Args:

@@ -132,6 +132,7 @@ def model(
             band,
             alone=evidence.curve_under_the_band,
             certified=None if evidence.certificate is None else evidence.certificate.curve,
+            contradicted=evidence.contradicted,
         ),
         "interval": interval(evidence, band),
         "worst_case": _worst_case(evidence, movers),

@@ -20,6 +20,7 @@ def curve_rows(
     *,
     alone: RobustnessCurve,
     certified: RobustnessCurve | None,
+    contradicted: bool = False,
 ) -> list[CurveBlock]:
     """A_delta on a grid, and what may be said about the population of the images; one row an order.
 
@@ -28,9 +29,11 @@ def curve_rows(
         orders: Wasserstein orders.
         deltas: Radii.
         band: Gives the ends for the population.
-        alone: From the attacks that look at each image by itself, which is what the upper end needs: the flips of
-            W-PGD, whose images share a budget, are not in it (theory, section 12).
+        alone: Around which the upper end is drawn: from every attack but W-PGD, whose images share a budget, with the
+            exact method (see `NetworkEvidence.curve_under_the_band`).
         certified: From certified radii: lower bounds on A_delta(P^); None if there are none.
+        contradicted: Whether an image was flipped nearer than it is certified, so that nothing follows for the
+            population.
     """
     rows: list[CurveBlock] = []
     for p in orders:
@@ -42,7 +45,7 @@ def curve_rows(
                 "accuracy": curve.accuracies(deltas, p).tolist(),
                 "upper": [band.upper_end(float(a)) for a in alone.accuracies(deltas, p)],
                 "certified": sure,
-                "certified_lower": None if sure is None else [band.lower_end(a) for a in sure],
+                "certified_lower": None if sure is None or contradicted else [band.lower_end(a) for a in sure],
             }
         )
     return rows

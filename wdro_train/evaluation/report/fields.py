@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
 from wdro_train.theory.band import level_with_certificates
 
@@ -105,6 +106,19 @@ def encloses(model: ModelReport) -> bool:
     return certificate is not None and bool(certificate.get("encloses", False))
 
 
+def contradicted(model: ModelReport) -> bool:
+    """Whether an attack flipped an image of the model nearer than it is certified: one of the two is wrong."""
+    certificate = model["certificate"]
+    return certificate is not None and certificate["about"] == THE_NETWORK and not encloses(model)
+
+
+def certified_name(model: ModelReport) -> str:
+    """What a figure's legend calls the certified curve."""
+    if encloses(model):
+        return "certified"
+    return "certified, encloses nothing" if contradicted(model) else "certified, of another classifier"
+
+
 def certificate_note(report: Report) -> str | None:
     """What the certified curves bound, in words; None if there are none.
 
@@ -129,6 +143,7 @@ def headline(model: ModelReport) -> str:
         return f"accuracy left under {ball} is at most {attack}, {images}; how far below, no attack can say"
     if not encloses(model):
         why = f"what {certificate['method']} certifies ({certificate['about']}) does not enclose it"
+        why += ", as an attack contradicts it" if contradicted(model) else ""
         return f"accuracy left under {ball} is at most {attack}, {images}; {why}"
     sure = "certified" if certificate["level"] == 1 else f"certified, level {short(certificate['level'])}"
     least = f"{percent(found['certified'])} ({certificate['method']}, {sure})"

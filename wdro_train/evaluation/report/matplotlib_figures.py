@@ -65,7 +65,7 @@ def robustness_curves(report: Report) -> Figure:
             curve = fields.curve_of(model, p)
             if curve is not None:
                 name = _order(p) if alone else _plain(model["name"])
-                _curve(ax, curve, colour(j if alone else k), name, fields.encloses(model))
+                _curve(ax, curve, colour(j if alone else k), name, model)
         if not alone:
             ax.set_title(_order(p), fontsize=10)
     level = fields.lower_level(report)
@@ -154,20 +154,21 @@ def moved_first(model: ModelReport, pairs: Pairs) -> Figure:
     return draw_pairs(pairs.clean, pairs.adversarial, labels, labels, becomes, title)
 
 
-def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str, enclosed: bool) -> None:
+def _curve(ax: Axes, curve: CurveBlock, shade: str, name: str, model: ModelReport) -> None:
     deltas = to_floats(curve["deltas"])
     band: dict[str, Any] = {"color": shade, "alpha": 0.13, "linewidth": 0}
     ax.fill_between(deltas, to_floats(curve["accuracy"]), to_floats(curve["upper"]), **band)
     ax.plot(deltas, to_floats(curve["accuracy"]), color=shade, label=name)
-    if curve["certified"] is None or curve["certified_lower"] is None:
+    if curve["certified"] is None:
         return
-    sure = to_floats(curve["certified"])
-    ax.fill_between(deltas, to_floats(curve["certified_lower"]), sure, **band)
+    sure, enclosed = to_floats(curve["certified"]), fields.encloses(model)
+    if curve["certified_lower"] is not None:
+        ax.fill_between(deltas, to_floats(curve["certified_lower"]), sure, **band)
     if enclosed:
         ax.fill_between(deltas, sure, to_floats(curve["accuracy"]), **band | {"alpha": 0.35})
-        ax.plot(deltas, sure, color=shade, linestyle="--", label=f"{name}, certified")
-    else:
-        ax.plot(deltas, sure, color=shade, linestyle=":", label=f"{name}, certified, of another classifier")
+    ax.plot(
+        deltas, sure, color=shade, linestyle="--" if enclosed else ":", label=f"{name}, {fields.certified_name(model)}"
+    )
 
 
 def _first_order_lines(ax: Axes, p: Any, rows: list[PosterRow], shade: str) -> None:

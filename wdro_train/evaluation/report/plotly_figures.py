@@ -26,7 +26,7 @@ def robustness_curves(report: Report) -> list[Plot]:
             curve = fields.curve_of(model, p)
             if curve is not None:
                 name = _order(p) if alone else escape(fields.label(model["name"]))
-                traces += _curve(curve, colour(k), name, fields.encloses(model))
+                traces += _curve(curve, colour(k), name, model)
         title = "" if alone else f"order p = {fields.short(group[0][1])}"
         layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub>")
         layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
@@ -116,11 +116,12 @@ def ratios(report: Report) -> list[Plot]:
     return plots
 
 
-def _curve(curve: CurveBlock, shade: str, name: str, enclosed: bool) -> list[Plot]:
+def _curve(curve: CurveBlock, shade: str, name: str, model: ModelReport) -> list[Plot]:
     """Attack curve with the band above it, certified curve with the band below it, and the area between them.
 
     The area is drawn where the truth lies in it. A certificate of another classifier than the one that is attacked
-    (smoothing) has its curve and band, and no area. All are switched on and off together.
+    (smoothing) has its curve and band, and no area; one that an attack contradicts has its curve alone. All are
+    switched on and off together.
     """
     deltas, group = to_floats(curve["deltas"]), {"legendgroup": name}
     edge = {"mode": "lines", "line": {"width": 0, "color": shade}, "showlegend": False, "hoverinfo": "skip"} | group
@@ -129,16 +130,16 @@ def _curve(curve: CurveBlock, shade: str, name: str, enclosed: bool) -> list[Plo
         _trace(deltas, to_floats(curve["upper"]), name, **edge),
         _trace(deltas, to_floats(curve["accuracy"]), name, mode="lines", line={"color": shade}, **fill, **group),
     ]
-    if curve["certified"] is not None and curve["certified_lower"] is not None:
-        lower = _trace(deltas, to_floats(curve["certified_lower"]), name, **edge)
-        values = to_floats(curve["certified"])
-        if enclosed:
-            line, area = {"color": shade, "dash": "dash"}, {"fill": "tonexty", "fillcolor": shade + "55"}
-            sure = _trace(deltas, values, f"{name}, certified", mode="lines", line=line, **area, **group)
-            traces += [sure, lower | fill]  # each area goes up to the line before it
+    if curve["certified"] is not None:
+        lower = _trace(deltas, to_floats(curve["certified_lower"] or []), name, **edge)
+        enclosed = fields.encloses(model)
+        line = {"color": shade, "dash": "dash" if enclosed else "dot"}
+        called = f"{name}, {fields.certified_name(model)}"
+        sure = _trace(deltas, to_floats(curve["certified"]), called, mode="lines", line=line, **group)
+        if enclosed:  # each area goes up to the line before it
+            traces += [sure | {"fill": "tonexty", "fillcolor": shade + "55"}, lower | fill]
         else:
-            line, other = {"color": shade, "dash": "dot"}, f"{name}, certified, of another classifier"
-            traces += [lower, _trace(deltas, values, other, mode="lines", line=line, **fill, **group)]
+            traces += [sure] if curve["certified_lower"] is None else [lower, sure | fill]
     return traces
 
 

@@ -12,6 +12,7 @@ from wdro_train.evaluation.report.fields import (
     beyond_the_images,
     by_loss,
     column,
+    contradicted,
     headline,
     lower_level,
     percent,
@@ -55,7 +56,9 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     sure = model["certificate"]
     if sure is not None:
         title = f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
-        title += _lower_end(model["band"], lower_level(report))
+        title += (
+            ", contradicted by an attack" if contradicted(model) else _lower_end(model["band"], lower_level(report))
+        )
         _show_curves(title, RobustnessCurve(to_floats(sure["radii"])), orders, delta)
     console.print(
         f"W_{to_float(worst['p']):g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
