@@ -1,6 +1,7 @@
 """Certified columns of a study: which method gets which certificate, and what is refused."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,9 @@ from oracles import reference_images, reference_network
 
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.theory.robustness_curve import RobustnessCurve
-from wdro_train.tools import certified_runs
+from wdro_train.tools import certified_runs, compare_methods
 from wdro_train.tools.accuracies import accuracies, curves, radii_of_curves
-from wdro_train.tools.certified_runs import certify, chosen_certificates, named_certificate, refuse_uncovered
+from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.method_tables import certified_note, figures, summary
 from wdro_train.utils.errors import UserError
 
@@ -36,12 +37,43 @@ def test_one_certificate_for_all_and_others_by_method():
         chosen_certificates("trades=ibp,trades=crown", METHODS)
 
 
-def test_smoothing_is_refused_since_it_is_of_another_classifier():
-    with pytest.raises(UserError, match="its smoothed version"):
-        named_certificate("smoothing", 2)
-    with pytest.raises(UserError, match="unknown"):
-        named_certificate("cron", 2)
-    assert named_certificate("ibp", math.inf).norm == math.inf
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("smoothing", "its smoothed version"), ("exact", "run evaluate.py certificate.method=exact"), ("cron", "unknown")],
+)
+def test_certificates_that_no_table_can_hold_are_refused(name, says):
+    for given in (name, f"trades={name}"):
+        with pytest.raises(UserError, match=says):
+            chosen_certificates(given, METHODS)
+
+
+def certified(method, name="ibp", images=50):
+    return {"method": method, "images": 50} | ({"certified": {"method": name, "images": images}} if name else {})
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "says"),
+    [
+        ({"a_0": certified("a"), "a_1": certified("a", "crown")}, {}, "a_0 has ibp on 50 images, a_1 has crown on 50"),
+        ({"a_0": certified("a"), "a_1": certified("a", images=20)}, {}, "a_1 has ibp on 20 images"),
+        ({"a_0": certified("a"), "a_1": certified("a", None)}, {}, "a_1 has no certificate"),
+        ({"a_0": certified("a"), "a_1": certified("a", None)}, {"a": "ibp"}, "a_1 has no certificate"),  # folder gone
+        ({"a_0": certified("a")}, {"a": "crown"}, "a_0 was certified by ibp on 50 images; give --certificate a=ibp"),
+        ({"a_0": certified("a", images=20)}, {"a": "ibp"}, "a_0 was certified by ibp on 20 images"),
+        ({"a_0": certified("a"), "a_1": certified("a"), "b_0": certified("b", "crown")}, {"a": "ibp"}, None),
+        ({"a_0": certified("a", None)}, {}, None),
+    ],
+)
+def test_results_whose_run_is_gone_are_certified_alike(known, asked, says):
+    given = SimpleNamespace(norm=math.inf, certificate_images=None)
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        compare_methods._refuse_other_certificates([], known, asked, given)
+
+
+def test_a_new_run_gets_the_certificate_of_the_others():
+    given, known = SimpleNamespace(norm=math.inf, certificate_images=None), {"a_0": certified("a")}
+    with pytest.raises(UserError, match="a_0 has ibp on 50 images, a_1 has no certificate"):
+        compare_methods._refuse_other_certificates([Path("runs/a_1")], known, {}, given)
 
 
 @pytest.fixture

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import torch
 
-from wdro_train.certificates import Certificate
 from wdro_train.certificates.base import THE_NETWORK
+from wdro_train.certificates.named import PlainName, named_certificate, one_of
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
-from wdro_train.evaluation.certified_curve import make_certificate
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.theory.enclosure import Enclosure
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -44,7 +43,7 @@ def certify(
 
     Args:
         network: The network of the run.
-        method: Name of the certificate, as `certificate.method` of `evaluate.py` takes it.
+        method: Name of the certificate, one of those that `chosen_certificates` gives.
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images; None for all.
@@ -96,25 +95,6 @@ def refuse_uncovered(network: JudgedNetwork, method: str, norm: float) -> None:
         raise UserError(f"{network.path} is not covered by {method}: {error}") from error
 
 
-def named_certificate(method: str, norm: float) -> Certificate:
-    """A deterministic certificate of the network itself, by its name.
-
-    Args:
-        method: As `certificate.method` of `evaluate.py` takes it.
-        norm: Ground norm.
-
-    Raises:
-        UserError: No such certificate, or one of another classifier than the network that is attacked.
-    """
-    if method == "smoothing":
-        raise UserError(
-            f"--certificate smoothing is not about {THE_NETWORK} but about its smoothed version, which the attacks of "
-            "the table are not run on; choose another one, such as crown"
-        )
-    # The last three are those of smoothing, which is not made here.
-    return make_certificate(method, norm=norm, images=1, batch_size=BATCH_SIZE, sigma=0.25, samples=1, alpha=0.001)
-
-
 def chosen_certificates(text: str, methods: Sequence[str]) -> dict[str, str]:
     """The certificate of each training method.
 
@@ -126,7 +106,8 @@ def chosen_certificates(text: str, methods: Sequence[str]) -> dict[str, str]:
         Names of certificates by method; without those methods that get none.
 
     Raises:
-        UserError: A method of which there is no run, or two certificates for one.
+        UserError: A method of which there is no run, two certificates for one, or a certificate that these tables
+            cannot hold.
     """
     chosen: dict[str | None, str] = {}
     for part in filter(None, text.split(",")):
@@ -136,8 +117,25 @@ def chosen_certificates(text: str, methods: Sequence[str]) -> dict[str, str]:
                 f"--certificate {text} names two certificates for {key or 'all methods'}; give one, and others as "
                 "<method>=<certificate>"
             )
+        _refuse_certificate(name)
         chosen[key] = name
     if unknown := sorted(key for key in chosen if key is not None and key not in methods):
         raise UserError(f"--certificate: no run of {', '.join(unknown)}; choose from {', '.join(sorted(methods))}")
     found = {method: chosen.get(method, chosen.get(None)) for method in methods}
     return {method: name for method, name in found.items() if name is not None}
+
+
+def _refuse_certificate(name: str) -> None:
+    """Refuse a certificate that is unknown, or whose figures would not be comparable within a table."""
+    if name == "smoothing":
+        raise UserError(
+            f"--certificate smoothing is not about {THE_NETWORK} but about its smoothed version, which the attacks of "
+            "the table are not run on; choose another one, such as crown"
+        )
+    if name == "exact":
+        raise UserError(
+            "--certificate exact depends on the time for an image and the threat, which a table of several radii does "
+            "not have; run evaluate.py certificate.method=exact, or choose another one, such as crown"
+        )
+    if name not in get_args(PlainName):
+        raise UserError(f"--certificate {name} is unknown; choose {one_of(PlainName)}")

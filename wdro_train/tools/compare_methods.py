@@ -15,11 +15,12 @@ from pathlib import Path
 
 from rich.progress import track
 
+from wdro_train.certificates.named import named_certificate
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
-from wdro_train.tools.certified_runs import certify, chosen_certificates, named_certificate, refuse_uncovered
+from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import certified_note, figures, summary
@@ -178,27 +179,42 @@ def _refuse_other_samples(known: dict[str, JudgedRun], chosen: dict[str, list[st
 def _refuse_other_certificates(
     runs: Sequence[Path], known: dict[str, JudgedRun], sure: dict[str, str], given: argparse.Namespace
 ) -> None:
-    """Refuse a certificate that covers not all networks it is asked for, or is not that of earlier runs.
+    """Refuse to put certified figures that are not alike into one column, and certificates that do not cover a network.
+
+    Results count whether the folder of their run is still there or not.
 
     Raises:
-        UserError: A run was certified otherwise, or cannot be.
+        UserError: A run was certified otherwise than is asked for, or cannot be; or the runs of a method would not all
+            have the same certificate on the same number of images.
     """
     for name in sorted(set(sure.values())):
         named_certificate(name, given.norm)
-    for run in runs:
-        done = known[run.name].get("certified") if run.name in known else None
-        method = run.name.rpartition("_")[0]
-        if method not in sure:
-            continue
-        if done is None:
-            refuse_uncovered(chosen_network(given, run / BEST_CHECKPOINT), sure[method], given.norm)
-            continue
-        images = given.certificate_images or known[run.name]["images"]
-        if (done["method"], done["images"]) != (sure[method], min(images, known[run.name]["images"])):
+    folders = {run.name: run for run in runs}
+    total = max((result["images"] for result in known.values()), default=None)
+    images = total if given.certificate_images is None else min(given.certificate_images, total or math.inf)
+    planned: dict[str, dict[str, str]] = {}
+    for name in sorted({*folders, *known}):
+        method, done = name.rpartition("_")[0], known[name].get("certified") if name in known else None
+        will = f"{sure[method]} on {images or 'all'} images" if method in sure and name in folders else "no certificate"
+        if done is not None:
+            will = f"{done['method']} on {done['images']} images"
+            if method in sure and (done["method"], done["images"]) != (sure[method], images):
+                raise UserError(
+                    f"{name} was certified by {will}; give --certificate {method}={done['method']} "
+                    f"--certificate-images {done['images']}, or another --out"
+                )
+        planned.setdefault(method, {}).setdefault(will, name)
+    for method, names in planned.items():
+        if len(names) > 1:
+            parts = ", ".join(f"{name} has {will}" for will, name in names.items())
             raise UserError(
-                f"{run.name} was certified by {done['method']} on {done['images']} images; give --certificate "
-                f"{method}={done['method']} --certificate-images {done['images']}, or another --out"
+                f"the runs of {method} would not be certified alike: {parts}; give the folder of all of them "
+                "and one certificate, or another --out"
             )
+    for name, run in folders.items():
+        method = name.rpartition("_")[0]
+        if method in sure and (name not in known or "certified" not in known[name]):
+            refuse_uncovered(chosen_network(given, run / BEST_CHECKPOINT), sure[method], given.norm)
 
 
 def _complete(
@@ -236,12 +252,13 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     text = _ABOVE_THE_TABLE.format(certified=f" {about[0].upper()}{about[1:]}." if about else "")
     write_text(given.out / "table.md", text + tables.markdown(head, body))
     figures(results, given.deltas, given.out, shown)
+    width = tables.rounded_up(100 * band_width(results[0]["images"]), 2)
     tables.show(
         f"{given.out.name}: {results[0]['images']} test images as one distribution, l_{given.norm:g}",
         head,
         body,
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
-        f"{100 * band_width(results[0]['images']):.2f} points higher at 95 %; W_p by the knapsack over MinimalDistance "
+        f"{width} points higher at 95 %; W_p by the knapsack over MinimalDistance "
         f"(upper bounds); {about + '; ' if about else ''}passes: forward and backward passes of a training step, in "
         "pairs an image",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from io import StringIO
 
 from rich import box
@@ -53,6 +55,41 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     console.print(table)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.strip() for line in console.file.getvalue().splitlines() if line.strip()) + "\n"
+
+
+def rounded_down(value: float, digits: int = 4) -> str:
+    """A lower bound with so many decimals, as a number that is not above it.
+
+    Beyond the ninth decimal, where sums over images have rounding errors of their own, it is rounded to the nearest.
+
+    Args:
+        value: The bound; NaN and infinities are written as they are.
+        digits: Decimals.
+
+    >>> rounded_down(0.29), rounded_down(0.12349), rounded_down(-0.12341)
+    ('0.2900', '0.1234', '-0.1235')
+    """
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def rounded_up(value: float, digits: int = 4) -> str:
+    """An upper bound with so many decimals, as a number that is not below it; see `rounded_down`.
+
+    Args:
+        value: The bound; NaN and infinities are written as they are.
+        digits: Decimals.
+
+    >>> rounded_up(0.1 + 0.2), rounded_up(0.12341), rounded_up(-0.00001)
+    ('0.3000', '0.1235', '0.0000')
+    """
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def _rounded(value: float, digits: int, towards: str) -> str:
+    if not math.isfinite(value):
+        return f"{value:g}"
+    found = Decimal(f"{value:.9f}").quantize(Decimal(1).scaleb(-digits), towards)
+    return f"{found + 0}"  # and not -0.0
 
 
 def four_decimals(value: float | None) -> str:
