@@ -182,7 +182,9 @@ def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, cap
     worst = model["worst_case"]
     least = RobustnessCurve(model["certificate"]["radii"]).accuracy(worst["delta"], float(worst["p"]))
     terminal.show(enclosed, [])
-    expected = f"lies between {100 * least:.1f} % (crown, certified) and {100 * worst['accuracy']:.1f} % (attack)"
+    expected = (
+        f"lies between {fields.at_least(least)} (crown, certified) and {fields.at_most(worst['accuracy'])} (attack)"
+    )
     assert expected in capsys.readouterr().out
     assert expected in Tags(page_of(enclosed)).text
     of_another(model)
@@ -254,7 +256,7 @@ def test_certified_networks_are_enclosed_and_compared(certified, capsys):
     printed = capsys.readouterr().out
     assert "first minus second under W_2 0.02, same images: the attacks' upper bounds differ by" in printed
     for text in (printed, Tags(page_of(certified)).text):
-        assert f"{fields.percent(certified['models'][0]['interval']['certified'])} (crown, certified)" in text
+        assert f"{fields.at_least(certified['models'][0]['interval']['certified'])} (crown, certified)" in text
         assert fields.between(row["enclosed_low"], row["enclosed_high"]) in text
 
 

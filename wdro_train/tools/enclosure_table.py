@@ -16,6 +16,7 @@ from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import command_line
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.tables import rounded_down, rounded_up
 
 ORDERS = (math.inf, 2.0, 1.0)
 HEAD = ("network", "images", "radius", "clean", *(f"W_{p:g}" for p in ORDERS), "certificate", "attack")
@@ -37,8 +38,9 @@ def _row(model: ModelReport, delta: float) -> list[str]:
     radii = None if sure is None or not encloses(model) else RobustnessCurve(to_floats(sure["radii"]))
     accuracies = [f"{100 * distances.clean_accuracy:.2f}"]
     for p in ORDERS:
-        attacked = f"{100 * distances.accuracy(delta, p):.2f}"
-        accuracies.append(attacked if radii is None else f"{100 * radii.accuracy(delta, p):.2f} .. {attacked}")
+        attacked = rounded_up(100 * distances.accuracy(delta, p), 2)
+        certified = "" if radii is None else f"{rounded_down(100 * radii.accuracy(delta, p), 2)} .. "
+        accuracies.append(certified + attacked)
     effort = model["distances"]["attack"]
     attack = f"{effort['steps']} steps, {effort['restarts']} restarts, {effort['targets']} targets"
     return [str(model["name"]), str(model["images"]), f"{delta:.4g}", *accuracies, _certificate(model), attack]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from wdro_train.theory.band import band_width
 from wdro_train.theory.robustness_curve import Floats
 from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.utils.files import replacing
+from wdro_train.utils.tables import rounded_down
 
 _LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
 _MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
@@ -45,7 +46,7 @@ def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[
         row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
         for p in ("inf", "2", "1") if any("certified" in r for r in results) else ():
             sure = [r["certified"]["accuracies"][p][wide] for r in group if "certified" in r]
-            row[f"certified W_{p} {wide}"] = _spread(sure) if sure else ""
+            row[f"certified W_{p} {wide}"] = _spread(sure, rounded_down) if sure else ""
         checked = [r["check"] for r in group if "check" in r]
         row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
         pushed = [r["effort"] for r in group if "effort" in r]
@@ -76,9 +77,9 @@ def certified_note(results: Sequence[JudgedRun]) -> str:
     return f"certified figures are lower bounds, by {'; '.join(parts)}"
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], written: Callable[[float, int], str] = "{:.{}f}".format) -> str:
     percent = [100 * value for value in values]
-    return f"{statistics.mean(percent):.1f}" + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
+    return written(statistics.mean(percent), 1) + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
 
 
 def figures(

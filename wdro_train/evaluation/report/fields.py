@@ -9,6 +9,7 @@ from typing import Any, Literal
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
 from wdro_train.theory.band import level_with_certificates
+from wdro_train.utils.tables import rounded_down, rounded_up
 
 CurveKey = Literal["accuracy", "upper", "certified", "certified_lower"]
 # Okabe and Ito's colours, told apart by colour-blind readers and on both light and dark ground.
@@ -46,6 +47,18 @@ def percent(value: Any) -> str:
     """A share in per cent, or a dash where there is nothing."""
     x = to_float(value)
     return "–" if math.isnan(x) else f"{100 * x:.1f} %"
+
+
+def at_least(value: Any) -> str:
+    """A lower bound of a share in per cent, rounded down; a dash where there is none."""
+    x = to_float(value)
+    return "–" if math.isnan(x) else f"{rounded_down(100 * x, 1)} %"
+
+
+def at_most(value: Any) -> str:
+    """An upper bound of a share in per cent, rounded up; a dash where there is none."""
+    x = to_float(value)
+    return "–" if math.isnan(x) else f"{rounded_up(100 * x, 1)} %"
 
 
 def loss_name(loss: str) -> str:
@@ -138,7 +151,7 @@ def headline(model: ModelReport) -> str:
     """Between which accuracies the truth lies in the ball of the threat, in one sentence."""
     found, certificate = model["interval"], model["certificate"]
     ball = f"W_{short(found['p'])} {short(found['delta'])}"
-    attack, images = f"{percent(found['attacked'])} (attack)", f"{model['images']:,} images"
+    attack, images = f"{at_most(found['attacked'])} (attack)", f"{model['images']:,} images"
     if certificate is None:
         return f"accuracy left under {ball} is at most {attack}, {images}; how far below, no attack can say"
     if not encloses(model):
@@ -146,7 +159,7 @@ def headline(model: ModelReport) -> str:
         why += ", as an attack contradicts it" if contradicted(model) else ""
         return f"accuracy left under {ball} is at most {attack}, {images}; {why}"
     sure = "certified" if certificate["level"] == 1 else f"certified, level {short(certificate['level'])}"
-    least = f"{percent(found['certified'])} ({certificate['method']}, {sure})"
+    least = f"{at_least(found['certified'])} ({certificate['method']}, {sure})"
     return f"accuracy left under {ball} lies between {least} and {attack}, {images}"
 
 
@@ -155,11 +168,11 @@ def beyond_the_images(report: Report, model: ModelReport) -> str:
     found, band = model["interval"], model["band"]
     jointly = f", for all {band['networks']} networks jointly" if band["networks"] > 1 else ""
     level = f"at {100 * (band['level'] if found['lower_end'] is None else lower_level(report)):.4g} %{jointly}"
-    high, ratio = percent(found["upper_end"]), percent(found["ratio_upper_end"])
+    high, ratio = at_most(found["upper_end"]), at_most(found["ratio_upper_end"])
     if found["lower_end"] is None:
         return f"on the distribution of the images at most {high}, ratio to clean accuracy at most {ratio}, {level}"
-    low = percent(found["lower_end"])
-    ratios = f"{percent(found['ratio_lower_end'])} .. {ratio}"
+    low = at_least(found["lower_end"])
+    ratios = f"{at_least(found['ratio_lower_end'])} .. {ratio}"
     return f"on the distribution of the images {low} .. {high}, ratio to clean accuracy {ratios}, {level}"
 
 
@@ -170,9 +183,11 @@ def lower_level(report: Report) -> float:
 
 
 def between(low: Any, high: Any) -> str:
-    """An interval of shares, or of their differences, in per cent; a dash where there is none."""
+    """An interval of shares, or of their differences, in per cent, rounded outwards; a dash where there is none."""
     ends = [to_float(low), to_float(high)]
-    return "–" if any(map(math.isnan, ends)) else " .. ".join(f"{100 * end:.1f}" for end in ends) + " %"
+    if any(map(math.isnan, ends)):
+        return "–"
+    return f"{rounded_down(100 * ends[0], 1)} .. {rounded_up(100 * ends[1], 1)} %"
 
 
 def accuracy_at(curve: CurveBlock, delta: float, key: CurveKey = "accuracy") -> float:

@@ -77,6 +77,8 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
     environment.filters |= {
         "short": fields.short,
         "percent": fields.percent,
+        "at_least": fields.at_least,
+        "at_most": fields.at_most,
         "cell": _cell,
         "loss": fields.loss_name,
         "at": fields.accuracy_at,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from wdro_train.evaluation.report.fields import (
+    at_most,
     between,
     beyond_the_images,
     by_loss,
@@ -52,14 +53,16 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     )
     curve = RobustnessCurve(to_floats(model["distances"]["values"]))
     orders = to_floats(row["p"] for row in model["curves"])
-    _show_curves(f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}", curve, orders, delta)
+    _show_curves(
+        f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}", curve, orders, delta, tables.rounded_up
+    )
     sure = model["certificate"]
     if sure is not None:
         title = f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
         title += (
             ", contradicted by an attack" if contradicted(model) else _lower_end(model["band"], lower_level(report))
         )
-        _show_curves(title, RobustnessCurve(to_floats(sure["radii"])), orders, delta)
+        _show_curves(title, RobustnessCurve(to_floats(sure["radii"])), orders, delta, tables.rounded_down)
     console.print(
         f"W_{to_float(worst['p']):g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
         f"correct images, up to distance {to_float(worst['marginal_distance']):.4g}",
@@ -86,10 +89,12 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
         console.print(f"warning: {warning['text']}", soft_wrap=True)
 
 
-def _show_curves(title: str, curve: RobustnessCurve, orders: Sequence[float], delta: float) -> None:
-    """Accuracies around the threat's radius, one row an order."""
+def _show_curves(
+    title: str, curve: RobustnessCurve, orders: Sequence[float], delta: float, written: Callable[[float], str]
+) -> None:
+    """Accuracies around the threat's radius, one row an order, rounded to the side that keeps a bound one."""
     wanted = [share * delta for share in _SHARES]
-    rows = [[f"W_{p:g}", *(tables.four_decimals(a) for a in curve.accuracies(wanted, p))] for p in orders]
+    rows = [[f"W_{p:g}", *(written(a) for a in curve.accuracies(wanted, p))] for p in orders]
     tables.show(title, ["ball", *(f"delta {radius:.4g}" for radius in wanted)], rows)
 
 
@@ -124,7 +129,7 @@ def _show_differences(console: Console, found: DifferencesBlock) -> None:
         console.print(
             f"intervals on the distribution are normal ones of the images in pairs, all {len(found['rows'])} of a kind "
             f"jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once they are "
-            f"within {100 * found['width']:.1f} % of what is seen here (attacks' upper bounds)",
+            f"within {at_most(found['width'])} of what is seen here (attacks' upper bounds)",
             soft_wrap=True,
         )
     for sentence in found["left_out"]:
@@ -159,14 +164,17 @@ def _upper_end(band: BandBlock) -> str:
     """What an attack's accuracy says about the population."""
     if band["sided"] == "lower":
         return ""
-    return f"; on the distribution at most {band['width']:.4f} more, at {100 * band['level']:g} %{_jointly(band)}"
+    width = tables.rounded_up(band["width"])
+    return f"; on the distribution at most {width} more, at {100 * band['level']:g} %{_jointly(band)}"
 
 
 def _lower_end(band: BandBlock, level: float) -> str:
     """What a certified accuracy says about the population, at the level that certificates leave."""
     if band["sided"] == "upper":
         return ""
-    return f"; on the distribution at most {band['width']:.4f} less, at {100 * level:.4g} %{_jointly(band)}"
+    return (
+        f"; on the distribution at most {tables.rounded_up(band['width'])} less, at {100 * level:.4g} %{_jointly(band)}"
+    )
 
 
 def _jointly(band: BandBlock) -> str:
