@@ -10,14 +10,16 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.certificates import ExactRobustness, LinearRelaxation
+from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.exact_questions import AtRadius
-from wdro_train.evaluation.certified_curve import certified_curve
-from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.certified_curve import CertifiedCurve, certified_curve
+from wdro_train.evaluation.distances import FoundDistances, find_distances
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
-from wdro_train.evaluation.exact_intervals import chosen_question, exact_intervals
+from wdro_train.evaluation.exact_intervals import ExactIntervals, chosen_question, exact_intervals
 from wdro_train.evaluation.measurements import Narrowed
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.report.intervals import differences
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -122,6 +124,42 @@ def test_the_evidence_counts_proofs_and_counterexamples(judged):
         if after.exact.distances[mover.index] < found.distances[mover.index]:
             assert after.exact.rivals[mover.index] == mover.becomes
     assert correct(engine.model(x), torch.as_tensor(found.labels)).sum() == 11
+
+
+def test_the_interval_of_the_distribution_has_no_part_in_what_exact_chose_by_the_whole_set():
+    threat, d = ball(2, 0.1), np.linspace(0.05, 0.4, 60)
+    found = FoundDistances(d, np.zeros(60, int), np.ones(60, bool), np.ones(60, int), 0, 0)
+    weaker = FoundDistances(np.sqrt(d) / 2, np.zeros(60, int), np.ones(60, bool), np.ones(60, int), 0, 0)
+    sure = CertifiedCurve("exact", 1.0, THE_NETWORK, RobustnessCurve(d / 3))
+    plain = NetworkEvidence(threat, "all", "digest", found, certificate=sure)
+    flips = np.where(np.arange(60) % 3 == 0, 0.9 * d, INF)
+    exact = ExactIntervals(d / 2, d / 3, flips, np.full(60, -1), 60, 0, 60, 20, 1.0)
+    narrowed = replace(plain, certificate=replace(sure, curve=RobustnessCurve(exact.radii)), exact=exact)
+    other = NetworkEvidence(threat, "all", "digest", weaker)
+    (before,), (after,) = (differences([one, other], ["a", "b"], threat, 0.05)["rows"] for one in (plain, narrowed))
+    assert (after["lower_end"], after["upper_end"]) == (before["lower_end"], before["upper_end"])
+    assert before["lower_end"] < before["enclosed_low"] < after["enclosed_low"]
+    assert after["enclosed_high"] < before["enclosed_high"] < before["upper_end"]
+
+
+def test_certifying_a_set_certifies_each_image_once(tmp_path):
+    seen = []
+
+    class Seeing(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.flatten(1)
+
+    def certificate(model, x, y, generator=None):
+        model(x)
+        return Radii(torch.ones(len(x)).double(), y == y, INF, 1.0, THE_NETWORK)
+
+    batches = [(torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)) for _ in range(2)]
+    engine = Engine(Seeing(), batches, PieceStore(tmp_path, {}))
+    assert certified_curve(engine, certificate, "mine").about == THE_NETWORK
+    assert seen == [3, 3]
+    assert certified_curve(engine, certificate, "mine").about == THE_NETWORK
+    assert seen == [3, 3, 1]  # all is in the store, which does not know of whom it speaks
 
 
 def test_the_question_follows_from_the_threat():

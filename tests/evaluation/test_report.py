@@ -283,7 +283,7 @@ def test_a_contradicted_certificate_encloses_nothing():
     evidence = NetworkEvidence(ball, "all of them", "digest", found, certificate=sure)
     assert evidence.enclosure.accuracy(0.1, 2).low == sure.curve.accuracy(0.1, 2)
     wrong = replace(evidence, certificate=replace(sure, curve=RobustnessCurve(d * 1.01)))
-    assert wrong.enclosure is wrong.enclosure_under_the_band is None
+    assert wrong.enclosure is wrong.enclosure_image_by_image is None
     assert wrong.contradicted
     assert not evidence.contradicted
     band = wrong.curve.band(0.05)

@@ -103,12 +103,15 @@ def certified_curve(engine: Engine, certificate: Certificate, method: str) -> Ce
         certificate: Its radii are in the norm of the curve that they are to bound.
         method: Its name, for the report.
     """
+    about: set[str] = set()
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         found = certificate(engine.model, x, y, generator=generator)
+        about.add(found.about)
         return {"radii": found.radii.cpu().numpy(), "level": found.radii.new_full((1,), found.level).cpu().numpy()}
 
     joined = engine.run(Stage(f"certificate_{method}", certificate, work), ("radii", "level"))
-    x, y = next(iter(engine.batches))
-    sample = certificate(engine.model, x[:1].to(engine.device), y[:1].to(engine.device))
-    return CertifiedCurve(method, float(joined["level"].min()), sample.about, RobustnessCurve(joined["radii"]))
+    if not about:  # every batch was in the store, or done by other processes
+        x, y = next(iter(engine.batches))
+        about.add(certificate(engine.model, x[:1].to(engine.device), y[:1].to(engine.device)).about)
+    return CertifiedCurve(method, float(joined["level"].min()), about.pop(), RobustnessCurve(joined["radii"]))

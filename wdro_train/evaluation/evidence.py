@@ -95,13 +95,25 @@ class NetworkEvidence:
 
     @cached_property
     def enclosure(self) -> Enclosure | None:
-        """Certified curve and curve of all attacks, between which the truth on these images lies; None without."""
-        return self._between(self.curve)
+        """Certified curve and curve of all attacks, between which the truth on these images lies.
+
+        None if there is no certificate, it speaks of another classifier, or a flip contradicts it.
+        """
+        if self.certificate is None or not self.certificate.of_the_network or self.contradicted:
+            return None
+        return Enclosure(self.certificate.curve, self.curve)
 
     @cached_property
-    def enclosure_under_the_band(self) -> Enclosure | None:
-        """The same without W-PGD, for what is said of the distribution."""
-        return self._between(self.curve_under_the_band)
+    def enclosure_image_by_image(self) -> Enclosure | None:
+        """From radii and distances each of which depends on its image alone, for the normal intervals of differences.
+
+        The exact method chooses by the whole set which images it asks about and where, so neither its proofs nor its
+        flips are in it.
+        """
+        if self.certificate is None or self.enclosure is None:
+            return None
+        radii = self.certificate.curve if self.exact is None else RobustnessCurve(self.exact.before)
+        return Enclosure(radii, self.curve_image_by_image)
 
     @property
     def contradicted(self) -> bool:
@@ -140,12 +152,6 @@ class NetworkEvidence:
             )
             for i in moved[np.argsort(distances[moved], kind="stable")]
         )
-
-    def _between(self, attacked: RobustnessCurve) -> Enclosure | None:
-        """The enclosure, if there is a certificate, it speaks of the attacked network, and no flip contradicts it."""
-        if self.certificate is None or not self.certificate.of_the_network:
-            return None
-        return None if self.contradicted else Enclosure(self.certificate.curve, attacked)
 
     def _becomes(self, i: int) -> int:
         """The class of an image's nearest flip, by the minimum-norm attack or the exact method."""

@@ -34,6 +34,7 @@ class ExactIntervals:
 
     Attributes:
         radii: Certified radii r_i, shape [N], float64.
+        before: Those of the certificate whose radii were enlarged, shape [N]: each of them depends on its image alone.
         distances: Distances to the flips that the exact method found, shape [N]; inf elsewhere.
         rivals: The classes they were flipped to, shape [N]; -1 elsewhere.
         asked: Number of images that were asked about.
@@ -44,6 +45,7 @@ class ExactIntervals:
     """
 
     radii: Floats
+    before: Floats
     distances: Floats
     rivals: NDArray[np.int64]
     asked: int
@@ -102,7 +104,7 @@ def exact_intervals(
         flips[open_] = np.where(found["rivals"] >= 0, found["high"], math.inf)
     left = sum(question(float(low[i]), float(high[i])) is not None for i in open_)
     proven, flipped = int((low > radii).sum()), int((high < distances).sum())
-    return ExactIntervals(low, flips, rivals, len(open_), len(open_) - left, proven, flipped, exact.budget)
+    return ExactIntervals(low, radii, flips, rivals, len(open_), len(open_) - left, proven, flipped, exact.budget)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _stage(
         with attack_mode(engine.model), torch.no_grad():
             others = forward(engine.model, found.flips).scatter(1, y[:, None], -math.inf).argmax(1)
         rivals = torch.where(found.flipped > 0, others, -1)
-        arrays = {"low": found.low, "high": found.high, "rivals": rivals, "points": found.flips.movedim(0, -1)}
+        arrays = {"low": found.low, "high": found.high, "rivals": rivals}
         return {name: value.cpu().numpy() for name, value in arrays.items()}
 
     return Stage("exact", (exact, question, radii, distances), work)

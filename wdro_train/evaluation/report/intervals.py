@@ -99,8 +99,8 @@ def _row(
             _enclosed(first.enclosure, first.curve), _enclosed(second.enclosure, second.curve), ball.delta, ball.p
         )
         distribution = enclosed_difference_of_distribution(
-            _enclosed(first.enclosure_under_the_band, first.curve_under_the_band),
-            _enclosed(second.enclosure_under_the_band, second.curve_under_the_band),
+            _enclosed(first.enclosure_image_by_image, first.curve_image_by_image),
+            _enclosed(second.enclosure_image_by_image, second.curve_image_by_image),
             ball.delta,
             ball.p,
             alpha,
