@@ -71,11 +71,10 @@ def built(name, seed=0):
     return net, x, net(x).argmax(1)
 
 
-@pytest.mark.parametrize("method", ["crown", "ibp"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_at_radius_zero_the_bound_is_the_margin(name, method):
+def test_at_radius_zero_the_bound_is_the_margin(name):
     net, x, y = built(name)
-    bound = RelaxedNetwork(net, x, torch.float64, method).margins(x, y, torch.zeros(6, dtype=torch.float64), 2)
+    bound = RelaxedNetwork(net, x, torch.float64).margins(x, y, torch.zeros(6, dtype=torch.float64), 2)
     torch.testing.assert_close(bound, margin(net.double()(x.double()), y), rtol=1e-9, atol=1e-12)
 
 

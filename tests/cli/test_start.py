@@ -52,8 +52,9 @@ def test_commands_that_only_print(typed, tmp_path):
 
 
 @pytest.mark.slow
-def test_attacks_need_torch_alone(tmp_path):
-    _, imported, _ = fresh(["-c", "import wdro_train.attacks"], tmp_path)
+@pytest.mark.parametrize("room", ["attacks", "certificates", "models", "objectives"])
+def test_rooms_that_need_torch_alone(tmp_path, room):
+    _, imported, _ = fresh(["-c", f"import wdro_train.{room}"], tmp_path)
     assert "torch" in imported
     assert not imported & (HEAVY - {"torch"})
 

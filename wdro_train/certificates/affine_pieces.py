@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.certificates.reading import computes, copied, flattened
+from wdro_train.certificates.reading import PASSING, computes, copied, flattened
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
 _AFFINE = (
     *(nn.Flatten, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize),
-    *(nn.Identity, nn.Dropout, nn.Dropout2d),
+    *PASSING,
 )
 
 

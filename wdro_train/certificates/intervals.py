@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wdro_train.certificates.reading import PASSING
 from wdro_train.certificates.value_set import ValueSet
 
 
@@ -139,7 +140,6 @@ _ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 
 _ACTIVATION_LAYERS = (nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh)
 _REARRANGING_LAYERS = (nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Unflatten)
-_PASSING_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 def through_layer(layer: nn.Module, box: ValueSet) -> ValueSet:
@@ -153,7 +153,7 @@ def through_layer(layer: nn.Module, box: ValueSet) -> ValueSet:
     """
     kind: Any = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
     forward: Callable[..., Tensor] = kind.forward
-    if kind in _PASSING_LAYERS:
+    if kind in PASSING:
         return box
     if kind in _ACTIVATION_LAYERS:
         return box.activated(partial(forward, layer))
@@ -235,5 +235,5 @@ def may_share_memory(operation: Any) -> bool:
         operation: A layer, a function, or the name of a method.
     """
     if isinstance(operation, nn.Module):
-        return isinstance(operation, (*_PASSING_LAYERS, nn.Flatten, nn.Unflatten))
+        return isinstance(operation, (*PASSING, nn.Flatten, nn.Unflatten))
     return operation in _REARRANGING

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wdro_train.certificates.forms import Form, Pair, flat
-from wdro_train.certificates.reading import computes, flattened, pair
+from wdro_train.certificates.reading import PASSING, computes, flattened, pair
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -23,8 +23,7 @@ Shape = tuple[int, int, int]
 # Windows of at most so many values are pulled back by one matrix product, larger ones by a transposed convolution. On a
 # network of tests/reference this took 0.8 of the time of convolutions alone, and half that of products alone.
 _SMALL_WINDOW = 1024
-_PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-_KINDS = (nn.ReLU, nn.Flatten, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize, *_PASSING)
+_KINDS = (nn.ReLU, nn.Flatten, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, Normalize, *PASSING)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def segments(model: nn.Module, shape: Shape, like: Tensor) -> list[Segment]:
         if isinstance(layer, nn.ReLU):
             found.append(Segment(layers, shape))
             layers = []
-        elif not isinstance(layer, _PASSING):
+        elif not isinstance(layer, PASSING):
             pullback, shape = _affine(name, layer, shape, like)
             layers.append(pullback)
     return [*found, Segment(layers, shape)]

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wdro_train.certificates.reading import called, computes, pair
+from wdro_train.certificates.reading import PASSING, called, computes, pair
 from wdro_train.models import Normalize
 from wdro_train.theory.lipschitz import (
     KnownLipschitz,
@@ -24,11 +24,10 @@ from wdro_train.theory.lipschitz import (
 from wdro_train.theory.rounding import accumulated
 from wdro_train.utils.errors import UserError
 
-_ISOMETRIES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
-_DROPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # in evaluation they pass everything on
+_ISOMETRIES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 _KINDS = (
     *_ISOMETRIES,
-    *_DROPPED,
+    *PASSING,
     *(nn.ReLU, nn.LeakyReLU, nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, nn.BatchNorm1d, nn.BatchNorm2d),
     Normalize,
 )
@@ -87,7 +86,7 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
             case nn.Flatten() | nn.Unflatten():
                 if (layer.start_dim if isinstance(layer, nn.Flatten) else layer.dim) in (1, 2, 3):
                     return LipschitzBound(1.0)
-            case _ if isinstance(layer, _ISOMETRIES + _DROPPED):
+            case _ if isinstance(layer, _ISOMETRIES + PASSING):
                 return LipschitzBound(1.0)
     raise UserError(
         f"{called(name, layer)} has no known Lipschitz constant; certify an nn.Sequential of Linear, Conv2d, ReLU, "

@@ -15,6 +15,8 @@ from wdro_train.utils.pass_counter import PassCounter
 
 Pair = tuple[int, int]
 Network = TypeVar("Network", bound=nn.Module)
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+"""Layers that in evaluation mode pass everything on."""
 
 
 def require_readable(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from wdro_train.certificates.forms import Form
 from wdro_train.certificates.layers import Segment, segments
 from wdro_train.theory.ground_norm import conjugate, per_image
 from wdro_train.utils.errors import UserError
-
-Method = Literal["crown", "ibp"]
 
 
 class BoundedNetwork(NamedTuple):
@@ -35,16 +33,13 @@ class RelaxedNetwork:
         model: See `segments`.
         like: Images, whose shape is the network's input.
         dtype: Type to compute in.
-        method: `crown` or `ibp`.
         norm: Ground norm s of `margins`.
     """
 
-    def __init__(
-        self, model: nn.Module, like: Tensor, dtype: torch.dtype, method: Method = "crown", norm: float = float("inf")
-    ) -> None:
+    def __init__(self, model: nn.Module, like: Tensor, dtype: torch.dtype, norm: float = float("inf")) -> None:
         channels, height, width = like.shape[1:] if like.dim() == 4 else (like[0].numel(), 1, 1)
         self.segments: list[Segment] = segments(model, (channels, height, width), like.new_empty(0, dtype=dtype))
-        self.shape, self.dtype, self.method, self.norm = (channels, height, width), dtype, method, norm
+        self.shape, self.dtype, self.norm = (channels, height, width), dtype, norm
         classes, *flat = self.segments[-1].shape
         if flat != [1, 1]:
             raise UserError(f"the network ends in a map of shape {list(self.segments[-1].shape)}; end it in logits")
@@ -66,7 +61,7 @@ class RelaxedNetwork:
         x = x.to(self.dtype).view(-1, *self.shape)
         everywhere = self._region(x, radii.to(self.dtype), norm)
         boxes: list[tuple[Tensor, Tensor]] = []
-        nearest_only = self.method == "ibp" or not bool(radii.any())  # at the image itself all bounds are exact
+        nearest_only = not bool(radii.any())  # at the image itself all bounds are exact
         for k, segment in enumerate(self.segments[:-1]):
             form = segment.pull_back(Form.both_signs(segment.shape[0], x))
             if k == 0:

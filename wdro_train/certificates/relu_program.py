@@ -94,6 +94,11 @@ class _Program:
         self.high.append(np.broadcast_to(np.asarray(high, float), count))
         self.rows += count
 
+    def largest(self, columns: Indices, coefficients: Floats) -> float:
+        """An upper bound of a linear function of some variables, by their bounds alone."""
+        low, high = np.concatenate(self.lower)[columns], np.concatenate(self.upper)[columns]
+        return float(np.maximum(coefficients * low, coefficients * high).sum())
+
     def copy(self) -> _Program:
         """Another one with the same variables and rows, to which more may be added."""
         lists = (list(self.lower), list(self.upper), list(self.binary), list(self.blocks), list(self.low))
@@ -192,11 +197,13 @@ class ReluProgram:
             limit: Seconds.
         """
         deadline = time.monotonic() + limit
-        tolerance, gap = SOLVER_TOLERANCE * self._range, _GAP
-        enough = 2 * rounding + tolerance
-        program = self._program.copy()
-        (excess,) = program.add(0.0, np.inf)
+        program, gap = self._program.copy(), _GAP
         difference = self._logits[:, label] - self._logits[:, rival]
+        largest = max(0.0, difference[0] + program.largest(self._carriers, difference[1:]) + rounding)
+        (excess,) = program.add(0.0, largest)
+        # Besides the variables and rows of the network there are this one and the slack of its row.
+        tolerance = SOLVER_TOLERANCE * (self._range + 2 * largest)
+        enough = 2 * rounding + tolerance
         row = (self._carriers, difference[None, 1:]), (np.asarray([excess]), -np.ones(1))
         program.constrain(list(row), -np.inf, -difference[0] - rounding, 1)
         found = program.minimise(excess, gap, limit)

@@ -58,6 +58,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.objectives.Adversarial",
             "wdro_train.objectives.CrownIbp",
             "wdro_train.objectives.FirstOrderPenalty",
+            "wdro_train.objectives.GaussianNoise",
             "wdro_train.objectives.Ibp",
             "wdro_train.objectives.LipschitzDual",
             "wdro_train.objectives.Mart",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from torchvision.models import resnet18 as torchvision_resnet18
 
 from wdro_train.models.layers import Normalize
 
@@ -29,7 +28,9 @@ def resnet18(
         small_stem: Replace the 7x7 stride-2 stem and its pooling by one 3x3 convolution; by default for images
             of at most 64 pixels a side.
     """
-    network = torchvision_resnet18(weights=None, num_classes=num_classes)
+    from torchvision import models  # takes two seconds, which other networks need not wait for
+
+    network = models.resnet18(weights=None, num_classes=num_classes)
     small = max(shape[1:]) <= _LARGEST_SMALL_IMAGE if small_stem is None else small_stem
     if small:
         network.conv1 = nn.Conv2d(shape[0], 64, 3, stride=1, padding=1, bias=False)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torchvision import models
 
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
@@ -41,6 +40,8 @@ def torchvision_model(
     Raises:
         UserError: Unknown name, or a network that cannot be changed as asked.
     """
+    from torchvision import models  # takes two seconds, which other networks need not wait for
+
     if name not in models.list_models(module=models):
         raise UserError(f"model.name={name} is not a classifier of torchvision; see torchvision.models.list_models()")
     weights = models.get_model_weights(name).DEFAULT if pretrained else None

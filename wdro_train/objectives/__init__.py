@@ -4,6 +4,7 @@ from wdro_train.objectives.adversarial import Adversarial
 from wdro_train.objectives.base import ChecksNetwork, Objective, ObjectiveResult, WarmsUp, unlearning
 from wdro_train.objectives.crown_ibp import CrownIbp
 from wdro_train.objectives.first_order_penalty import FirstOrderPenalty
+from wdro_train.objectives.gaussian_noise import GaussianNoise
 from wdro_train.objectives.ibp import Ibp
 from wdro_train.objectives.lipschitz_dual import LipschitzDual
 from wdro_train.objectives.mart import Mart
@@ -17,6 +18,7 @@ __all__ = [
     "ChecksNetwork",
     "CrownIbp",
     "FirstOrderPenalty",
+    "GaussianNoise",
     "Ibp",
     "LipschitzDual",
     "Mart",

@@ -104,6 +104,12 @@ class ObjectiveSettings(Part):
     loss: fields.Loss = "ce"
 
 
+class GaussianNoiseSettings(Part):
+    """Settings of `GaussianNoise`."""
+
+    sigma: fields.Positive = 0.25
+
+
 class CertifiedObjectiveSettings(ObjectiveSettings):
     """What the objectives of certified training have in common."""
 
