@@ -220,6 +220,11 @@ def test_generated_bad_values(door, values):
         ("train", ["data=huggingface"], "these images have no default for data.name; give data.name=..."),
         ("train", ["scheduler=one_cycle", "scheduler.pct_start=2"], "scheduler.pct_start=2 is out of range"),
         ("evaluate", ["certificate.method=smoothing", "attack.norm=inf"], "smoothing certifies the l_2 norm"),
+        (
+            "evaluate",
+            ["certificate.method=lipschitz", "attack.norm=2", "certificate.radii=[0.1]"],
+            "certificate.radii is for relaxations",
+        ),
         ("evaluate", ["model=small_cnn", "data=digits", "data.batch_size=0"], "data.batch_size=0 is out of range"),
     ],
 )

@@ -243,6 +243,15 @@ def test_certified_curve_stays_below_the_attack(tmp_path, method, norm):
     assert sure.curve.accuracy(0.01, 2) > 0
 
 
+def test_radii_that_nothing_would_try_are_refused():
+    settings = {"images": 1, "sigma": 0.1, "samples": 10, "alpha": 0.1, "batch_size": 10, "norm": 2.0}
+    for method in ("lipschitz", "smoothing"):
+        with pytest.raises(UserError, match=f"certificate.radii is for relaxations, .* not for {method}"):
+            make_certificate(method, **settings, radii=[0.1])
+        assert make_certificate(method, **settings).norm == 2
+    assert make_certificate("crown", **settings, radii=[0.1]).norm == 2
+
+
 @pytest.mark.parametrize(
     ("method", "norm", "says"),
     [("magic", 2.0, "choose ibp, crown_ibp, crown"), ("smoothing", math.inf, "certifies the l_2 norm")],

@@ -40,7 +40,8 @@ class Intervals:
         flips: The misclassified images at distance `high` where a question found one; the clean image elsewhere.
         proven: Number of questions that were answered by a proof, shape [N].
         flipped: Number of questions that were answered by a misclassified image, shape [N].
-        unanswered: Number of questions for which the time was up, shape [N].
+        unanswered: Number of questions without an answer, shape [N]: the time was up, or the least margin lay within
+            the solver's tolerance and the rounding of the network, where neither proof nor misclassified image counts.
     """
 
     low: Tensor

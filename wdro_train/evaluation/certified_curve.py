@@ -54,8 +54,13 @@ def make_certificate(
         budget: Seconds an image of `exact`.
 
     Raises:
-        UserError: Unknown method, or a norm that the method does not certify.
+        UserError: Unknown method, a norm that the method does not certify, or radii that it would not try.
     """
+    if radii is not None and method in ("lipschitz", "smoothing"):
+        raise UserError(
+            f"certificate.radii is for relaxations, which try radii one by one, not for {method}, which computes the "
+            "largest one; leave it out"
+        )
     relaxation = start if method == "exact" else method
     if relaxation in BOUNDS:
         # A ball includes its sphere, and a distance equal to the radius lies in it, so a little more has to be proven.

@@ -74,7 +74,7 @@ def certified_note(results: Sequence[JudgedRun]) -> str:
         f"{name} on {images} images" + ("" if alone else f" ({', '.join(methods)})")
         for (name, images), methods in found.items()
     ]
-    return f"certified figures are lower bounds, by {'; '.join(parts)}"
+    return f"certified figures are lower bounds, rounded down, by {'; '.join(parts)}"
 
 
 def _spread(values: list[float], written: Callable[[float, int], str] = "{:.{}f}".format) -> str:

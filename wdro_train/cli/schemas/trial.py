@@ -124,7 +124,9 @@ def _judging(plain: Mapping[str, Any]) -> None:
     if certificate is not None and certificate["method"] is not None:
         # Without a norm the checkpoint's threat decides, which may be the one norm that this method is for.
         norm = float("inf") if certificate["method"] == "exact" and "norm" not in threat else ball.norm
-        make_certificate(**{**certificate, "radii": None}, norm=norm, images=1, batch_size=1)
+        # Their units are read with the ball of the checkpoint; here it matters whether there are any.
+        radii = None if certificate.get("radii") is None else [1.0]
+        make_certificate(**{**certificate, "radii": radii}, norm=norm, images=1, batch_size=1)
     devices = plain["devices"]
     L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
 
