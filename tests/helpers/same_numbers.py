@@ -69,7 +69,9 @@ def record(tree: Path, scratch: Path) -> dict[str, Any]:
     group = methods if methods.is_dir() else tree / "conf" / "experiment"
     names = sorted(file.stem for file in group.glob("*.yaml") if file.stem not in SETUPS)
     quick = ("trainer.max_epochs=1", "trainer.limit_train_batches=20", "logger=csv", "callbacks.images=null")
-    trainings = {name: (f"{group.name}={name}", *NEEDS.get(name, ()), *quick) for name in names} | {"default": ("logger=csv",)}
+    trainings = {name: (f"{group.name}={name}", *NEEDS.get(name, ()), *quick) for name in names} | {
+        "default": ("logger=csv",)
+    }
     with ThreadPoolExecutor(2) as pool:
         jobs = {name: pool.submit(trained, tree, scratch / name, *args) for name, args in trainings.items()}
         found = {f"train {name}": job.result() for name, job in jobs.items()}
