@@ -146,3 +146,17 @@ def test_every_parameter_takes_a_gradient(name):
 def test_sizes_that_do_not_fit_are_refused(make, text):
     with pytest.raises(UserError, match=text):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_in_a_sentence(dtype):
+    layer = OrthogonalLinear(4, 4).to(dtype)
+    with pytest.raises(UserError, match=r"choose trainer\.precision=bf16-mixed"):
+        layer(torch.rand(2, 4, dtype=dtype))
+
+
+def test_weights_that_diverged_give_nan_and_no_exception():
+    layer = OrthogonalLinear(4, 4)
+    with torch.no_grad():
+        layer.free.fill_(torch.inf)
+    assert layer(torch.rand(2, 4)).isnan().all()

@@ -133,6 +133,8 @@ def _rank(rank, port, out):
     torch.set_num_threads(1)
     found = everything(world=2)
     torch.save(found, out / f"{rank}.pt")
+    torch.distributed.barrier()  # a rank that leaves while another one still listens aborts it
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

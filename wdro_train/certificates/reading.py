@@ -39,7 +39,10 @@ def require_readable(model: nn.Module) -> None:
             )
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
         if values.is_floating_point() and torch.finfo(values.dtype).bits < 32:
-            raise UserError(f"{name} is of type {values.dtype}, whose rounding is not covered; certify model.float()")
+            raise UserError(
+                f"{name} is of type {values.dtype}, whose rounding is not covered; certify model.float(), and train "
+                "with trainer.precision=bf16-mixed instead of bf16-true"
+            )
 
 
 def copied(model: Network, dtype: torch.dtype) -> Network:

@@ -47,6 +47,11 @@ class OrthogonalLinear(nn.Module):
         """W, shape [outputs, inputs], computed in the precision of the parameters or the one that is given."""
         with torch.autocast(self.free.device.type, enabled=False):
             free = self.free if dtype is None else self.free.to(dtype)
+            if torch.finfo(free.dtype).bits < 32:
+                raise UserError(
+                    f"orthogonal weights cannot be computed in {free.dtype}; choose trainer.precision=bf16-mixed, "
+                    "which keeps the weights in float32"
+                )
             tall = free.shape[0] > free.shape[1]
             rows = free.T if tall else free
             gram = rows @ rows.T
