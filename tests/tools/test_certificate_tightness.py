@@ -13,10 +13,11 @@ from wdro_train.tools.certificate_tightness import random_networks, tightness
 
 @pytest.mark.slow
 def test_no_certificate_exceeds_the_exact_radius():
-    rows = {row.method: row for row in tightness(2, 1, seed=1)[0]}
+    found, left_out = tightness(2, 1, seed=1)
+    rows = {row.method: row for row in found}
     assert {"ibp", "crown"} <= rows.keys()
     for row in rows.values():
-        assert row.images == 2
+        assert row.images == 2 - sum(left_out) > 0
         assert row.above == 0
         assert 0 < row.lowest <= row.median <= row.largest <= 1
     assert rows["ibp"].median < rows["crown"].median
