@@ -19,6 +19,16 @@ PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn
 """Layers that in evaluation mode pass everything on."""
 
 
+def network_of(module: nn.Module) -> nn.Module:
+    """The network itself where the module that trains it is given: bounds are read from it operation by operation.
+
+    Args:
+        module: A network, or a module that has one as its `trained_network`.
+    """
+    network = getattr(module, "trained_network", module)
+    return network if isinstance(network, nn.Module) else module
+
+
 def require_readable(model: nn.Module) -> None:
     """Refuse a network of which a certificate would read something else than what it computes.
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.margin_bounds import DifferentiableBounds, smallest
+from wdro_train.certificates.reading import network_of
 from wdro_train.objectives.base import ObjectiveResult
 from wdro_train.objectives.training_radii import RadiusOfImage, TrainingRadii
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import ce, margin
-from wdro_train.utils.contract import network_of
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import record_passes

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.certificates.lipschitz_network import TrainedNetwork
+from wdro_train.certificates.reading import network_of
 from wdro_train.objectives.base import ObjectiveResult
 from wdro_train.objectives.certified import ReadOnce
 from wdro_train.objectives.training_radii import learn
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.utils.contract import network_of
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 

@@ -171,16 +171,6 @@ def check_labels(labels: LabelRange, num_classes: int) -> None:
         )
 
 
-def network_of(module: nn.Module) -> nn.Module:
-    """The network itself where the module that trains it is given: bounds are read from it operation by operation.
-
-    Args:
-        module: A network, or a module that has one as its `trained_network`.
-    """
-    network = getattr(module, "trained_network", module)
-    return network if isinstance(network, nn.Module) else module
-
-
 def logits_of(output: Any, images: int) -> Tensor:
     """The logits in what a network returns.
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.certificates import Certificate
+from wdro_train.certificates.reading import network_of
 from wdro_train.training.adversary.evidence import CertifiedEvidence
 from wdro_train.training.adversary.random_numbers import batch_generator
 from wdro_train.training.batches import StepBatch
-from wdro_train.utils.contract import network_of
 
 # Images of a group. A certificate reads the network anew for each call and searches radii in some ten evaluations,
 # whose cost hardly depends on the number of images while it is small: with groups, interval bounds of the default
