@@ -89,7 +89,7 @@ class RobustClassifier(L.LightningModule):
 
     @property
     def trained_network(self) -> nn.Module:
-        """The network, for those who read it operation by operation; see `wdro_train.certificates.reading.network_of`."""
+        """The network, for whoever reads it operation by operation (`wdro_train.certificates.reading.network_of`)."""
         return self.model
 
     def forward(self, x: Tensor) -> Tensor:
