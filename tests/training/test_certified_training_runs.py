@@ -10,7 +10,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from shell import Arrays, adversary, classifier, digits, trainer
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from wdro_train.attacks import Fixed
 from wdro_train.certificates import LinearRelaxation
@@ -193,3 +193,26 @@ def test_precision(precision):
     full = trainer([SeedEpoch(0)], limit_val_batches=0)
     full.fit(other, datamodule=Arrays(num_workers=0))
     assert door.callback_metrics["train/bound"] == pytest.approx(float(full.callback_metrics["train/bound"]), rel=0.03)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1.0])
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_every_image_is_certified_however_many_batches_there_are(limit, command):
+    counted, certificate = [], LinearRelaxation(norm="inf", method="ibp")
+
+    class Counting:
+        norm = math.inf
+
+        def __call__(self, model, x, y, *, generator=None):
+            counted.append(len(x))
+            return certificate(model, x, y, generator=generator)
+
+    judge = adversary(val_attack=None, first_order=None, certificate=Counting())
+    limits = {f"limit_{stage}_batches": limit for stage in ("val", "test")} | {"num_sanity_val_steps": 0}
+    door = trainer([judge], limit_train_batches=1, **limits)
+    module, loader = classifier(relu_network()), DataLoader(TensorDataset(*digits(40)), batch_size=16)
+    if command == "fit":
+        door.fit(module, loader, loader)
+    else:
+        getattr(door, command)(module, loader, verbose=False)
+    assert sum(counted) == (16 * limit if isinstance(limit, int) else 40)

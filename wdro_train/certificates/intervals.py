@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wdro_train.certificates.reading import PASSING
+from wdro_train.certificates.reading import PASSING, computing_class
 from wdro_train.certificates.value_set import ValueSet
 
 
@@ -151,7 +151,7 @@ def through_layer(layer: nn.Module, box: ValueSet) -> ValueSet:
     Raises:
         NoBoundsError: A layer of another kind.
     """
-    kind: Any = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
+    kind: Any = computing_class(layer)
     forward: Callable[..., Tensor] = kind.forward
     if kind in PASSING:
         return box

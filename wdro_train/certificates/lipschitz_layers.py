@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wdro_train.certificates.reading import PASSING, called, computes, pair
+from wdro_train.certificates.reading import PASSING, called, computes, computing_class, pair
 from wdro_train.models import Normalize
 from wdro_train.theory.lipschitz import (
     KnownLipschitz,
@@ -46,8 +46,9 @@ def layer_bound(name: str, layer: nn.Module, shape: Shape) -> LipschitzBound:
     Raises:
         UserError: Nothing is.
     """
-    kind = next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
-    if isinstance(layer, KnownLipschitz) and "lipschitz_bound" in vars(kind):  # of what is computed, not of a parent
+    if isinstance(layer, KnownLipschitz) and "lipschitz_bound" in vars(
+        computing_class(layer)
+    ):  # of what is computed, not of a parent
         return layer.lipschitz_bound(shape)
     if any(computes(layer, kind) for kind in _KINDS):
         places = math.prod(shape[1:])

@@ -137,10 +137,8 @@ class TrainedNetwork:
 
     def __init__(self, model: nn.Module) -> None:
         layers = list(flattened(model))
-        last = layers[-1][1]
         self._model = model
         self._constant: float | None = None
-        self._head = last if isinstance(last, nn.Linear | OrthogonalLinear) else None
         for name, layer in layers if self._head is None else layers[:-1]:
             if not isinstance(layer, KnownLipschitz) and layer.state_dict():
                 raise UserError(
@@ -148,6 +146,12 @@ class TrainedNetwork:
                     "train on the certificate with model=lipschitz_mlp, model=lipschitz_cnn, or layers that have a "
                     "lipschitz_bound"
                 )
+
+    @property
+    def _head(self) -> nn.Module | None:
+        """The last linear layer as the network has it now; None without."""
+        *_, (_, last) = flattened(self._model)
+        return last if isinstance(last, nn.Linear | OrthogonalLinear) else None
 
     def constant(self, x: Tensor) -> float:
         """The features' Lipschitz constant L, which training leaves as it is, so that it is computed once.

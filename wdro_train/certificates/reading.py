@@ -104,6 +104,15 @@ def computes(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return isinstance(layer, kind) and type(layer).forward is kind.forward
 
 
+def computing_class(layer: nn.Module) -> type[nn.Module]:
+    """The class whose forward method a layer has: its own, or the parent that it inherits from.
+
+    Args:
+        layer: The layer.
+    """
+    return next((kind for kind in type(layer).__mro__ if "forward" in vars(kind)), nn.Module)
+
+
 def called(name: str, layer: nn.Module) -> str:
     """What a refusal calls a layer.
 
