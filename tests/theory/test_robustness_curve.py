@@ -5,7 +5,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import reference_images, reference_network
 from scipy.optimize import linprog
@@ -211,6 +211,8 @@ SHARES = st.floats(0, 1) | st.sampled_from([1 - 1e-13, 1 - 1e-15, 1e-300, math.n
     share=SHARES,
     p=st.sampled_from([*ORDERS, INF]),
 )
+@example(distances=[5e-324], share=0.5, p=1)
+@example(distances=[5e-324] * 3 + [1e-323], share=0.6, p=2)
 def test_budget_of_any_share(distances, share, p):
     """For every share, however near 0 or 1: with the budget the accuracy is there, and with less it is not."""
     curve = RobustnessCurve(distances)

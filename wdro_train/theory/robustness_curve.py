@@ -16,6 +16,7 @@ bounds and give a certified lower bound.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -159,7 +160,9 @@ class RobustnessCurve:
             return scale
         cost = (used / scale) ** p
         cost[whole:] *= rest
-        return scale * math.pow(float(cost.sum()) / n, 1 / p)
+        radius = scale * math.pow(float(cost.sum()) / n, 1 / p)
+        # Below the least normal number a product may be rounded down by half of itself, to a radius that is too small.
+        return radius if radius >= sys.float_info.min else math.nextafter(radius, math.inf)
 
     def band(self, alpha: float = 0.05, sided: Sided = "two", networks: int = 1) -> Band:
         """How far the curve of the sample may be from that of its distribution (theory, sections 7 and 12).
