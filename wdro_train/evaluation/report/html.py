@@ -112,6 +112,7 @@ def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str,
         "first_order_plots": plotly_figures.first_order(report, model) if model["poster"] else [],
         "headline": fields.headline(model),
         "beyond": fields.beyond_the_images(report, model),
+        "passes_note": fields.passes_an_image(model),
         "peer_rows": _table(model["peers"]),
         "gallery": [] if pairs is None else _gallery(model, pairs),
     }
