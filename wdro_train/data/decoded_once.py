@@ -44,7 +44,7 @@ class DecodedImages(NamedTuple):
         wanted = self.positions[rows]
         parts = wanted // IMAGES_IN_A_PART
         places, images = [], []
-        for part in parts.unique().tolist():
+        for part in torch.unique(parts).tolist():
             places.append((parts == part).nonzero().squeeze(1))
             pixels = np.load(_file(self.folder, part), mmap_mode="r")
             found = torch.from_numpy(pixels[(wanted[places[-1]] % IMAGES_IN_A_PART).numpy()])
@@ -122,8 +122,8 @@ class _Parts(Dataset[tuple[int, NDArray[Any]]]):
 def _pixels(arrays: ImageSet, rows: Tensor) -> Tensor:
     """Pixels of some images: as they are stored where all of them have 8 bits, else as floating point in [0, 1]."""
     if not isinstance(arrays, ImageFiles):
-        images = arrays.batch(rows)
-        return images.float() if images.dtype == torch.bfloat16 else images  # which NumPy does not know
+        found = arrays.batch(rows)
+        return found.float() if found.dtype == torch.bfloat16 else found  # which NumPy does not know
     images = [arrays.read(int(k)) for k in arrays.positions[rows]]
     if all(image.dtype == torch.uint8 for image in images):
         return torch.stack(images)

@@ -15,8 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+# On the reference networks of the tests (500 images, l_inf and l_2, p = 2) W-PGD under ReDLR leaves after 10 steps 5 to 9
+# points more than after 50, and under CE at most 1.6; after 20 steps at most 4.4 and 0.4.
 FEWEST_STEPS = 10
-"""Steps below which a row of W-PGD says little: it would then often leave more accuracy than W-FGSM."""
+"""Steps below which no row is computed."""
+ENOUGH_STEPS = 20
+"""Steps that every loss has to get before there are several."""
 
 
 class Plan(NamedTuple):
@@ -77,7 +81,7 @@ class WithinPasses:
         """See `FirstOrderEffort`."""
         for count in range(len(losses), 0, -1):
             steps = self._affordable(count, balls, images, spent)
-            if steps >= min(FEWEST_STEPS, self.steps):
+            if steps >= min(FEWEST_STEPS if count == 1 else ENOUGH_STEPS, self.steps):
                 return Plan(tuple(losses[-count:]), min(steps, self.steps))
         return Plan((), 0)
 
