@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.theory.box import ascend, free_gradient, reach
-from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.theory.ground_norm import GroundNorm, choose_images, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
 
 # What the constants are worth was measured by the mean distance of the correct ones among the first 200 images of
@@ -145,22 +145,23 @@ class NearestFlipSearch:
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self.ground.diameter(self.x))
-                point = self._move(point, distances, slope, radii, share)
+                point = self._move(self.x, point, distances, slope, radii, share)
         with torch.no_grad():
             self._check(point)
 
-    def _move(self, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
+    def _move(self, x: Tensor, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
         """The best step in the box, at least as long as the way out to the radius, and brought back to the radius.
 
         For s = 1 it goes a share of the way to the vertex of the ball that is best (conditional gradient).
         """
         if self.ground.order == 1:
-            u = point - self.x
-            u = u + share * (ascend(self.ground, self.x, slope, radii) - self.x - u)
+            u = torch.lerp(point, ascend(self.ground, x, slope, radii), share).sub_(x)
         else:
             length = torch.maximum(share * self.effort.step_size * radii, radii - distances)
-            u = ascend(self.ground, point, slope, length) - self.x
-        return (self.x + self.ground.shrink(u, self.ground.distances(u), radii)).clamp(0, 1)
+            u = ascend(self.ground, point, slope, length).sub_(x)
+        # In l_inf coordinates are clipped, whatever the distance is.
+        far = distances if math.isinf(self.ground.order) else self.ground.distances(u)
+        return self.ground.shrink(u, far, radii).add_(x).clamp_(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """Random points nearer than the nearest flip known, or, where none is, than a share of the box."""
@@ -175,7 +176,7 @@ class NearestFlipSearch:
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
             foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
             candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
-            self._check(torch.where(per_image(self.distances, self.x).isfinite(), candidate, self.points))
+            self._check(choose_images(self.distances.isfinite(), candidate, self.points))
 
     @torch.no_grad()
     def _bisect(self, low: Tensor) -> None:
@@ -206,14 +207,14 @@ class NearestFlipSearch:
         """Keep those points that are flips and nearer than the ones known."""
         better = flipped & (distances < self.distances)
         self.distances = torch.where(better, distances, self.distances)
-        self.points = torch.where(per_image(better, point).bool(), point, self.points)
+        self.points = choose_images(better, point, self.points)
 
     @torch.no_grad()
     def _recheck(self) -> None:
         """Give up flips that are none when all are looked at again: rounding may differ from batch to batch."""
         flipped = ~correct(forward(self.model, self.points, self.effort.batch_size), self.y)
         self.distances = torch.where(flipped, self.distances, math.inf)
-        self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
+        self.points = choose_images(flipped, self.points, self.x)
 
 
 def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
