@@ -73,11 +73,16 @@ class TrainedNetwork(nn.Module):
         self.threat, self.figures = threat, figures
         self.path, self.dataset, self.command = path, dataset, command
         self.eval()
+        with torch.no_grad():
+            weights = next(network.parameters(), torch.zeros(1))
+            answer = network(torch.full((1, *shape), 0.5, dtype=weights.dtype, device=weights.device))
+        logits_of(answer, 1)
+        self._wraps_logits = not isinstance(answer, Tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, m] of images [B, C, H, W] in [0, 1]."""
-        weights = next(self.network.parameters(), x)
-        return logits_of(self.network(x.to(weights.dtype)), len(x))
+        found = self.network(x)
+        return logits_of(found, x.shape[0]) if self._wraps_logits else found  # without a look at values: it is traced
 
     @property
     def trained_network(self) -> nn.Module:

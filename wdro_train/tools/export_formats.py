@@ -28,6 +28,7 @@ from torch.export import Dim, ExportedProgram
 
 from wdro_train.evaluation.trained import TrainedNetwork
 from wdro_train.models import load_weights
+from wdro_train.models.lipschitz_layers import OrthogonalLinear
 from wdro_train.utils.contract import logits_of
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import replacing
@@ -184,7 +185,8 @@ def program(network: TrainedNetwork) -> ExportedProgram:
     example = torch.full((2, *network.shape), 0.5)  # of one image, the size 1 would be taken for a constant
     try:
         with _quietly(), torch.no_grad():
-            return torch.export.export(_OnlyLogits(network.network), (example,), dynamic_shapes=({0: Dim("batch")},))
+            network_alone = _OnlyLogits(_with_fixed_weights(network.network))
+            return torch.export.export(network_alone, (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # what torch raises here is of many kinds, and none is documented
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -192,12 +194,25 @@ def program(network: TrainedNetwork) -> ExportedProgram:
         ) from error
 
 
+def _with_fixed_weights(network: nn.Module) -> nn.Module:
+    """A copy whose orthogonal layers are plain ones of the same weights: ONNX knows no Cholesky factor."""
+    found = copy.deepcopy(network).eval()
+    for name, layer in list(found.named_modules()):
+        if isinstance(layer, OrthogonalLinear):
+            weight = layer.weight()
+            plain = nn.Linear(weight.shape[1], weight.shape[0])
+            plain.weight.data, plain.bias.data = weight.detach().contiguous(), layer.bias.detach()
+            parent, _, last = name.rpartition(".")
+            setattr(found.get_submodule(parent), last, plain)
+    return found
+
+
 class _OnlyLogits(nn.Module):
     """The network with one tensor in and one out, whatever it wraps its logits in."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.network(images)
