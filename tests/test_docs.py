@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 
 import matplotlib.image
 import pytest
@@ -164,6 +165,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     row = {"models": [{"distances": {"values": [0.0, 0.1, "inf"]}}]}
     (tmp_path / "runs/report").mkdir(parents=True)
     (tmp_path / "runs/report/report.json").write_text(json.dumps(row))
+    (tmp_path / "runs/first/checkpoints").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/reference/checkpoint_0.1.0.ckpt", tmp_path / "runs/first/checkpoints/best.ckpt")
     keys: set[str] = set()
     monkeypatch.setattr(RobustClassifier, "on_fit_end", lambda module: keys.update(module.trainer.callback_metrics))
     ran = 0
