@@ -37,6 +37,7 @@ class TrainKeys(Keys):
     finetune: FinetuneKeys
     test: fields.Flag
     dry_run: fields.Flag
+    verbose: fields.Flag
     run_dir: fields.Path
     data: fields.Node
     model: fields.Node

@@ -63,7 +63,7 @@ class AdversarialImages(L.Callback):
         if not isinstance(pl_module.judge, AdversarialJudge):
             return
         ball = pl_module.judge.ball
-        title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
+        title = f"epoch {trainer.current_epoch + 1}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
         shown, self._shown = self._shown, None
         figure = draw_pairs(*shown, title=title)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"

@@ -37,11 +37,12 @@ class OverfittingWarning(L.Callback):
             return
         one = float(trainer.callback_metrics[self.one_step])
         many = float(trainer.callback_metrics[self.multi_step])
+        epoch = trainer.current_epoch + 1
         if many > self._best:
             self._best, self._one_step_at_best = many, one
         elif many < self._best - self.tolerance and one > self._one_step_at_best:
             rank_zero_warn(
-                f"epoch {trainer.current_epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
+                f"epoch {epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
                 f"while {self.multi_step} fell from {self._best:.3f} to {many:.3f}; the network is hiding its "
                 "gradients (catastrophic overfitting): use attack.random_start=true and more attack.steps"
             )
