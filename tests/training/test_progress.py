@@ -36,7 +36,7 @@ LONG = Progress(
     epochs=1000,
     left=360_000.0,
     values=dict.fromkeys(("loss", "clean", "adversarial", "worst case", "certified"), 0.5),
-    job=SweepJob(12, 345, "attack.p=1.5 attack.delta=0.125 method=worst_case seed=12345", alone=True, before=100.0),
+    job=SweepJob(12, 345, "attack.p=1.5 attack.delta=0.125 method=worst_case seed=12345", alone=True, each=100.0),
 )
 
 
@@ -65,7 +65,7 @@ def test_what_stands_in_the_lines():
 
 def test_of_a_sweep_the_time_left_is_that_of_all_jobs():
     """Two jobs have taken 60 seconds; the third of five needs another 10, and two follow."""
-    job = SweepJob(3, 5, "seed=2", alone=True, before=60.0)
+    job = SweepJob(3, 5, "seed=2", alone=True, each=30.0)
     first, _ = drawn(Progress("training", 1, 2, 1, 1, 10.0, job=job), 80)
     assert first.plain.startswith("job 3/5  seed=2  epoch 1/1  training")
     assert "1:10 min left" in first.plain
@@ -143,11 +143,11 @@ def judged(**kwargs):
 
 def test_a_test_tells_the_worst_case_of_the_whole_set():
     """By distances over the set as one distribution: never more than what W-PGD leaves, batch by batch."""
-    values, callback = judged()
+    values, callback = judged(delta=0.04)
     network = fitted()
     images, labels = next(iter(loader(60, 60, start=300)))
     found = default_test_distances(callback.ball)(network, images, labels)
-    alone = RobustnessCurve(found.distances.numpy()).accuracy(0.1, 2.0)
+    alone = RobustnessCurve(found.distances.numpy()).accuracy(0.04, 2.0)
     assert values["test/worst_acc"] <= min(values["test/adv_acc"], alone) + 1e-6
     assert values["test/worst_acc"] < values["test/adv_acc"] - 0.02  # and here it is far below
     assert values["test/worst_ratio"] == pytest.approx(values["test/worst_acc"] / values["test/clean_acc"])
@@ -172,7 +172,7 @@ def test_distances_of_the_validation_are_those_of_the_test():
 @pytest.mark.slow
 def test_two_lines_in_a_terminal_of_80_columns(tmp_path):
     """A real terminal: every redrawing goes one line up at most, and no line is wider than the terminal."""
-    settings = command("train.py", *SHORT, "hydra.run.dir=out", cwd=tmp_path)
+    settings = command("train.py", *SHORT, "trainer.limit_train_batches=25", "hydra.run.dir=out", cwd=tmp_path)
     settings["env"].pop("COLUMNS")
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -197,7 +197,7 @@ def test_two_lines_in_a_terminal_of_80_columns(tmp_path):
     lines = [Text.from_ansi(re.sub(r"\x1b\[[\d?]*[AKlh]", "", line)) for line in re.split(r"[\r\n]+", frames)]
     assert max(line.cell_len for line in lines if "epoch" in line.plain or "loss" in line.plain) <= 80
     plain = "\n".join(line.plain for line in lines)
-    assert "epoch 1/2  training" in plain
+    assert re.search(r"epoch [12]/2  training", plain)
     assert "epoch 2/2  validation" in plain
     assert "epoch 0" not in plain
     assert " left" in plain

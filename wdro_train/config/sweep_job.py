@@ -22,14 +22,14 @@ class SweepJob:
         total: How many jobs the sweep has; None where nobody knows.
         what: The overrides in which it differs from the other jobs.
         alone: Whether no other job of the sweep runs at the same time, so that the terminal is its own.
-        before: Seconds that the jobs before it have taken together.
+        each: Mean time of the jobs before it in seconds; None for the first.
     """
 
     number: int
     total: int | None
     what: str
     alone: bool
-    before: float = 0.0
+    each: float | None = None
 
     def __str__(self) -> str:
         """As it stands at the beginning of a line."""

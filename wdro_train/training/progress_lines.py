@@ -100,6 +100,6 @@ def _left(progress: Progress) -> str:
     now, job = time.monotonic(), progress.job
     left = max(progress.left - (now - progress.since), 0.0)
     if job is not None and job.total is not None:
-        each = job.before / (job.number - 1) if job.number > 1 else now - progress.began + left
+        each = now - progress.began + left if job.each is None else job.each
         left += (job.total - job.number) * each
     return f"{shown(left)} left"

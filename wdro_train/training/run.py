@@ -16,7 +16,7 @@ from torch import Tensor
 from wdro_train.attacks.network_check import PROBED_IMAGES
 from wdro_train.config import slurm
 from wdro_train.config.build import build_data, plain
-from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb
+from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb, summarize
 from wdro_train.data import ImageDataModule, content_digest
 from wdro_train.training import cost, run_output
 from wdro_train.training.build import build_callbacks, build_module, build_trainer, check_adversary, check_certificate
@@ -69,6 +69,7 @@ def train(cfg: DictConfig) -> float | None:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         summary = conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
+            summarize(trainer.loggers, summary.epoch, summary.val)
             summary = replace(summary, wandb_offline=offline_runs(trainer.loggers))
     if trainer.is_global_zero:
         present(summary, Path(cfg.run_dir), verbose=cfg.verbose)

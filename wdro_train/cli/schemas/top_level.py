@@ -34,6 +34,7 @@ class TrainKeys(Keys):
     name: fields.Text
     seed: fields.Seed
     ckpt_path: fields.Path | None
+    resume: fields.Flag
     finetune: FinetuneKeys
     test: fields.Flag
     dry_run: fields.Flag

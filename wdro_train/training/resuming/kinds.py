@@ -54,7 +54,19 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (
         Kind.OTHER,
         (
-            *("name", "seed", "ckpt_path", "test", "dry_run", "verbose", "run_dir", "hydra.*", "logger", "logger.*"),
+            *(
+                "name",
+                "seed",
+                "ckpt_path",
+                "resume",
+                "test",
+                "dry_run",
+                "verbose",
+                "run_dir",
+                "hydra.*",
+                "logger",
+                "logger.*",
+            ),
             *("finetune.*", "objective", "objective.*", "model.weights", "model.pretrained"),
             *("data.seed", "data.num_workers", "data.download", "data.delta.*", "data.augment", "data.augment.*"),
             *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose"),
