@@ -56,15 +56,10 @@ class SweepTable(Callback):
         f"{part}/{key}"
         for part in ("val", "test")
         for key in (
-            "clean_acc",
-            "adv_acc",
-            "worst_acc",
-            "certified_acc",
-            "ratio",
-            "worst_ratio",
-            "ratio_upper",
-            "ratio_lower",
+            *("clean_acc", "adv_acc", "worst_acc", "certified_acc"),
+            *("ratio", "worst_ratio", "ratio_upper", "ratio_lower"),
         )
+    )
     )
     shown: tuple[str, ...] = (*(key for key in columns if "ratio" not in key), "test/worst_ratio")
     speaks = True
@@ -153,7 +148,7 @@ class SweepTable(Callback):
     def _note(self, config: DictConfig, values: dict[str, float | None], error: str) -> JobRow:
         """Write down one line of the table: numbers in full, empty where there is none."""
         numbers = {key: "" if value is None else str(value) for key, value in values.items()}
-        overrides = [str(item) for item in config.hydra.overrides.task]
+        overrides = [str(item) for item in config.hydra.overrides.task if not item.startswith("resume=")]
         note = {"job": Path(config.hydra.runtime.output_dir).name, "overrides": overrides, **numbers, "error": error}
         with leaving_on_error():
             write_json(self._notes(config) / f"{config.hydra.job.num}.json", note)
