@@ -60,7 +60,6 @@ class SweepTable(Callback):
             *("ratio", "worst_ratio", "ratio_upper", "ratio_lower"),
         )
     )
-    )
     shown: tuple[str, ...] = (*(key for key in columns if "ratio" not in key), "test/worst_ratio")
     speaks = True
 

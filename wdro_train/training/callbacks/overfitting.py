@@ -57,13 +57,10 @@ class OverfittingWarning(L.Callback):
             return
         one = float(trainer.callback_metrics[self.one_step])
         many = float(trainer.callback_metrics[self.multi_step])
-        epoch = trainer.current_epoch + 1
+        epoch, noise = trainer.current_epoch + 1, 1 / math.sqrt(self._images) if self._images else 0.0
         if many > self._best:
             self._best, self._one_step_at_best = many, one
-        elif (
-            many < self._best - max(self.tolerance, 1 / math.sqrt(max(self._images, 1)))
-            and one > self._one_step_at_best
-        ):
+        elif many < self._best - max(self.tolerance, noise) and one > self._one_step_at_best:
             rank_zero_warn(
                 f"epoch {epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
                 f"while {self.multi_step} fell from {self._best:.3f} to {many:.3f}; the network is hiding its "
