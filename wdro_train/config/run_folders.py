@@ -25,7 +25,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-import wdro_train
 from wdro_train.config import latest, slurm
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.file_lock import lock_file
@@ -98,7 +97,7 @@ def has_finished(folder: Path) -> bool:
         folder: Of the run.
     """
     state = _state(folder) or {}
-    done = state.get("state") == _FINISHED and state.get("version") == wdro_train.__version__
+    done = state.get("state") == _FINISHED and state.get("version") == _version()
     return done and (folder / METRICS_FILE).is_file()
 
 
@@ -218,7 +217,7 @@ def _continues(folder: Path, cfg: DictConfig) -> bool:
 
 def _note(folder: Path, run: str, state: str) -> None:
     note = {"run": run, "state": state, "process": os.getpid(), "host": socket.gethostname()}
-    note |= {"version": wdro_train.__version__}
+    note |= {"version": _version()}
     note |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(sys.argv)}
     write_json(folder / _CLAIM / "state.json", note)
 
@@ -230,6 +229,11 @@ def _state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and note.keys() >= {"run", "state", "process", "host", "started"} else None
+
+
+def _version() -> str:
+    """Of this package, which has been imported because this module is one of it."""
+    return str(sys.modules["wdro_train"].__version__)
 
 
 def _is_part_of_a_run(folder: Path) -> bool:

@@ -79,6 +79,16 @@ class ProgressSettings(Part):
     test: fields.Flag = True
 
 
+class PruningSettings(Part):
+    """Settings of `TrialPruning`."""
+
+    folder: fields.Path
+    run_dir: fields.Path
+    monitor: fields.Text = "val/worst_acc"
+    mode: Annotated[Literal["min", "max"], Said("is no direction", "choose min or max")] = "max"
+    pruner: fields.Node | None = None
+
+
 class WeightPerturbationSettings(Part):
     """Settings of `AdversarialWeightPerturbation`."""
 

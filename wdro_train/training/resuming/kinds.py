@@ -83,8 +83,8 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 )
 # Callbacks that neither judge nor remember a score, by the name of their class, whatever the configuration calls them.
 _SCORELESS = {
-    *("AdversarialImages", "AdversarialWeightPerturbation", "GradualWarmup", "ProgressBar", "RadiusWarmup"),
-    "SeedEpoch",
+    *("AdversarialImages", "AdversarialWeightPerturbation", "GradualWarmup", "LearningRate", "ProgressBar"),
+    *("RadiusWarmup", "SeedEpoch", "TrialPruning"),
     *("ValidationHistory", "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
     *("RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar"),
 }
