@@ -22,12 +22,8 @@ from wdro_train.cli import did_you_mean, help_text, processes
 from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
-<<<<<<< HEAD
 from wdro_train.cli.own_network import own_network
-from wdro_train.config import new_folders, run_folders
-=======
 from wdro_train.config import earlier_jobs, new_folders, run_folders
->>>>>>> display
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.writable import refuse_unwritable

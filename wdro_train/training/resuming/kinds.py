@@ -56,24 +56,8 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (
         Kind.OTHER,
         (
-<<<<<<< HEAD
-            *("name", "seed", "ckpt_path", "test", "dry_run", "run_dir", "hydra.*", "logger", "logger.*"),
-            *(CLASS_NAMES, f"{CLASS_NAMES}.*"),
-=======
-            *(
-                "name",
-                "seed",
-                "ckpt_path",
-                "resume",
-                "test",
-                "dry_run",
-                "verbose",
-                "run_dir",
-                "hydra.*",
-                "logger",
-                "logger.*",
-            ),
->>>>>>> display
+            *("name", "seed", "ckpt_path", "resume", "test", "dry_run", "verbose", "run_dir"),
+            *("hydra.*", "logger", "logger.*", CLASS_NAMES, f"{CLASS_NAMES}.*"),
             *("finetune.*", "objective", "objective.*", "model.weights", "model.pretrained"),
             *("data.seed", "data.num_workers", "data.download", "data.delta.*", "data.augment", "data.augment.*"),
             *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose", "callbacks.checkpoint.save_weights_only"),
