@@ -48,21 +48,22 @@ def measured(model, folder, *overrides, ball=BALL, n=120):
     return judge.measure_network(settings(*overrides), "net", model, arrays, ball, store, torch.device("cpu"))[0]
 
 
-@pytest.mark.parametrize("overrides", [[], ["first_order.losses=[ce,dlr,redlr]", "first_order.shares=[1/2,1]"]])
+@pytest.mark.parametrize("overrides", [[], ["distances.effort=quick"], ["distances.steps=60", "first_order.p=[1.5,2]"]])
 @pytest.mark.parametrize("name", networks())
 def test_default_run_costs_twice_its_distances(name, overrides, tmp_path, capsys):
-    model = networks()[name]
+    model, n = networks()[name], 20
     with PassCounter(model) as counter:
-        evidence = measured(model, tmp_path, *overrides)
+        evidence = measured(model, tmp_path, *overrides, n=n)
     passes = {name: counted.pairs for name, counted in evidence.passes}
     assert sum(passes.values()) == counter.pairs  # what the report says is what went through the network
     assert counter.pairs <= 2.0 * passes["distances"] + passes["two looks at the first batch"]
-    assert passes["two looks at the first batch"] == 120
+    assert passes["two looks at the first batch"] == n
     if name == "trained":
         assert counter.pairs <= 2.2 * passes["distances"]
-        assert passes["first-order rows"] > 0.6 * passes["distances"]
+        everything = all(row.steps == 50 for row in evidence.first_order) and len(evidence.first_order) > 1
+        assert everything or passes["first-order rows"] > passes["distances"] - 3 * n  # not one step more
         assert {row.loss for row in evidence.first_order} >= {"redlr"}
-    else:
+    elif passes["distances"] < 10 * n:
         assert not evidence.first_order
         assert "no first-order values and no W-PGD" in capsys.readouterr().out
 

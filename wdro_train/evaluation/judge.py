@@ -11,7 +11,7 @@ from torch import nn
 from wdro_train.attacks import MinimalDistance
 from wdro_train.data import ImageSet, describe_sample
 from wdro_train.evaluation.array_batches import ArrayBatches
-from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.measurements import chosen_measurements, concluded
@@ -48,12 +48,13 @@ def measure_network(
         gets these; None where there are none.
     """
     reducer = default_reducer()
-    attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
+    chosen = chosen_effort(**cfg.distances)
+    attack = MinimalDistance(norm=ball.norm, **chosen.search, batch_size=cfg.batch_size)
     batches = ArrayBatches(arrays, cfg.batch_size)
     with progress_display(len(batches), quiet=reducer.rank > 0) as progress:
         measurements = chosen_measurements(cfg, ball, len(arrays.labels), progress.tell)
         engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=progress)
-        found = find_distances(engine, attack)
+        found = chosen.effort(engine, attack, ball)
         passes = (("distances", engine.ledger.total),)
         evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found, passes=passes)
         progress.tell(worst_case(name, evidence))
@@ -67,4 +68,6 @@ def measure_network(
     evidence = concluded(evidence, measurements)
     if reducer.rank > 0:
         return evidence, None
-    return evidence, flipped_pairs(engine, attack, [mover.index for mover in evidence.moved[: cfg.pictures]])
+    return evidence, flipped_pairs(
+        engine, found, ball.ground, [mover.index for mover in evidence.moved[: cfg.pictures]]
+    )

@@ -11,6 +11,7 @@ from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.data import ImageSet
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.judge import measure_network
 from wdro_train.evaluation.judged_images import JudgedImages
 from wdro_train.evaluation.networks import JudgedNetwork
@@ -43,7 +44,7 @@ def evaluate(cfg: DictConfig) -> float:
             stores.append(open_store(cfg, model, fabric))
             arrays = images.whole(network)
             evidence, pairs = measure_network(cfg, network.name, model, arrays, ball, stores[-1], fabric.device)
-            attack = {"name": "MinimalDistance", **OmegaConf.to_container(cfg.distances)}  # type: ignore[dict-item]
+            attack = chosen_effort(**cfg.distances).described()
             models.append(
                 build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks))
             )

@@ -17,6 +17,7 @@ from wdro_train.evaluation.engine import Engine, Mark, stage_key
 from wdro_train.evaluation.passes import PASSES, counted
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 _ARRAYS = ("distances", "mean_loss", PASSES)
 
@@ -82,7 +83,8 @@ def pgd_whole_set(
             folder=engine.store.folder,
             progress=lambda done: engine.progress(name, done, steps),
         )
-        result, passes = counted(engine.model, work)
+        with full_float32():
+            result, passes = counted(engine.model, work)
         flips = np.where(result.robust, math.inf, result.distances)
         arrays = {"distances": flips, "mean_loss": np.full(1, result.max_mean_loss), PASSES: passes}
         engine.store.save(stage, rank, whole, arrays)
