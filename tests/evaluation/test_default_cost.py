@@ -141,7 +141,7 @@ def test_answer_comes_first(tmp_path, monkeypatch):
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for part, n in (("train", 3), ("test", 45)):
+    for part, n in (("train", 20), ("test", 45)):
         for name in ("cat", "dog"):
             (folder / "images" / part / name).mkdir(parents=True)
             for k in range(n):
@@ -179,7 +179,7 @@ FOLDER += ["+model._target_=counted.net", "+model.weights=w.pt", "distances.step
 def test_each_file_is_decoded_once(images, options):
     (images / "opened").unlink(missing_ok=True)
     abandoned = images / "store" / "images-of-a-killed-run"
-    abandoned.mkdir(parents=True)
+    abandoned.mkdir(parents=True, exist_ok=True)
     abandoned.with_suffix(".lock").touch()
     here = {"PYTHONPATH": f"{images}:{ROOT / 'tests/helpers'}:{ROOT}"}
     done = run("evaluate.py", *FOLDER, *options, "store=store", "hydra.run.dir=out", cwd=images, env=here)
