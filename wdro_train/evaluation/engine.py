@@ -22,6 +22,7 @@ from wdro_train.evaluation.digests import batch_digest, digest
 from wdro_train.evaluation.piece_store import Arrays, PieceStore, concatenate
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
@@ -163,7 +164,8 @@ class Engine:
     def _do(self, stage: Stage, index: int, mark: Mark, x: Tensor, y: Tensor) -> Arrays:
         key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
         generator = torch.Generator(self.device).manual_seed(int(key[0]))
-        arrays = stage.work(x.to(self.device), y.to(self.device), generator)
+        with full_float32():  # the same figures on every device; see `full_float32`
+            arrays = stage.work(x.to(self.device), y.to(self.device), generator)
         self.store.save(stage.key, index, mark.digest, arrays)
         return arrays
 
