@@ -52,26 +52,19 @@ def paired_differences(report: Report) -> Table | None:
         report: In memory or as read from `report.json`.
 
     Returns:
-        The head, and a row a pair: the difference of the attacks' upper bounds with its interval on the distribution,
-        and where the difference of the truths lies, on the images and on their distribution.
+        The head, with a column a pair, and the rows: the difference of the attacks' upper bounds with its interval on
+        the distribution, and where the difference of the truths lies, on the images and on their distribution.
     """
     found = report["differences"]
     if found is None or not found["rows"]:
         return None
-    where = ball(written_radii(report), found["p"], found["delta"])
-    head = [where, "attacks' bounds", "on the distribution", "truths", "on the distribution"]
+    pairs = found["rows"]
     return [
-        head,
-        *(
-            [
-                f"{row['first']} − {row['second']}",
-                percent(row["attacked"]),
-                between(row["attacked_low"], row["attacked_high"]),
-                between(row["enclosed_low"], row["enclosed_high"]),
-                between(row["lower_end"], row["upper_end"]),
-            ]
-            for row in found["rows"]
-        ),
+        [ball(written_radii(report), found["p"], found["delta"]), *(f"{p['first']} − {p['second']}" for p in pairs)],
+        ["attacks' upper bounds", *(percent(pair["attacked"]) for pair in pairs)],
+        ["their distribution", *(between(pair["attacked_low"], pair["attacked_high"]) for pair in pairs)],
+        ["truths", *(between(pair["enclosed_low"], pair["enclosed_high"]) for pair in pairs)],
+        ["their distribution", *(between(pair["lower_end"], pair["upper_end"]) for pair in pairs)],
     ]
 
 

@@ -129,8 +129,8 @@ def _show_side_by_side(console: Console, report: Report, found: DifferencesBlock
             paired[1:],
             "those of the attacks' upper bounds say nothing of the truths; those of the truths need certificates (a "
             "dash: there is none). Intervals on the distribution are normal ones of the images in pairs, those of a "
-            f"column jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once the attacks' "
-            f"bounds differ by what is seen here within {at_most(found['width'])}",
+            f"row jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once the attacks' bounds "
+            f"differ by what is seen here within {at_most(found['width'])}",
         )
     for sentence in found["left_out"]:
         console.print(sentence, soft_wrap=True)
