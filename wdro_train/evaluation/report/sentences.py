@@ -25,7 +25,7 @@ def written_radii(report: Report) -> WrittenRadii:
     """
     config, threat = report["config"], report["threat"]["delta"]
     asked = [(config.get("attack") or {}).get("delta")]
-    for part in ("curve", "poster"):
+    for part in ("curve", "poster", "first_order"):
         asked += (config.get(part) or {}).get("deltas") or []
     for model in report["models"]:
         trained = model["trained_with"]
