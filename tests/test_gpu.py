@@ -49,6 +49,10 @@ ATTACKS = {
 }
 
 
+def images(count):
+    return [part[:count] for part in reference_images()]
+
+
 def on(device, run, model, *tensors):
     """What a run gives on a device, in full float32, as arrays on the CPU."""
     model = copy.deepcopy(model).to(device).eval()
@@ -69,26 +73,33 @@ def same(run, model, *tensors, share=1.0):
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_distances(norm):
+    """The mean of what the search finds: rounding grows along its steps, so single images may end elsewhere."""
+
     def run(model, x, y):
-        return [MinimalDistance(norm=norm, steps=20)(model, x, y).distances]
+        return [MinimalDistance(norm=norm, steps=20)(model, x, y).distances.mean()]
 
-    same(run, reference_network("adversarial"), *(part[:100] for part in reference_images()), share=0.95)
+    ours, theirs = (on(place, run, reference_network("adversarial"), *images(200)) for place in PLACES)
+    np.testing.assert_allclose(ours, theirs, rtol=0.03)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ["w_fgsm", "w_pgd", "pool", "worst_case"])
 def test_attacks(name):
-    """KL-PGD begins at random points, which each kind of device draws for itself: there the mean loss is compared."""
+    def run(model, x, y):
+        return [ATTACKS[name]()(model, x, y).distances]
+
+    same(run, reference_network("adversarial"), *images(100), share=0.95)
+
+
+@pytest.mark.parametrize("name", ["lagrangian", "kl_pgd"])
+def test_attacks_that_amplify_rounding_or_begin_at_random_points(name):
+    """The root mean square distance: kinds of device draw other random starts, and a dual price adds rounding up."""
 
     def run(model, x, y):
         found = ATTACKS[name]()(model, x, y, generator=torch.Generator(x.device).manual_seed(0))
-        return [found.distances.mean() if name == "kl_pgd" else found.distances]
+        return [found.distances.square().mean().sqrt()]
 
-    images = (part[:100] for part in reference_images())
-    if name == "kl_pgd":
-        ours, theirs = (on(place, run, reference_network("adversarial"), *reference_images()) for place in PLACES)
-        np.testing.assert_allclose(ours, theirs, rtol=0.05)
-    else:
-        same(run, reference_network("adversarial"), *images, share=0.95)
+    ours, theirs = (on(place, run, reference_network("adversarial"), *images(500)) for place in PLACES)
+    np.testing.assert_allclose(ours, theirs, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["ibp", "crown_ibp", "crown", "alpha_crown"])
@@ -96,8 +107,8 @@ def test_certificates(name):
     def run(model, x, y):
         return [named_certificate(name, math.inf)(model, x, y).radii]
 
-    count = {"ibp": 50, "crown_ibp": 20}.get(name, 2)
-    same(run, reference_network("adversarial"), *(part[:count] for part in reference_images()))
+    count = {"ibp": 50, "crown_ibp": 20, "crown": 2}.get(name, 1)
+    same(run, reference_network("adversarial"), *images(count))
 
 
 @pytest.mark.parametrize("objective", [Standard, Adversarial, WTrades, Mart, Ibp, CrownIbp, Sabr])
@@ -112,14 +123,14 @@ def test_objectives_and_their_gradients(objective):
         loss.backward()
         return [loss, *(parameter.grad for parameter in model.parameters())]
 
-    same(run, reference_network("adversarial"), *(part[:32] for part in reference_images()))
+    same(run, reference_network("adversarial"), *images(32))
 
 
 def test_evaluation(tmp_path):
     """Distances, the knapsack's accuracies and first-order rows of the evaluation's engine."""
 
     def judged(device):
-        x, y = (part[:200] for part in reference_images())
+        x, y = images(200)
         model = copy.deepcopy(reference_network("adversarial")).to(device)
         store = PieceStore(tmp_path, {"device": device})
         engine = Engine(model, [(x[:100], y[:100]), (x[100:], y[100:])], store, torch.device(device))
@@ -183,7 +194,7 @@ def test_the_commands(extra, tmp_path):
     ]
     for command in (["train.py", *short, *extra], ["evaluate.py", "limit=50", "distances.steps=5", "poster=null"]):
         arguments = [sys.executable, ROOT / command[0], *command[1:]]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
@@ -217,7 +228,7 @@ def test_ddp_on_every_gpu():
 def test_resnet18_in_bf16_and_channels_last():
     """An input gradient of a large network in bf16 points where that of float32 does."""
     torch.manual_seed(0)
-    model = resnet18(num_classes=10).cuda().eval()
+    model = resnet18(num_classes=10, shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3).cuda().eval()
     x = torch.rand(64, 3, 32, 32, device="cuda")
     y = torch.arange(64, device="cuda") % 10
 
@@ -234,7 +245,7 @@ def test_resnet18_in_bf16_and_channels_last():
 def test_no_step_waits_for_the_gpu():
     """A step of an attack issues its work without asking the GPU for a value."""
     model = copy.deepcopy(reference_network("adversarial")).cuda()
-    x, y = (part[:64].cuda() for part in reference_images())
+    x, y = (part.cuda() for part in images(64))
 
     def waits(steps):
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
