@@ -116,11 +116,23 @@ def test_side_by_side_has_the_numbers_of_the_curves(two):
             least, most = (curve.accuracy(DELTA, p) for curve in curves)
             assert low - 1e-12 <= least <= low + 0.001  # rounded outwards, to a tenth of a percent
             assert high - 0.001 <= most <= high + 1e-12
-    assert cells["attack"] == ["30 steps, 2 starts"] * 2
+    assert cells["effort of the attack"] == ["30 steps"] * 2
+    assert "passes an image" not in cells
     assert cells["certificate"] == ["crown"] * 2
     alone = {row[0]: row[1:] for row in comparison.side_by_side(report("ours"))}
     assert alone["W_2 8/255"][0].startswith("≤ ")
     assert "certificate" not in alone
+
+
+def test_effort_and_passes_have_rows_of_their_own(two):
+    one = {"kind": "first", "passes": 57.3, "asked": 200, "improved": 190, "accuracy": 0.5}
+    for model in two["models"]:
+        model["distances"]["attack"]["effort"] = "auto"
+        model["distances"]["convergence"] = {"rounds": [one], "capped": False}
+    cells = {row[0]: row[1:] for row in comparison.side_by_side(two)}
+    assert cells["effort of the attack"] == ["auto effort"] * 2
+    assert cells["passes an image"] == ["57"] * 2
+    assert "(attack, auto effort, 57 passes an image)" in headline(two, two["models"][0])
 
 
 def test_the_differences_are_the_paired_ones(two):
@@ -161,7 +173,7 @@ def test_the_page_has_the_answer_before_everything_else(two):
         cell = comparison.left(model, "2.0", DELTA)
         assert cell in page.classes["answer"]
         assert model["name"] in page.classes["answer"]
-    assert page.text.index("(attack, 30 steps, 2 starts)") < page.text.index("two looks differ")
+    assert page.text.index("(attack, 30 steps)") < page.text.index("two looks differ")
     assert page.text.count("0.03137") == page.text.count("8/255 (0.031372549)") == 1  # among the facts, in full
     assert "0.0314" not in page.text
     header = next(table[0] for table in page.tables if table[0][0] == "radius δ")

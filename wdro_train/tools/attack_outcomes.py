@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from wdro_train.evaluation.report.matplotlib_figures import save
 from wdro_train.theory.ball import WassersteinBall
@@ -112,16 +112,21 @@ def draw(runs: Mapping[int, Sequence[Outcome]], ball: WassersteinBall, title: st
         mine = [found for outcomes in runs.values() for found in outcomes if found.full_name == name]
         mine.sort(key=lambda found: found.passes)
         style: dict[str, Any] = {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
+        style |= {"linestyle": "-" if k < len(_COLOURS) else "--"}
         style |= {"linewidth": 2.4 if k == 0 else 1.2, "markersize": 5, "zorder": 3 if k == 0 else 2}
         passes = [found.passes for found in mine]
         left.plot(passes, [found.median if math.isfinite(found.median) else math.nan for found in mine], **style)
         right.plot(passes, [found.left(ball.delta, ball.p) for found in mine], label=name, **style)
-    left.set(ylabel=rf"median distance of correct images ($\ell_{{{norm}}}$ norm, pixels in [0, 1])", yscale="log")
+    left.set(ylabel=rf"median distance ($\ell_{{{norm}}}$ norm, pixels in [0, 1])", yscale="log")
     right.set(ylabel=rf"accuracy left under $W_{{{order}}}$, $\delta$ = {radius} (upper bound)")
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     for ax in (left, right):
         ax.set(xlabel="passes (forward and backward) per correct image, counted", xscale="log")
-        ax.grid(alpha=0.3)
+        ax.grid(alpha=0.3, which="both")
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

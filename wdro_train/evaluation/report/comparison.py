@@ -37,8 +37,12 @@ def side_by_side(report: Report) -> Table:
         ["on the distribution", *map(_distribution, models)],
         ["images moved", *(str(model["worst_case"]["images_moved"]) for model in models)],
         ["median distance", *(short(model["distances"]["median_of_correct"]) for model in models)],
-        ["attack", *map(effort, models)],
     ]
+    # In rows of their own: effort, and passes an image where they are known, which fits narrow columns.
+    efforts = [effort(model).partition(", ") for model in models]
+    rows += [["effort of the attack", *(name for name, _, _ in efforts)]]
+    if any(passes for _, _, passes in efforts):
+        rows += [["passes an image", *(passes.removesuffix(" passes an image") or "–" for _, _, passes in efforts)]]
     certificates = [model["certificate"] for model in models]
     if any(certificates):
         rows.append(["certificate", *("none" if one is None else one["method"] for one in certificates)])

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 from torchvision.io import encode_png
 
-from wdro_train.evaluation.report import comparison, fields, plotly_figures, sentences
+from wdro_train.evaluation.report import comparison, fields, plotly_figures, search, sentences
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.utils.files import write_text
@@ -117,6 +117,8 @@ def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str,
         "beyond": sentences.beyond_the_images(report, model),
         "moved": sentences.moved(report, model),
         "left": comparison.left(model, model["worst_case"]["p"], model["worst_case"]["delta"]),
+        "search": search.convergence(model),
+        "search_rows": search.convergence_rows(model),
         "peer_rows": _table(model["peers"]),
         "gallery": [] if pairs is None else _gallery(model, pairs),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from wdro_train.evaluation.report import search
 from wdro_train.evaluation.report.fields import (
     at_least,
     at_most,
@@ -57,18 +58,12 @@ def headline(report: Report, model: ModelReport) -> str:
 
 
 def effort(model: ModelReport) -> str:
-    """How hard the minimum-norm attack searched, in words."""
-    attack = model["distances"]["attack"]
-    parts = [
-        f"{attack[key]} {name if attack[key] == 1 else plural}"
-        for key, name, plural, least in (
-            ("steps", "step", "steps", 0),
-            ("restarts", "start", "starts", 1),
-            ("targets", "target", "targets", 0),
-        )
-        if isinstance(attack.get(key), int) and attack[key] > least
-    ]
-    return ", ".join(parts) or "effort not recorded"
+    """How hard the distances were searched, in words; older reports say only with which settings."""
+    attack, found = model["distances"]["attack"], search.effort(model)
+    if found:
+        return found.removeprefix(", ")
+    steps = attack.get("steps")
+    return f"{steps} steps" if isinstance(steps, int) else "effort not recorded"
 
 
 def beyond_the_images(report: Report, model: ModelReport) -> str:
