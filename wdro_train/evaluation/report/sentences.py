@@ -15,25 +15,18 @@ from wdro_train.evaluation.report.fields import (
     to_float,
 )
 from wdro_train.evaluation.report.schema import ModelReport, Number, Report
+from wdro_train.evaluation.typed_radii import typed_radii
 from wdro_train.utils.written import WrittenRadii
 
 
 def written_radii(report: Report) -> WrittenRadii:
-    """How the radii of a report are written: as they were typed, in the command or in the data's configuration.
+    """How the radii of a report are written.
 
     Args:
         report: In memory or as read from `report.json`.
     """
-    config, threat = report["config"], report["threat"]["delta"]
-    asked = [(config.get("attack") or {}).get("delta")]
-    for part in ("curve", "poster", "first_order"):
-        asked += (config.get(part) or {}).get("deltas") or []
-    for model in report["models"]:
-        trained = model["trained_with"]
-        radii = [(trained.get("attack") or {}).get("delta"), *((trained.get("data") or {}).get("delta") or {}).values()]
-        asked += [one for one in radii if isinstance(one, str)]  # numbers there have been worked out of such texts
-    texts = WrittenRadii(None, asked)
-    return WrittenRadii(texts(threat) if threat > 0 else None, asked)
+    trained = [model["trained_with"] for model in report["models"]]
+    return typed_radii(report["config"], trained, report["threat"]["delta"])
 
 
 def ball(written: WrittenRadii, p: Number, delta: float) -> str:
