@@ -30,7 +30,7 @@ def robustness_curves(report: Report) -> list[Plot]:
                 name = _order(p) if alone else escape(fields.label(model["name"]))
                 traces += _curve(curve, colour(k), name, model)
         title = models[0]["name"] if alone else f"order p = {fields.short(group[0][1])}"
-        layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub> (share of images)")
+        layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub>")
         _mark_radii(layout, report, [x for trace in traces for x in trace["x"]])
         layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
         plots.append({"title": title, "data": traces, "layout": layout})
@@ -189,6 +189,8 @@ def _radius(report: Report) -> str:
 
 def _mark_radii(layout: Plot, report: Report, x: Sequence[float | None]) -> None:
     """Mark the axis of radii in the fractions that the user typed, if any."""
-    marks = written_radii(report).marks(max((one for one in x if one is not None), default=0.0))
+    highest = max((one for one in x if one is not None), default=0.0)
+    marks = written_radii(report).marks(highest)
     if marks:
+        layout["xaxis"]["range"] = [0.0, 1.01 * highest]  # with room for the last mark
         layout["xaxis"] |= {"tickvals": [place for place, _ in marks], "ticktext": [text for _, text in marks]}
