@@ -479,6 +479,14 @@ def test_overfitting_warning_ignores_the_sanity_check_and_missing_adversaries():
     trainer([callback]).fit(classifier(), loader(32, 16), loader(32, 16))
 
 
+def test_overfitting_warning_knows_that_few_images_tell_little():
+    """A fall by 4 points is noise on 100 images, and none on 10,000."""
+    for images, expected in ((100, []), (10_000, [1])):
+        callback = OverfittingWarning()
+        callback._images = images
+        assert warned(callback, [(0.5, 0.4), (0.6, 0.36)]) == expected
+
+
 def test_validation_history():
     history = ValidationHistory()
     module = classifier(objective=Adversarial())

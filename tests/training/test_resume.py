@@ -154,7 +154,7 @@ def test_nan_loss_stops_the_run(tmp_path):
     ]
     done = run("train.py", *arguments, cwd=tmp_path)
     assert done.returncode != 0
-    assert "the training loss became nan in epoch 1, batch 19" in done.stderr
+    assert "the training loss became nan in epoch 2, batch 19" in done.stderr
     assert "Traceback" not in done.stderr
     checkpoint = read_checkpoint(tmp_path / "nan/checkpoints/last.ckpt")
     assert checkpoint["epoch"] == 0
@@ -163,7 +163,7 @@ def test_nan_loss_stops_the_run(tmp_path):
 
 def test_exploding_weights_stop_the_run():
     module = classifier(optimizer=partial(SGD, lr=1e38))
-    with pytest.raises(UserError, match=r"training loss became (nan|inf) in epoch 0, batch \d"):
+    with pytest.raises(UserError, match=r"training loss became (nan|inf) in epoch 1, batch \d"):
         trainer([adversary()], max_epochs=2).fit(module, datamodule=Arrays())
 
 

@@ -89,7 +89,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     callback_settings.PicturesSettings: [callbacks.AdversarialImages],
     callback_settings.SeedEpochSettings: [callbacks.SeedEpoch],
     callback_settings.ProgressSettings: [callbacks.ProgressBar],
-    callback_settings.ThemeSettings: [lightning_callbacks.progress.rich_progress.RichProgressBarTheme],
+    callback_settings.PruningSettings: [callbacks.TrialPruning],
     callback_settings.WeightPerturbationSettings: [callbacks.AdversarialWeightPerturbation],
     callback_settings.WarmupSettings: [callbacks.RadiusWarmup],
     callback_settings.GradualWarmupSettings: [callbacks.GradualWarmup],

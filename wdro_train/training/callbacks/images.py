@@ -1,4 +1,4 @@
-"""Clean and adversarial images with predictions: grids as PNG files and to W&B, there also as a table."""
+"""Clean and adversarial images with predictions: grids as PNG files, to TensorBoard and to W&B, there also a table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.adversarial_module import AdversarialModule
@@ -63,7 +64,7 @@ class AdversarialImages(L.Callback):
         if not isinstance(pl_module.judge, AdversarialJudge):
             return
         ball = pl_module.judge.ball
-        title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
+        title = f"epoch {trainer.current_epoch + 1}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
         shown, self._shown = self._shown, None
         figure = draw_pairs(*shown, title=title)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
@@ -73,6 +74,9 @@ class AdversarialImages(L.Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image("adversarial_images", [str(path)])
                 logger.log_table("adversarial_examples", COLUMNS, table_rows(*shown, ball=ball))
+            elif isinstance(logger, TensorBoardLogger):
+                picture = pil_to_tensor(Image.open(path).convert("RGB"))
+                logger.experiment.add_image("adversarial_images", picture, trainer.global_step)
 
 
 def table_rows(
