@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from shell import ROOT
 
-from wdro_train.config.signatures import located
 from wdro_train.cli.schemas.constructors import _PARTS
+from wdro_train.config.signatures import located
 
 CONF = ROOT / "conf"
 GROUPS = ("attack", "objective", "callbacks")
