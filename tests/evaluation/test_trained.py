@@ -11,7 +11,7 @@ from shell import ROOT, Arrays, digits
 import wdro_train
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.data import ImageDataModule
-from wdro_train.evaluation.figures import described, newest_report
+from wdro_train.evaluation.network_figures import described, newest_report
 from wdro_train.evaluation.networks import load_network
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.resuming import CLASS_NAMES

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.attacks.mode import batch_under_attack
@@ -126,6 +126,7 @@ class BoundaryAttack:
                 logits=logits,
                 zero_gradients=(right & (search.dual_norms == 0)).sum(),
                 nonfinite_gradients=search.nonfinite,
+                attacked=Attacked(model, y),
                 importance=self._importance(flips, reach),
                 terms={
                     "reach": reach,
