@@ -92,6 +92,8 @@ def figures_of_run(run: Path, checkpoint: str, epoch: Any, config: Mapping[str, 
     worst = values.get("worst_acc")
     images = content.get("images") or {}
     named = adversary.get("certificate")
+    told = content.get("effort")
+    judged_by = adversary.get("val_attack" if worst is None else "distances")
     return Figures(
         threat=WassersteinBall(**content["threat"]),
         split=split,
@@ -100,7 +102,7 @@ def figures_of_run(run: Path, checkpoint: str, epoch: Any, config: Mapping[str, 
         adversarial=values.get("adv_acc"),
         worst_case=worst,
         certified=values.get("certified_acc"),
-        effort=described(adversary.get("distances" if worst is not None else "val_attack")),
+        effort=described(judged_by) if split == "val" or told is None else told.removeprefix("worst_acc: "),
         certificate=None if named is None else str(named if isinstance(named, str) else described(named)),
         seed=content.get("seed"),
         command=str(content.get("command", "")),
