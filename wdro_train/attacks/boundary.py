@@ -60,9 +60,9 @@ class BoundaryAttack:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 3.0,

@@ -51,9 +51,9 @@ class Lagrangian:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 1.875,

@@ -40,9 +40,9 @@ class WFGSM:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         box: bool = True,
         scope: str | Scope = "batch",

@@ -64,9 +64,9 @@ class WPGD:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 1.875,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wdro_train.config.run_folders import METRICS_FILE, REPORT_FILE
+from wdro_train.evaluation.report import search
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
 
@@ -140,7 +141,7 @@ def figures_of_report(report: str | Path, checkpoint: Path) -> Figures:
         clean=model["clean_accuracy"],
         worst_case=model["interval"]["attacked"],
         certified=found,
-        effort=described(attack),
+        effort=f"{described(attack)}{search.effort(model)}",
         certificate=None if sure is None or found is None else f"{sure['method']}{level}",
         seed=content.get("seed"),
         command=content["command"],
