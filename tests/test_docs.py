@@ -22,6 +22,7 @@ from torch import nn
 from wdro_train import RobustClassifier
 from wdro_train.cli import schemas
 from wdro_train.cli.arguments import comma_list
+from wdro_train.cli.own_network import own_network
 from wdro_train.config import slurm
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.utils.errors import UserError
@@ -116,7 +117,7 @@ def test_documented_commands_are_accepted(door, arguments, tmp_path, monkeypatch
     door = door[0].removesuffix(".py")
     overrides = [kept for argument in comma_list(arguments, "ckpt_path") if (kept := first_job(argument)) is not None]
     with hydra_at_rest():
-        cfg = compose(door, overrides, return_hydra_config=True)
+        cfg = compose(door, own_network(overrides, door), return_hydra_config=True)
     if "trainer=ddp" not in overrides or torch.cuda.is_available():
         schemas.check(cfg, door)
         return

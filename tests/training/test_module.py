@@ -223,7 +223,10 @@ def test_foreign_module_is_refused():
         def configure_optimizers(self):
             return None
 
-    with pytest.raises(UserError, match="Foreign has no adversary; wrap your network in RobustClassifier"):
+    with pytest.raises(
+        UserError,
+        match=r"Foreign cannot ask .* class Foreign\(AdversarialModule\) .* or wrap .* or leave this callback out",
+    ):
         trainer([adversary()]).fit(Foreign(), loader(32, 16))
 
 

@@ -22,6 +22,7 @@ from wdro_train.cli import did_you_mean, help_text, processes
 from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
+from wdro_train.cli.own_network import own_network
 from wdro_train.config import earlier_jobs, new_folders, run_folders
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.resolvers import register_resolvers
@@ -42,7 +43,8 @@ def run_command_line(main: Callable[[], Any], config_name: str) -> None:
         print(help_text.text(config_name, sys.argv[1:]))
         return
     with ending_in_a_sentence(lambda error: did_you_mean.sentence(error, config_name, sys.argv[1:])):
-        sys.argv[1:] = processes.quiet_rank(maximizing(quoted(sys.argv[1:], _CHECKPOINTS)))
+        typed = own_network(quoted(sys.argv[1:], _CHECKPOINTS), config_name)
+        sys.argv[1:] = processes.quiet_rank(maximizing(typed))
         os.environ[RAISE] = "1"  # Hydra prints and exits unless it is asked to raise; `run` takes the request back
         try:
             main()
@@ -137,7 +139,10 @@ def _check(cfg: DictConfig) -> None:
 
 def _check_values(cfg: DictConfig) -> None:
     from wdro_train.cli import schemas  # which knows the constructors of torch and Lightning
+    from wdro_train.config.own_networks import take_from_images
 
+    if _command(cfg) == "train" or cfg.get("ckpt_path") is None:  # a checkpoint has the arguments of its network
+        take_from_images(cfg)
     schemas.check(cfg, _command(cfg))
 
 

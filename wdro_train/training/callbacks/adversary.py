@@ -1,4 +1,4 @@
-"""`DistributionalAdversary`: attaches an adversary to a `RobustClassifier`, on any number of ranks."""
+"""`DistributionalAdversary`: attaches an adversary to an `AdversarialModule`, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wdro_train.attacks import WFGSM, WPGD, Attack, MinimalDistance, Pool
 from wdro_train.certificates import Certificate
 from wdro_train.certificates.named import named_certificate
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.adversarial_module import AdversarialModule
 from wdro_train.training.adversary import AdversarialJudge, Attacker, CleanJudge, EvaluationSet, gradient_moment_of_set
-from wdro_train.training.module import RobustClassifier
 from wdro_train.training.resuming import Kind
 from wdro_train.utils.errors import UserError
 
@@ -119,8 +119,13 @@ class DistributionalAdversary(L.Callback):
         Raises:
             UserError: A module or a strategy it cannot serve.
         """
-        if not isinstance(pl_module, RobustClassifier):
-            raise UserError(f"{type(pl_module).__name__} has no adversary; wrap your network in RobustClassifier")
+        if not isinstance(pl_module, AdversarialModule):
+            name = type(pl_module).__name__
+            raise UserError(
+                f"{name} cannot ask this callback for attacked images; make it class {name}(AdversarialModule) and "
+                "train on self.attacked(batch, batch_idx).x_adv, or wrap its network in RobustClassifier, or leave "
+                "this callback out and call an attack of wdro_train.attacks in training_step (docs/train.md)"
+            )
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise UserError(
                 f"{type(trainer.strategy).__name__} is not supported: input gradients of sharded parameters "
@@ -130,7 +135,7 @@ class DistributionalAdversary(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach from the module: what was measured of one set must judge no other."""
-        assert isinstance(pl_module, RobustClassifier)
+        assert isinstance(pl_module, AdversarialModule)
         pl_module.attach(None, CleanJudge())
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,7 +164,7 @@ class DistributionalAdversary(L.Callback):
         limits: list[int | float],
     ) -> None:
         """Let the set that comes be judged as one distribution, if this is asked for."""
-        assert isinstance(pl_module, RobustClassifier)
+        assert isinstance(pl_module, AdversarialModule)
         images = EvaluationSet.of(loaders, limits)
         pl_module.judge = judge.fresh()
         attack = judge.first_order

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.adversarial_module import AdversarialModule
 from wdro_train.training.adversary import AdversarialJudge, BatchEvidence
-from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.contract import unpack
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
@@ -48,10 +48,10 @@ class AdversarialImages(L.Callback):
     ) -> None:
         """Keep the first images of the first batch."""
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
-        if batch_idx or not due or not trainer.is_global_zero or not outputs:
+        evidence = outputs.get("evidence") if isinstance(outputs, dict) else None
+        if batch_idx or not due or not trainer.is_global_zero:
             return
-        evidence: BatchEvidence = outputs["evidence"]
-        if evidence.attacked is not None:
+        if isinstance(evidence, BatchEvidence) and evidence.attacked is not None:
             x, y = unpack(batch)
             clean, adv = evidence.clean_logits.argmax(1), evidence.attacked.logits.argmax(1)
             parts = (x, evidence.attacked.x_adv, y, clean, adv)
@@ -59,7 +59,7 @@ class AdversarialImages(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, save and log."""
-        if self._shown is None or not isinstance(pl_module, RobustClassifier):
+        if self._shown is None or not isinstance(pl_module, AdversarialModule):
             return
         if not isinstance(pl_module.judge, AdversarialJudge):
             return
