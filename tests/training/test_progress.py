@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 from shell import adversary, classifier, command, fitted, loader, run, trainer
 
+from wdro_train.attacks import MinimalDistance
 from wdro_train.config import sweep_job
 from wdro_train.config.sweep_job import SweepJob
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -162,10 +163,11 @@ def test_a_test_without_distances():
     assert adversary(norm=3).test_judge.distances is None
 
 
-def test_distances_of_the_validation_are_those_of_the_test():
-    own = default_test_distances(adversary().ball)
-    callback = adversary(distances=own)
-    assert callback.test_judge.distances is own
+@pytest.mark.parametrize(("steps", "expected"), [(10, 20), (50, 50)])
+def test_a_test_searches_no_shorter_than_a_validation(steps, expected):
+    callback = adversary(distances=MinimalDistance(norm=float("inf"), steps=steps))
+    assert callback.judge.distances.effort.steps == steps
+    assert callback.test_judge.distances.effort.steps == expected
     assert adversary().judge.distances is None
 
 
