@@ -24,7 +24,7 @@ from wdro_train.training.callbacks import KeepListening
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.finetuning import start_from
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
-from wdro_train.training.resuming import DATA_DIGEST, Kind, Resumption
+from wdro_train.training.resuming import CLASS_NAMES, DATA_DIGEST, Kind, Resumption
 from wdro_train.training.summary import conclude, present
 
 
@@ -49,6 +49,7 @@ def train(cfg: DictConfig) -> float | None:
     images, labels = _examine(module, data)
     assert module.config is not None
     module.config[DATA_DIGEST] = content_digest(data.arrays("val"))  # the same name may hold other images tomorrow
+    module.config |= _names_of_classes(data)
     if cfg.dry_run:
         callbacks = build_callbacks(cfg)
         check_adversary(callbacks, module)
@@ -112,6 +113,13 @@ def _examine(module: RobustClassifier, data: ImageDataModule) -> tuple[Tensor, T
     images, labels = arrays.batch(rows), arrays.labels[rows]
     module.inspector.examine(module, images, labels)
     return images, labels
+
+
+def _names_of_classes(data: ImageDataModule) -> dict[str, list[str]]:
+    """What the classes are called, to be kept in checkpoints; nothing where a name would be refused by their reader."""
+    names = data.class_names or []
+    readable = all("${" not in name and name != "???" for name in names)
+    return {CLASS_NAMES: [str(name) for name in names]} if names and readable else {}
 
 
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:

@@ -15,6 +15,8 @@ from wdro_train.training.resuming.values import same_value
 
 DATA_DIGEST = "data_digest"
 """Key of the configuration in a checkpoint: a digest of the validation images and labels."""
+CLASS_NAMES = "class_names"
+"""Key of the configuration in a checkpoint: what the classes are called, in the order of the logits."""
 
 
 class Kind(Enum):
@@ -54,22 +56,11 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (
         Kind.OTHER,
         (
-            *(
-                "name",
-                "seed",
-                "ckpt_path",
-                "resume",
-                "test",
-                "dry_run",
-                "verbose",
-                "run_dir",
-                "hydra.*",
-                "logger",
-                "logger.*",
-            ),
+            *("name", "seed", "ckpt_path", "resume", "test", "dry_run", "verbose", "run_dir"),
+            *("hydra.*", "logger", "logger.*", CLASS_NAMES, f"{CLASS_NAMES}.*"),
             *("finetune.*", "objective", "objective.*", "model.weights", "model.pretrained"),
             *("data.seed", "data.num_workers", "data.download", "data.delta.*", "data.augment", "data.augment.*"),
-            *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose"),
+            *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose", "callbacks.checkpoint.save_weights_only"),
             *("callbacks.checkpoint.save_on_train_epoch_end", "callbacks.checkpoint.enable_version_counter"),
             *("callbacks.overfitting_warning.tolerance", "callbacks.adversary.test_distances*"),
             *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
