@@ -104,7 +104,7 @@ FINE = {
     },
     "evaluate": {("devices", "1")},
 }  # fmt: skip
-FREE = {"logger.csv.name", "logger.csv.version", "callbacks.progress.theme.metrics_text_delimiter", "logger.wandb.name"}
+FREE = {"logger.csv.name", "logger.csv.version", "logger.wandb.name"}
 
 
 def composed(door, *overrides):

@@ -133,7 +133,7 @@ def test_metric_and_report_have_the_same_quantities(tmp_path):
         logits = model(found.x_adv)
     metric = FirstOrderBounds(attack.ball)
     losses = resolve_loss("redlr")(logits, y)
-    metric.update(found.logits, found.losses, logits, losses, found.dual_norms, found.distances, y, torch.ones(100))
+    metric.update(found.logits, y, found.losses, logits, losses, found.dual_norms, found.distances)
     grid = first_order_grid(engine(tmp_path), norm=math.inf, loss="redlr", orders=[2.0], deltas=[0.1])
     computed = {key: value.item() for key, value in metric.compute().items()}
     assert computed == pytest.approx(asdict(grid.quantities(2.0, 0.1)), rel=1e-5)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.box import ascend, free_gradient, move
-from wdro_train.theory.ground_norm import per_image
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope
+from wdro_train.utils.blocks import by_blocks
 
 
 def slope_in_box(gradient: Tensor, x: Tensor, *, box: bool) -> Tensor:
@@ -30,6 +31,26 @@ def slope_in_box(gradient: Tensor, x: Tensor, *, box: bool) -> Tensor:
         box: True sets the components that point out of the box to 0; False is the paper's formula.
     """
     return free_gradient(gradient, x) if box else gradient
+
+
+def steepness(ground: GroundNorm, gradient: Tensor, x: Tensor, *, box: bool) -> tuple[Tensor, Tensor]:
+    """The gradient along which an attack moves and its dual norms.
+
+    Args:
+        ground: The norm ||.||_s.
+        gradient: grad_x J, shape [B, ...]; it may be overwritten.
+        x: The images where it was taken, in [0, 1], same shape.
+        box: As for `slope_in_box`.
+
+    Returns:
+        `slope_in_box`, shape [B, ...], and ||slope_i||_*, shape [B], float64.
+    """
+
+    def both(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        slope = slope_in_box(gradient, x, box=box)
+        return slope, ground.dual_norms(slope)
+
+    return by_blocks(both, gradient, x, into=gradient)
 
 
 def upsilon_in_scope(parts: Tensor, q: float, scope: Scope, step: int) -> Tensor:
@@ -65,7 +86,13 @@ class ProjectedStep:
 
     @torch.no_grad()
     def ascent(
-        self, x: Tensor, x_adv: Tensor, slope: Tensor, dual_norms: Tensor, upsilon: Tensor
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        slope: Tensor,
+        dual_norms: Tensor,
+        upsilon: Tensor,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The displacement after the ascent, before the projection.
 
@@ -75,15 +102,20 @@ class ProjectedStep:
             slope: From `slope_in_box` at the iterate, same shape.
             dual_norms: ||slope||_*, shape [B].
             upsilon: Upsilon of the whole distribution at the iterate, scalar.
+            into: Memory that the displacement may be written to, same shape; it may be the slope's.
 
         Returns:
             The displacement u from the clean images, shape [B, ...], and its norms ||u_i||_s, shape [B].
         """
         radii = self.length * self.ball.shares(dual_norms, upsilon)
+        return by_blocks(self._ascent, x, x_adv, slope, radii, into=into)
+
+    def _ascent(self, x: Tensor, x_adv: Tensor, slope: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """The displacement and its norms, for the images of a block."""
         if self.box:
-            u = ascend(self.ball.ground, x_adv, slope, radii) - x
+            u = ascend(self.ball.ground, x_adv, slope, radii).sub_(x)
         else:
-            u = x_adv + per_image(radii, x) * self.ball.ground.direction(slope) - x
+            u = self.ball.ground.direction(slope).mul_(per_image(radii, x)).add_(x_adv).sub_(x)
         return u, self.ball.ground.distances(u)
 
     def displacement_moments(self, distances: Tensor, held: Tensor, weight: Tensor | None) -> Tensor:
@@ -118,7 +150,7 @@ class ProjectedStep:
         rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
         return torch.where(held, distances, rho * distances)
 
-    def project(self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor) -> Tensor:
+    def project(self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor, into: Tensor | None = None) -> Tensor:
         """The next iterate: the displacement brought to the allowed norms, inside the box.
 
         Args:
@@ -126,5 +158,10 @@ class ProjectedStep:
             u: Displacements from `ascent`, same shape.
             distances: Their norms, shape [B].
             allowed: From `allowed`, shape [B].
+            into: Memory that the iterate may be written to, same shape; it may be the displacements'.
         """
+        return by_blocks(self._project, x, u, distances, allowed, into=into)
+
+    def _project(self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor) -> Tensor:
+        """The next iterate of the images of a block."""
         return move(x, self.ball.ground.shrink(u, distances, allowed))

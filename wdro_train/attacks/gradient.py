@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction
+from wdro_train.utils.blocks import by_blocks
 from wdro_train.utils.contract import logits_of
 from wdro_train.utils.errors import UserError
 
@@ -58,13 +60,12 @@ def input_gradient(
     logits = forward(model, x)
     losses = loss(logits, y)
     scale = _loss_scale(x.device)
-    gradient = torch.zeros_like(x)
+    gradient = None
     if losses.requires_grad:  # a piecewise constant network (quantised, say) has none: its images count as gradient 0
-        (found,) = torch.autograd.grad(losses.sum() * scale, x, allow_unused=True)
-        gradient = gradient if found is None else found
-    finite = gradient.flatten(1).isfinite().all(1) & losses.detach().isfinite()
-    usable = finite.view(-1, *[1] * (x.dim() - 1))
-    gradient = torch.where(usable, gradient / scale, torch.zeros_like(gradient))
+        (gradient,) = torch.autograd.grad(losses.sum() * scale, x, allow_unused=True)
+    if gradient is None:
+        gradient = torch.zeros_like(x)
+    gradient, finite = by_blocks(_finite_part, gradient, losses.detach(), scale)
     return InputGradient(logits.detach(), losses.detach(), gradient, (~finite).sum())
 
 
@@ -95,6 +96,13 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
             "channels it was made for, or another network"
         ) from error
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _finite_part(gradient: Tensor, losses: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The gradients divided by the scale, 0 for images that have none, and which images have one, boolean [B]."""
+    finite = gradient.flatten(1).abs().amax(1).isfinite() & losses.isfinite()
+    # Arithmetic in place of a mask: `isfinite` and `torch.where` on whole images take several times as long on a CPU.
+    return gradient.nan_to_num(0.0, 0.0, 0.0).mul_(per_image(finite, gradient) / scale), finite
 
 
 def _loss_scale(device: torch.device) -> float:

@@ -130,25 +130,26 @@ class NearestFlipSearch:
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self.ground.diameter(self.x))
-                point = self._move(point, distances, slope, radii, share)
+                point = self._move(self.x, point, distances, slope, radii, share)
         self.flips.check(point)
 
     def _none(self) -> NearestFlips:
         """No flip is known of any image."""
         return NearestFlips(self.ground, self.model, self.x, self.y, self.effort.batch_size)
 
-    def _move(self, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
+    def _move(self, x: Tensor, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
         """The best step in the box, at least as long as the way out to the radius, and brought back to the radius.
 
         For s = 1 it goes a share of the way to the vertex of the ball that is best (conditional gradient).
         """
         if self.ground.order == 1:
-            u = point - self.x
-            u = u + share * (ascend(self.ground, self.x, slope, radii) - self.x - u)
+            u = torch.lerp(point, ascend(self.ground, x, slope, radii), share).sub_(x)
         else:
             length = torch.maximum(share * self.effort.step_size * radii, radii - distances)
-            u = ascend(self.ground, point, slope, length) - self.x
-        return (self.x + self.ground.shrink(u, self.ground.distances(u), radii)).clamp(0, 1)
+            u = ascend(self.ground, point, slope, length).sub_(x)
+        # In l_inf coordinates are clipped, whatever the distance is.
+        far = distances if math.isinf(self.ground.order) else self.ground.distances(u)
+        return self.ground.shrink(u, far, radii).add_(x).clamp_(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """Random points nearer than the nearest flip known, or, where none is, than a share of the box."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.theory.box import reach
-from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.theory.ground_norm import GroundNorm, choose_images, per_image
 from wdro_train.theory.losses import correct, margin
 
 _BISECTIONS = 8  # leaves 2^-8 of the segment; 4 are 0.4 % worse, 16 are 0.1 % better (see `nearest_flip_search`)
@@ -52,7 +52,7 @@ class NearestFlips:
         """
         better = flipped & (distances < self.distances)
         self.distances = torch.where(better, distances, self.distances)
-        self.points = torch.where(per_image(better, point).bool(), point, self.points)
+        self.points = choose_images(better, point, self.points)
 
     @torch.no_grad()
     def check(self, point: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class NearestFlips:
         """Give up flips that are none when all are looked at again: rounding may differ from batch to batch."""
         flipped = ~correct(forward(self.model, self.points, self.batch_size), self.y)
         self.distances = torch.where(flipped, self.distances, math.inf)
-        self.points = torch.where(per_image(flipped, self.points).bool(), self.points, self.x)
+        self.points = choose_images(flipped, self.points, self.x)
 
     def _polish(self) -> Tensor:
         """Look at the foot of the perpendicular from each image on the boundary, linearised at its nearest flip.
@@ -101,10 +101,9 @@ class NearestFlips:
             way = (1 + _OVERSHOOT) * foot
             candidate = (self.x + way).clamp(0, 1)
             known = self.distances.isfinite()
-            flipped = self.check(torch.where(per_image(known, self.x).bool(), candidate, self.points))
+            flipped = self.check(choose_images(known, candidate, self.points))
             shortest = (1 - 2 * _OVERSHOOT) * self.ground.distances(candidate - self.x)
-            better = known & flipped & (shortest < self.distances)
-            return torch.where(per_image(better, way).bool(), way, self.points - self.x)
+            return choose_images(known & flipped & (shortest < self.distances), way, self.points - self.x)
 
     @torch.no_grad()
     def _bisect(self, way: Tensor, low: Tensor, halvings: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.ground_norm import DISTANCE_ROUNDING
+from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, choose_images
 from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
@@ -49,7 +49,7 @@ class Keeper(ABC):
         mean_loss = total[1] / total[2]
         better = self._better(x_adv, robust, total[0], mean_loss)
         if self.logits.numel():
-            self.x_adv = torch.where(better.view(-1, *[1] * (x_adv.dim() - 1)), x_adv, self.x_adv)
+            self.x_adv = choose_images(better, x_adv, self.x_adv)
             self.logits = torch.where(better[:, None], logits, self.logits)
         else:
             self.x_adv, self.logits = x_adv, logits
@@ -137,7 +137,7 @@ class CheapestFlips(Keeper):
     def hold(self, x_adv: Tensor) -> Tensor:
         """Images that have flipped stay where their flip was cheapest."""
         assert self.finished is not None
-        return torch.where(self.finished.view(-1, *[1] * (x_adv.dim() - 1)), self.x_adv, x_adv)
+        return choose_images(self.finished, self.x_adv, x_adv)
 
     def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
         """Show an iterate; the first one is the clean batch, kept as the fallback."""
@@ -151,7 +151,7 @@ class CheapestFlips(Keeper):
         assert self._price is not None
         paid = self._price <= affordable_price(self.ball, self._price, self.weight, self.reducer)
         self.logits = torch.where(paid[:, None], self.logits, self._clean_logits)
-        return torch.where(paid.view(-1, *[1] * (self.clean.dim() - 1)), self.x_adv, self.clean)
+        return choose_images(paid, self.x_adv, self.clean)
 
 
 def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, reducer: Reducer) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.ascent import ProjectedStep, slope_in_box, upsilon_in_scope
+from wdro_train.attacks.ascent import ProjectedStep, steepness, upsilon_in_scope
 from wdro_train.attacks.base import AttackResult
 from wdro_train.attacks.gradient import InputGradient, forward, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
@@ -15,6 +15,7 @@ from wdro_train.attacks.network_check import check_logits, checked_loss
 from wdro_train.attacks.random_start import random_start
 from wdro_train.attacks.selection import Keep, Keeper, make_keeper
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.power_mean import moment
 from wdro_train.theory.sensitivity import Scope, resolve_scope
@@ -129,9 +130,8 @@ class WPGD:
                     keeper.offer(x_adv, found.logits, found.losses)
                     x_adv = keeper.hold(x_adv)
                     if keeper.finished is not None:
-                        found.gradient.masked_fill_(keeper.finished.view(-1, *[1] * (x.dim() - 1)), 0.0)
-                slope = slope_in_box(found.gradient, x_adv, box=self.box)
-                dual_norms = self.ball.ground.dual_norms(slope)
+                        found.gradient.mul_(per_image(~keeper.finished, x))
+                slope, dual_norms = steepness(self.ball.ground, found.gradient, x_adv, box=self.box)
                 parts = reducer.gather(moment(dual_norms, weight, self.ball.q))
                 upsilon = upsilon_in_scope(parts, self.ball.q, self.scope, step)
                 if first is None:
@@ -171,8 +171,9 @@ class WPGD:
         gradient, logits = torch.zeros_like(x_adv), keeper.logits.clone()
         nonfinite = torch.zeros((), dtype=torch.int64, device=y.device)
         if len(rows):
-            part = input_gradient(model, x_adv[rows], y[rows], loss, self.batch_size)
-            gradient[rows], logits[rows], nonfinite = part.gradient, part.logits.to(logits), part.nonfinite
+            part = input_gradient(model, x_adv.index_select(0, rows), y[rows], loss, self.batch_size)
+            gradient.index_copy_(0, rows, part.gradient)
+            logits[rows], nonfinite = part.logits.to(logits), part.nonfinite
         return InputGradient(logits, loss(logits, y).detach(), gradient, nonfinite)
 
     @torch.no_grad()
@@ -195,6 +196,6 @@ class WPGD:
     ) -> Tensor:
         """One ascent step from x_adv and the projection back onto the ball around x."""
         rule, held = self.rule, dual_norms == 0
-        u, distances = rule.ascent(x, x_adv, slope, dual_norms, upsilon)
+        u, distances = rule.ascent(x, x_adv, slope, dual_norms, upsilon, into=slope)
         parts = reducer.gather(rule.displacement_moments(distances, held, weight))
-        return rule.project(x, u, distances, rule.allowed(distances, held, parts, step))
+        return rule.project(x, u, distances, rule.allowed(distances, held, parts, step), into=u)

@@ -106,6 +106,7 @@ class ImageFolderDataModule(ImageDataModule):
                 f"{next(iter(found.values()))} has {len(classes)} class folders, but data.num_classes="
                 f"{self.num_classes}; labels follow the sorted folders, so all classes must be there"
             )
+        self.class_names = classes
         sets = {name: self._set(folder, classes) for name, folder in found.items()}
         if self.subset is not None:
             if "test" not in found:

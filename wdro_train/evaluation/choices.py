@@ -52,14 +52,16 @@ def chosen_networks(cfg: DictConfig, fabric: L.Fabric) -> list[JudgedNetwork]:
         cfg: The composed configuration of `conf/evaluate.yaml`.
         fabric: Gives the device, and says which rank may print.
     """
-    if cfg.ckpt_path is None and cfg.get("model") is not None:
+    given = cfg.get("model")
+    trusted = given is not None and set(given) == {"_target_"} and cfg.get("data") is None  # of the newest run
+    if cfg.ckpt_path is None and given is not None and not trusted:
         return [network_trained_elsewhere(cfg, fabric.device)]
     chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
     if cfg.ckpt_path is None:
         console = Console(quiet=not fabric.is_global_zero)
         console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {chosen}", soft_wrap=True)
     paths = [chosen] if isinstance(chosen, str) else list(chosen)
-    return [load_network(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths]
+    return [load_network(path, model=given, data=cfg.get("data"), device=fabric.device) for path in paths]
 
 
 def chosen_grid(cfg: DictConfig, ball: WassersteinBall) -> CurveGrid:

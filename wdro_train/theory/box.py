@@ -35,8 +35,10 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
     Returns:
         Same shape: 0 where (x = 0 and g < 0) or (x = 1 and g > 0).
     """
-    outward = ((x <= 0) & (g < 0)) | ((x >= 1) & (g > 0))
-    return torch.where(outward, torch.zeros_like(g), g)
+    # The bounds are 0 on the side that is closed and out of reach on the other. Comparisons and `torch.where` would
+    # take seven times as long: on a CPU they go through an image pixel by pixel, arithmetic goes by vectors.
+    most = torch.finfo(x.dtype).max
+    return g.clamp(x.ceil().mul_(-most).to(g), x.floor().sub_(1).mul_(-most).to(g))
 
 
 def move(x: Tensor, u: Tensor) -> Tensor:
@@ -52,8 +54,10 @@ def move(x: Tensor, u: Tensor) -> Tensor:
     Returns:
         Images in [0, 1], same shape.
     """
-    moved = (x + u).clamp(0, 1)
-    return torch.where((moved - x).abs() > u.abs(), torch.nextafter(moved, x), moved)
+    moved = (x + u).clamp_(0, 1)
+    too_far = (moved - x).abs_().sub_(u.abs()).sign_().clamp_min_(0)  # 1 or 0: a number, see `free_gradient`
+    back = torch.nextafter(moved, x).sub_(moved)  # one unit in the last place: the sum below is exact
+    return moved.add_(back.mul_(too_far))
 
 
 def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     h = ground.direction(g)
     if math.isfinite(ground.order):
         radii = radii * _stretch(x, h, radii, ground.order)
-    return move(x, per_image(radii, x) * h)
+    return move(x, h.mul_(per_image(radii, x)))
 
 
 def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, lengths: Tensor, radii: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, leng
     Returns:
         Images in [0, 1] no further than `radii` from x, same shape.
     """
-    u = ascend(ground, point, g, lengths) - x
+    u = ascend(ground, point, g, lengths).sub_(x)
     return move(x, ground.shrink(u, ground.distances(u), radii))
 
 
@@ -111,18 +115,26 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
         Shape [B], float64; where the box has less room than r, a k that reaches all of it.
     """
     size = h.flatten(1).abs()
-    room = torch.where(h > 0, 1 - x, x).flatten(1) / per_image(radii, size)  # inf where the radius is 0
+    ahead = h.sign().clamp_min_(0)  # 1 or 0
+    unit = per_image(torch.where(radii > 0, radii, 1.0), size)
+    room = torch.lerp(x, 1 - x, ahead).flatten(1).div_(unit).clamp_(max=2 * _FAR)  # 1 - x where h > 0, x elsewhere
     k = torch.ones_like(radii)
     on_host = x.device.type == "cpu"
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
-        full = k.to(size)[:, None] * size >= room
-        left = 1 - torch.where(full, room, 0.0).pow(s).sum(1).double()
-        slope = torch.where(full, 0.0, size).pow(s).sum(1).double()
+        moving = (room - k.to(size)[:, None] * size).sign_().clamp_min_(0)  # 1, or 0 for pixels at the edge
+        left = 1 - _power_sum(room * (1 - moving), s)
+        slope = _power_sum(moving.mul_(size), s)
         longer = torch.where((left > 0) & (slope > 0), (left / slope).pow(1 / s), k).clamp(max=_FAR)
         if on_host and bool((longer <= k * (1 + _NEWTON_TOLERANCE)).all()):
             break
         k = longer.maximum(k)
     return k
+
+
+def _power_sum(values: Tensor, s: float) -> Tensor:
+    """sum_j v_j^s of every row of non-negative numbers, [B, n] -> [B], float64."""
+    total = torch.linalg.vector_norm(values, dim=1).square() if s == 2 else values.pow(s).sum(1)
+    return total.double()
 
 
 def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:

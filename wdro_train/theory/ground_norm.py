@@ -42,7 +42,7 @@ def image_norms(u: Tensor, order: float) -> Tensor:
     largest = size.amax(1)
     if math.isinf(order):
         return largest.double()
-    ratio = size / _nonzero(largest)[:, None]
+    ratio = size.div_(_nonzero(largest)[:, None])
     if order == 1:
         total = ratio.sum(1)
     elif order == 2:
@@ -55,6 +55,20 @@ def image_norms(u: Tensor, order: float) -> Tensor:
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """One number for each image, ready to multiply the images: [B] as [B, 1, ...], in the type of `like`."""
     return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+def choose_images(mask: Tensor, these: Tensor, others: Tensor) -> Tensor:
+    """`these` images where the mask is true and `others` elsewhere, both finite: `torch.where`, several times as fast.
+
+    Args:
+        mask: One truth value for each image, shape [B].
+        these: Shape [B, ...].
+        others: Same shape.
+
+    Returns:
+        Same shape, exact copies of one or the other.
+    """
+    return torch.lerp(others, these, per_image(mask, others))
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,10 @@ class GroundNorm:
         if self.order == 1:
             ratio = ratio.sign() * (ratio.abs() >= 1)
             return ratio / per_image(_nonzero(image_norms(ratio, 1)), g)
+        if self.order == 2:
+            return ratio.div_(per_image(_nonzero(torch.linalg.vector_norm(ratio.flatten(1), dim=1)), g))
         unit = ratio / per_image(_nonzero(image_norms(ratio, self.dual)), g)
-        return unit if self.order == 2 else unit.sign() * unit.abs().pow(self.dual - 1)
+        return unit.sign() * unit.abs().pow(self.dual - 1)
 
     def shrink(self, u: Tensor, distances: Tensor, radii: Tensor) -> Tensor:
         """The displacements brought to at most `radii`, image by image.
@@ -137,7 +153,7 @@ class GroundNorm:
         """
         if math.isinf(self.order):
             bound = per_image(radii, u)
-            return torch.maximum(torch.minimum(u, bound), -bound)
+            return u.clamp_max(bound).clamp_min_(-bound)
         return u * per_image((radii / _nonzero(distances)).clamp(max=1.0), u)
 
 

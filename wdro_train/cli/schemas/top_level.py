@@ -34,9 +34,11 @@ class TrainKeys(Keys):
     name: fields.Text
     seed: fields.Seed
     ckpt_path: fields.Path | None
+    resume: fields.Flag
     finetune: FinetuneKeys
     test: fields.Flag
     dry_run: fields.Flag
+    verbose: fields.Flag
     run_dir: fields.Path
     data: fields.Node
     model: fields.Node

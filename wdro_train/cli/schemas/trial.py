@@ -17,6 +17,7 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.cli.error_messages import root_cause, sentence
 from wdro_train.cli.schemas.fields import is_node
 from wdro_train.config.one_sentence import one_sentence
+from wdro_train.config.own_networks import NOT_FOR_CONSTRUCTORS
 from wdro_train.evaluation.certified_curve import make_certificate
 from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.theory.ball import WassersteinBall
@@ -39,6 +40,8 @@ def try_out(plain: Mapping[str, Any], command: str) -> None:
     Raises:
         UserError: Settings that do not go together.
     """
+    if is_node(plain.get("model")):
+        _refuse_other_channels(plain["model"].get("normalize"), plain)
     for group in ("data", "model", "attack", "objective", "optimizer", "scheduler", "trainer"):
         if is_node(plain.get(group)) and _harmless(plain[group]):
             with _quiet(), _refusals_of(group, plain[group]):
@@ -63,9 +66,20 @@ def _network(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
             )
         if node["_target_"] in _NETWORKS:
             with torch.device("meta"):
-                instantiate({key: value for key, value in node.items() if key != "weights"})
+                instantiate({key: value for key, value in node.items() if key not in NOT_FOR_CONSTRUCTORS})
 
     return make
+
+
+def _refuse_other_channels(normalize: Any, plain: Mapping[str, Any]) -> None:
+    """Refuse a normalisation for other channels, which would make colours of grey images."""
+    shape = plain["data"].get("shape") if is_node(plain.get("data")) else None
+    given = {len(values) for values in normalize or () if isinstance(values, list)}
+    if shape is not None and given - {shape[0]}:
+        raise UserError(
+            f"model.normalize={normalize} is for {max(given)} channels, but data.shape={list(shape)} has {shape[0]}; "
+            "give one number a channel"
+        )
 
 
 def _optimizer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
