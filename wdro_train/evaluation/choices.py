@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from wdro_train.evaluation.identity import identity
+from wdro_train.evaluation.labels import labelled
 from wdro_train.evaluation.networks import (
     JudgedNetwork,
     load_network,
@@ -56,13 +57,14 @@ def chosen_networks(cfg: DictConfig, fabric: L.Fabric) -> list[JudgedNetwork]:
     given = cfg.get("model")
     trusted = given is not None and set(given) == {"_target_"} and cfg.get("data") is None  # of the newest run
     if cfg.ckpt_path is None and given is not None and not trusted:
-        return [network_trained_elsewhere(cfg, fabric.device)]
+        return labelled([network_trained_elsewhere(cfg, fabric.device)], cfg.labels)
     chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
     if cfg.ckpt_path is None:
         console = Console(quiet=not fabric.is_global_zero)
         console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {chosen}", soft_wrap=True)
     paths = [chosen] if isinstance(chosen, str) else list(chosen)
-    return [load_network(path, model=given, data=cfg.get("data"), device=fabric.device) for path in paths]
+    parts = {"model": given, "data": cfg.get("data"), "device": fabric.device}
+    return labelled([load_network(path, **parts) for path in paths], cfg.labels)
 
 
 def chosen_grid(cfg: DictConfig, ball: WassersteinBall) -> CurveGrid:

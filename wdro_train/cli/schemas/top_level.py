@@ -123,6 +123,7 @@ class EvaluateKeys(Keys):
 
     name: fields.Text
     ckpt_path: fields.Checkpoints | None
+    labels: fields.Labels | None
     attack: ThreatKeys
     distances: DistancesKeys
     curve: CurveKeys
