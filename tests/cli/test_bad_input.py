@@ -361,7 +361,7 @@ def test_a_signal_ends_a_sweep(tmp_path):
         assert process.wait() == 130
         printed = process.stderr
     assert "Traceback" not in printed
-    assert printed.splitlines()[-1].endswith(f"ckpt_path={tmp_path}/out/1/checkpoints/last.ckpt")
+    assert printed.splitlines()[-1].endswith(" hydra.sweep.dir=out resume=true")
     with (tmp_path / "out/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["val/adv_acc"]) for row in rows] == [True, False]

@@ -351,6 +351,7 @@ BLOCKS = {
     "curve": schema.CurveBlock,
     "worst_case": schema.WorstCaseBlock,
     "mover": schema.MoverBlock,
+    "passes": schema.PassesRow,
     "poster_row": schema.PosterRow,
     "certificate": schema.CertificateBlock,
     "interval": schema.IntervalBlock,

@@ -114,8 +114,20 @@ def first_order_lines(model: ModelReport, loss: str) -> Iterator[tuple[Number, l
 
 def upsilon_name(report: Report) -> str:
     """Which of the two Upsilons the numbers of a report use (theory, section 2)."""
-    box = (report["config"].get("poster") or {}).get("box", True)
+    config = report["config"]
+    box = {**(config.get("first_order") or {}), **_given(config.get("poster"))}.get("box", True)
     return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the paper's formula, no box)"
+
+
+def _given(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (settings or {}).items() if value is not None}
+
+
+def passes_an_image(model: ModelReport) -> str | None:
+    """What each measurement took, in pairs of a forward and a backward pass of one image; None in older reports."""
+    rows = [row for row in model.get("passes", []) if row["forward"]]
+    shares = [f"{row['measurement']} {(row['forward'] + row['backward']) / 2 / model['images']:.3g}" for row in rows]
+    return "passes (forward and backward) an image: " + ", ".join(shares) if rows else None
 
 
 def encloses(model: ModelReport) -> bool:

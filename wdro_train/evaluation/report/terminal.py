@@ -14,10 +14,11 @@ from wdro_train.evaluation.report.fields import (
     column,
     contradicted,
     lower_level,
+    passes_an_image,
     to_float,
     to_floats,
 )
-from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, Report
+from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, PosterRow, Report
 from wdro_train.evaluation.report.search import convergence
 from wdro_train.evaluation.report.sentences import ball, beyond_the_images, headline, moved, written_radii
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -25,7 +26,7 @@ from wdro_train.utils import tables
 from wdro_train.utils.written import WrittenRadii
 
 _SHARES = (0.25, 0.5, 1, 2)  # of the threat's radius: where the tables show the curves
-_NO_COLUMN = ("loss", "p", "norm", "delta")  # they name a row of the poster's table
+_NO_COLUMN = ("loss", "p", "norm", "delta", "pgd_steps")  # they name a row of the first-order table
 
 
 def show(report: Report, made: Sequence[tuple[str, str]]) -> None:
@@ -86,6 +87,9 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
             f"{peer['images']} images, in {peer['seconds']:.1f} s",
             soft_wrap=True,
         )
+    passes = passes_an_image(model)
+    if passes is not None:
+        console.print(passes, soft_wrap=True)
     for warning in model["warnings"]:
         console.print(f"warning: {warning['text']}", soft_wrap=True)
 
@@ -105,14 +109,20 @@ def _show_curves(
 
 
 def _show_first_order(model: ModelReport, written: WrittenRadii) -> None:
-    """The poster's values, a table a loss and a column a ball."""
+    """First-order values, a table a loss and a column a ball."""
     for loss, rows in by_loss(model).items():
         keys = [key for key in rows[0] if key not in _NO_COLUMN]
         tables.show(
-            f"first-order values and W-PGD, {loss} (ratio_lower* are asymptotic)",
+            f"first-order values and W-PGD{_steps(rows)}, {loss} (ratio_lower* are asymptotic)",
             ["", *(ball(written, row["p"], row["delta"]) for row in rows)],
             [[key, *map(tables.four_decimals, column(rows, key))] for key in keys],
         )
+
+
+def _steps(rows: Sequence[PosterRow]) -> str:
+    """How many steps W-PGD took; reports of earlier versions do not say it."""
+    steps = sorted({row["pgd_steps"] for row in rows if "pgd_steps" in row})
+    return f" of {', '.join(map(str, steps))} steps" if steps else ""
 
 
 def _show_side_by_side(console: Console, report: Report, found: DifferencesBlock) -> None:
