@@ -228,6 +228,19 @@ def test_unknown_key_is_named(key, configure):
         configure(f"{key}=3")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "network"),
+    [
+        ((), "small_cnn"),
+        (("model=wrn_28_10",), "wrn_28_10"),
+        (("model=torchvision", "model.name=resnet50"), "resnet50"),
+        (("model=small_cnn", "model._target_=my_package.Net"), "Net"),
+    ],
+)
+def test_a_run_is_named_after_its_network(overrides, network, configure):
+    assert configure(*overrides).name == f"digits_{network}_adversarial_W2"
+
+
 def test_unknown_option_lists_the_known_ones(configure):
     known = r"Could not find 'model/nosuch'(.|\n)*\tresnet18\n(.|\n)*\tsmall_cnn\n"
     with pytest.raises(ConfigCompositionException, match=known):
