@@ -11,7 +11,7 @@ from shell import ROOT, Arrays, digits
 import wdro_train
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.data import ImageDataModule
-from wdro_train.evaluation.figures import described, newest_report
+from wdro_train.evaluation.network_figures import described, newest_report
 from wdro_train.evaluation.networks import load_network
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.resuming import CLASS_NAMES
@@ -25,6 +25,7 @@ METRICS = {
     "threat": {"p": 2, "norm": "inf", "delta": "0.1"},
     "val": {"clean_acc": 0.5, "adv_acc": 0.25},
     "test": {"clean_acc": 0.75, "worst_acc": 0.125, "certified_acc": None},
+    "effort": "worst_acc: knapsack over distances of 20 steps",
 }
 
 
@@ -89,10 +90,14 @@ def test_figures_of_the_run(run, epoch):
     assert (found.split, found.images, found.seed, network.command) == ("test", 360, 3, "train.py attack.p=2")
     assert (found.clean, found.adversarial, found.worst_case, found.certified) == (0.75, None, 0.125, None)
     assert found.threat == WassersteinBall(2, "inf", 0.1)
-    assert found.effort == described(torch.load(STORED, weights_only=True)["wdro_train_config"]["callbacks"]["adversary"]["distances"])  # fmt: skip  # noqa: E501
+    assert found.effort == "knapsack over distances of 20 steps"
     write_metrics(run, epoch=epoch, test=None)
     found = wdro_train.load(run).figures
     assert (found.split, found.clean, found.adversarial, found.images) == ("val", 0.5, 0.25, None)
+    trained = torch.load(STORED, weights_only=True)["wdro_train_config"]["callbacks"]["adversary"]
+    assert found.effort == described(trained["val_attack"])
+    write_metrics(run, epoch=epoch, effort=None)
+    assert wdro_train.load(run).figures.effort == described(trained["distances"]), "as versions before wrote it"
 
 
 @pytest.mark.parametrize("other", ["another epoch", "another checkpoint", "damaged", "none"])

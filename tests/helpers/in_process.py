@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from wdro_train.cli import evaluate, train
 from wdro_train.config import run_folders
+from wdro_train.training import run_output
 
 LIGHT = ["trainer=cpu", "model.width=4", "data.eval_batch_size=64", "callbacks.progress=null", "callbacks.images=null"]
 _MAIN = {"train": train.main, "evaluate": evaluate.main}
@@ -65,6 +66,7 @@ def _as_before():
     argv, environment, hydra = sys.argv, dict(os.environ), HydraConfig.instance().cfg
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root = logging.getLogger()
+    run_log = logging.getLogger(run_output.LOG)
     level, sinks, lightning = root.level, root.handlers[:], logging.getLogger("lightning.pytorch").level
     try:
         yield
@@ -74,6 +76,9 @@ def _as_before():
         logging.getLogger("lightning.pytorch").setLevel(lightning)
         root.setLevel(level)
         root.handlers[:] = sinks
+        for handler in run_log.handlers[:]:  # the file of the run that has ended
+            run_log.removeHandler(handler)
+            handler.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         HydraConfig.instance().cfg = hydra

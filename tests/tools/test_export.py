@@ -17,7 +17,7 @@ from torch import nn
 
 import wdro_train
 from wdro_train import models
-from wdro_train.evaluation.figures import Figures
+from wdro_train.evaluation.network_figures import Figures
 from wdro_train.evaluation.trained import TrainedNetwork
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import export as command

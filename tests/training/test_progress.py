@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.text import Text
 from shell import adversary, classifier, command, fitted, loader, run, trainer
 
+from wdro_train.attacks import MinimalDistance
 from wdro_train.config import sweep_job
 from wdro_train.config.sweep_job import SweepJob
 from wdro_train.theory.robustness_curve import RobustnessCurve
-from wdro_train.training import run_output
+from wdro_train.training import cost, run_output
 from wdro_train.training.callbacks import ProgressBar
 from wdro_train.training.callbacks.adversary import default_test_distances
+from wdro_train.training.cost import RunCost, StageCost
 from wdro_train.training.progress_lines import Progress, accuracies, two_lines
 from wdro_train.training.time_left import TimeLeft
 
@@ -162,10 +164,11 @@ def test_a_test_without_distances():
     assert adversary(norm=3).test_judge.distances is None
 
 
-def test_distances_of_the_validation_are_those_of_the_test():
-    own = default_test_distances(adversary().ball)
-    callback = adversary(distances=own)
-    assert callback.test_judge.distances is own
+@pytest.mark.parametrize(("steps", "expected"), [(10, 20), (50, 50)])
+def test_a_test_searches_no_shorter_than_a_validation(steps, expected):
+    callback = adversary(distances=MinimalDistance(norm=float("inf"), steps=steps))
+    assert callback.judge.distances.effort.steps == steps
+    assert callback.test_judge.distances.effort.steps == expected
     assert adversary().judge.distances is None
 
 
@@ -240,3 +243,26 @@ def test_dry_run_says_the_cost_first(tmp_path):
     assert "name: digits_small_cnn" in done.stdout
     done = run("train.py", *SHORT, "verbose=true", "trainer.max_epochs=1", cwd=tmp_path)
     assert "│ ratio_upper " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_epochs": 3}, 3),
+        ({"max_epochs": 3, "max_steps": 11}, 2),
+        ({"max_epochs": -1, "max_steps": 11, "accumulate_grad_batches": 2}, 3),
+        ({"max_epochs": -1}, None),
+    ],
+)
+def test_epochs_of_the_estimate(settings, expected):
+    """Ten batches an epoch."""
+    assert cost._epochs(settings, 10) == expected
+
+
+def test_cost_of_a_run_by_hand():
+    """Two epochs of 10 steps of 0.5 s and 4 batches of 0.25 s, and a test of 8 such batches."""
+    training, validation = StageCost("training", 320, 10, 0.5, 9, 9), StageCost("validation", 64, 4, 0.25, 31.25, 30)
+    found = RunCost(training, validation, 2, 8, 300 * 2**20, torch.device("cpu"))
+    assert found.seconds == 2 * (5 + 1) + 2
+    assert str(found) == "about 14 s on one cpu device: 2 epochs of 5 s training and 1 s validation; 300 MB of memory"
+    assert cost.details(found)[1].endswith("each 31.2 times forward and 30 times backward: 2,000 and 1,920 passes")

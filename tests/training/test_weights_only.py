@@ -17,7 +17,7 @@ def test_every_command_takes_them_and_resuming_says_what_is_missing(tmp_path):
     assert done.returncode == 0, done.stderr
     best, last = (tmp_path / f"runs/small/checkpoints/{name}.ckpt" for name in ("best", "last"))
     for file in (best, last):
-        assert not {"optimizer_states", "lr_schedulers", "loops", "callbacks"} & torch.load(file).keys()
+        assert not {"optimizer_states", "lr_schedulers", "callbacks"} & torch.load(file).keys()
     network = wdro_train.load(tmp_path / "runs/small")
     assert network.figures.clean is not None
     evaluated = run("evaluate.py", f"ckpt_path={best}", "distances.steps=2", "poster=null", "limit=20", cwd=tmp_path)

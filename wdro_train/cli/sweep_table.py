@@ -28,8 +28,8 @@ from wdro_train.config.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
 from wdro_train.utils import interruption
 from wdro_train.utils.files import write_csv, write_json, write_text
 
-TABLE_FILE = "sweep.csv"
-SEEDS_FILE = "seeds.csv"
+_SWEEP, _SEEDS = "sweep", "seeds"
+TABLE_FILE = f"{_SWEEP}.csv"
 _OFFLINE = "wandb/offline-run-*"
 
 JobRow = dict[str, str]
@@ -171,10 +171,11 @@ class SweepTable(Callback):
         overrides: list[list[str]] = [note["overrides"] for note in notes]
         rows: list[JobRow] = [note | {"overrides": " ".join(note["overrides"])} for note in notes]
         with leaving_on_error():
-            self._show(rows, overrides, _write_table(rows, folder))
+            path = _write_table(rows, folder)
+            self._show(rows, overrides, path)
             groups = seed_groups(list(zip(overrides, rows, strict=True)), self.columns)
             if groups:
-                _show_seeds(groups, self._columns(rows), folder / SEEDS_FILE)
+                _show_seeds(groups, self._columns(rows), path.with_name(path.name.replace(_SWEEP, _SEEDS)))
         if any(folder.glob(f"*/{_OFFLINE}")):
             print(f"dashboard   wandb sync {folder}/*/{_OFFLINE}")
         shutil.rmtree(self._notes(config), ignore_errors=True)
@@ -230,7 +231,7 @@ def _show_seeds(groups: list[SeedGroup], columns: list[str], path: Path) -> None
     """Print mean and standard deviation over seeds, and write them, in full, to a file of their own."""
     from wdro_train.utils import tables
 
-    common = [item for item in groups[0].overrides if len(groups) > 1 and all(item in g.overrides for g in groups)]
+    common = [item for item in groups[0].overrides if all(item in group.overrides for group in groups)]
     rows, lines = [], []
     for group in groups:
         row = {"overrides": " ".join(group.overrides), "seeds": " ".join(group.seeds)}

@@ -71,7 +71,9 @@ def robustness_curve(
     channels: int | None = None
     if mean is not None and std is not None:
         channels = Normalize(mean, std).mean.numel()
-        model = normalized(model, mean, std).to(place)
+        wrapped = normalized(model, mean, std)
+        wrapped[0].to(place)
+        model = wrapped
     with tempfile.TemporaryDirectory() as scratch:
         key = {} if store is None else identity(model, seed=seed, device=place)
         pieces = PieceStore(scratch if store is None else store, key)

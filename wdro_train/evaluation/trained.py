@@ -17,7 +17,7 @@ from wdro_train.config.checkpoint_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from wdro_train.config.constructors import permitted
 from wdro_train.config.one_sentence import one_sentence
 from wdro_train.config.trusted import checked
-from wdro_train.evaluation.figures import Figures, figures_of_report, figures_of_run
+from wdro_train.evaluation.network_figures import Figures, figures_of_report, figures_of_run
 from wdro_train.evaluation.networks import load_network
 from wdro_train.models import load_weights
 from wdro_train.theory.ball import WassersteinBall

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.config.writable import refuse_unwritable
-from wdro_train.evaluation.figures import newest_report
+from wdro_train.evaluation.network_figures import newest_report
 from wdro_train.evaluation.networks import newest_checkpoint
 from wdro_train.evaluation.trained import CONFIG_FILE, TrainedNetwork, checkpoint_of, load
 from wdro_train.tools import command_line, hub

@@ -44,11 +44,9 @@ class Format(Protocol):
 
     Attributes:
         file: Its name in the exported folder.
-        extra: The extra of this project whose packages it needs; None for none.
     """
 
     file: str
-    extra: str | None
 
     def require(self) -> None:
         """Refuse to begin without the packages that it needs."""
@@ -65,8 +63,6 @@ class Format(Protocol):
 
 class _Weights:
     """The tensors of the network by name, for a network of the same architecture."""
-
-    extra = None
 
     def require(self) -> None:
         """Nothing is needed."""
@@ -107,7 +103,6 @@ class TorchExport:
     """A program of PyTorch's core operators, which runs without the network's Python code."""
 
     file = "model.pt2"
-    extra = None
 
     def require(self) -> None:
         """Nothing is needed."""
@@ -129,7 +124,6 @@ class Onnx:
     """A program in the exchange format of many runtimes, which need neither Python nor PyTorch."""
 
     file = "model.onnx"
-    extra = "export"
 
     def require(self) -> None:
         """Refuse to begin without onnx, onnxscript and onnxruntime."""

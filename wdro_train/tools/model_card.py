@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from wdro_train.evaluation.figures import Figures
+from wdro_train.evaluation.network_figures import Figures
 from wdro_train.evaluation.report.fields import at_least, at_most, percent, short
 from wdro_train.evaluation.trained import TrainedNetwork
 from wdro_train.theory.ball import WassersteinBall

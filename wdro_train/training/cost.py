@@ -64,7 +64,7 @@ class RunCost:
     Attributes:
         training: A training step.
         validation: A validation batch.
-        epochs: Epochs of the run.
+        epochs: Epochs of the run; None for one that goes on until it is stopped.
         test_batches: Batches of the test at the end; 0 without a test.
         memory: Bytes that the device, or on the CPU the process, needed at most.
         device: Where it was measured.
@@ -72,21 +72,21 @@ class RunCost:
 
     training: StageCost
     validation: StageCost
-    epochs: int
+    epochs: int | None
     test_batches: int
     memory: int
     device: torch.device
 
     @property
     def seconds(self) -> float:
-        """Of the whole run on one such device."""
+        """Of the whole run on one such device; of one epoch and the test, if nobody knows how many epochs there are."""
         each = self.training.epoch + self.validation.epoch
-        return self.epochs * each + self.test_batches * self.validation.seconds
+        return (self.epochs or 1) * each + self.test_batches * self.validation.seconds
 
     def __str__(self) -> str:
         """Time and memory, in one line."""
         return (
-            f"about {shown(self.seconds)} on one {self.device.type} device: {self.epochs} epochs of "
+            f"about {shown(self.seconds)} on one {self.device.type} device: {self.epochs or 'any number of'} epochs of "
             f"{shown(self.training.epoch)} training and {shown(self.validation.epoch)} validation; "
             f"{self.memory / _MEGABYTE:,.0f} MB of memory"
         )
@@ -167,10 +167,7 @@ def measure(
         device = trainer.strategy.root_device
     memory = _peak_memory(device)
     test_batches = _batches(data, "test", settings) if test else 0
-    steps, epochs = settings.get("max_steps", -1), settings.get("max_epochs")
-    by_steps = math.ceil(steps / max(stages["training"].batches, 1)) if steps > 0 else None
-    asked = epochs if epochs is not None and epochs > 0 else None
-    epochs = min((n for n in (by_steps, asked) if n is not None), default=1)
+    epochs = _epochs(settings, stages["training"].batches)
     return RunCost(stages["training"], stages["validation"], epochs, test_batches, memory, device)
 
 
@@ -204,6 +201,15 @@ def _batches(data: ImageDataModule, name: str, settings: Mapping[str, Any]) -> i
     if limit is None:
         return batches
     return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+
+
+def _epochs(settings: Mapping[str, Any], batches: int) -> int | None:
+    """How many epochs a run has; None without a limit."""
+    steps, epochs = settings.get("max_steps", -1), settings.get("max_epochs")
+    every = settings.get("accumulate_grad_batches", 1)
+    limits = [math.ceil(steps * every / max(batches, 1))] if steps > 0 else []
+    limits += [epochs] if epochs is not None and epochs > 0 else []
+    return min(limits, default=None)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -86,6 +86,8 @@ def _quiet(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "The number of training batches")
+    # Whose folder it is has been settled when it was claimed.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     if cfg.finetune.freeze:
         warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")

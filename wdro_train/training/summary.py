@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.data import ImageDataModule
 from wdro_train.training import run_output
 from wdro_train.training.callbacks import DistributionalAdversary, ValidationHistory
 from wdro_train.training.checkpoint import read_checkpoint
@@ -39,6 +40,7 @@ class TrainingSummary:
         test: Test values of its network, without `test/`; None if it was not tested.
         wandb_offline: Folders of runs that W&B has not been sent yet.
         effort: What the worst case of the test rests on, in words; None where it was not looked for.
+        images: Number of images of `val` and `test`, where all of the set were judged.
     """
 
     command: str
@@ -52,6 +54,7 @@ class TrainingSummary:
     test: Mapping[str, float] | None
     wandb_offline: list[str]
     effort: str | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -112,6 +115,7 @@ def conclude(
         test=tested,
         wandb_offline=[],
         effort=_effort(callbacks, tested),
+        images=_images(trainer, data),
     )
 
 
@@ -164,6 +168,16 @@ def _effort(callbacks: Iterable[L.Callback], tested: Mapping[str, float] | None)
         if isinstance(callback, DistributionalAdversary) and tested is not None and "worst_acc" in tested:
             return callback.worst_case_of_the_test
     return None
+
+
+def _images(trainer: L.Trainer, data: L.LightningDataModule) -> dict[str, int]:
+    """Number of images of the sets that were judged as a whole."""
+    if not isinstance(data, ImageDataModule):
+        return {}
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    # Lightning's 1.0 is the whole set, and its 1 is one batch.
+    whole = [name for name, limit in limits.items() if isinstance(limit, float) and limit == 1]
+    return {name: len(data.arrays(name).labels) for name in whole}
 
 
 def _own_checkpoint(trainer: L.Trainer, path: str) -> dict[str, Any]:

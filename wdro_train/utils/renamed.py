@@ -36,6 +36,9 @@ RENAMED: Mapping[str, str] = {
 }
 """Stored name -> present name. A class that is moved or renamed adds a line here, and no line is ever taken out."""
 
+FORMER_POSTER: Mapping[str, str] = {"pgd_steps": "steps"}
+"""Keys of `poster`, as `first_order` of evaluate.py was called, that have another name now."""
+
 
 def present_name(name: str) -> str:
     """The name that a constructor has now.

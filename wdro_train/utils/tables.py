@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 
 def show(
@@ -31,10 +32,10 @@ def show(
     natural = Measurement.get(console, console.options.update(max_width=10_000), made)
     if natural.minimum > console.width:
         console.width = natural.maximum
-    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    console.print(title, style="bold", highlight=False, soft_wrap=True, markup=False)
     console.print(made)
     if caption is not None:
-        console.print(caption, style="dim", highlight=False, soft_wrap=True)
+        console.print(caption, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:
@@ -47,9 +48,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) 
     """
     made = Table()
     for k, name in enumerate(header):
-        made.add_column(name, justify="left" if k < texts else "right")
+        made.add_column(Text(name), justify="left" if k < texts else "right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # as it is: brackets in a name are no markup
     return made
 
 
@@ -60,9 +61,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         header: Names of the columns.
         rows: Their cells.
     """
-    table = Table(*header, box=box.MARKDOWN)
+    table = Table(box=box.MARKDOWN)
+    for name in header:
+        table.add_column(Text(name))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(file=StringIO(), width=10_000)
     console.print(table)
     assert isinstance(console.file, StringIO)

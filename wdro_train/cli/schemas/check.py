@@ -73,6 +73,8 @@ def refusal(
     wrong = list(_wrong(TOP_LEVELS[command], plain, ()))
     for path, node in _nodes(plain, ()):
         wrong += _wrong_node(path, node)
+    if command == "train" or plain.get("ckpt_path") is None:  # a checkpoint has the arguments of its network
+        wrong += _lacking(plain.get("model"))
     typed = [(path, text) for path, text in wrong if not _follows(path, derived)]
     return next((text for _, text in [*typed, *(failures or {}).items(), *wrong]), None)
 
@@ -187,11 +189,21 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
             known = nearest(key, names)
             hint = f"did you mean {known}?" if known else f"it takes {described(made)}"
             yield (*path, key), f"{_dotted((*path, key))} is not a setting of {_short(target)}; {hint}"
-    if path == ("model",) and not node.get("_args_"):
-        for key in required(made):
-            if key not in settings or key in ours:
-                text = f"model._target_={target} needs {key}; give model.{key}=... (it takes {described(made)})"
-                yield (*path, key), text
+
+
+def _lacking(node: Any) -> Iterator[tuple[Path, str]]:
+    """The arguments that the constructor of a network needs and is not given."""
+    if not is_node(node) or node.get("_args_"):
+        return
+    target = node["_target_"]
+    try:
+        made = located(target)
+    except Exception:  # it is refused by `_wrong_node`
+        return
+    for key in required(made):
+        if key not in node or key in _OURS["model"]:
+            text = f"model._target_={target} needs {key}; give model.{key}=... (it takes {described(made)})"
+            yield ("model", key), text
 
 
 def _follows(path: Path, derived: Collection[Path]) -> bool:

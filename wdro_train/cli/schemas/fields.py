@@ -183,6 +183,11 @@ Checkpoints = Annotated[
     | Annotated[list[Annotated[str, Field(strict=True, min_length=1)]], Field(min_length=1)],
     Said("is not a checkpoint", "give the path of a .ckpt file, or a list of them", "is empty"),
 ]
+Labels = Annotated[
+    Annotated[str, Field(strict=True, min_length=1)]
+    | Annotated[list[Annotated[str, Field(strict=True, min_length=1)]], Field(min_length=1)],
+    Said("is not a list of names", "give one for each network, as [ours,baseline]", "is empty"),
+]
 Folders = Annotated[
     dict[Literal["train", "val", "test"], str | None],
     Said("is not a folder for each set", "as {train: train, val: val}"),

@@ -20,6 +20,7 @@ from wdro_train.config.one_sentence import one_sentence
 from wdro_train.config.own_networks import NOT_FOR_CONSTRUCTORS
 from wdro_train.evaluation.certified_curve import make_certificate
 from wdro_train.evaluation.effort import chosen_effort
+from wdro_train.evaluation.labels import check_labels, listed
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.build import check_adversary
 from wdro_train.training.module import RobustClassifier
@@ -129,7 +130,7 @@ def _callbacks(plain: Mapping[str, Any]) -> None:
 
 
 def _judging(plain: Mapping[str, Any]) -> None:
-    """The threat, the distances and the certificate, as far as no checkpoint decides, and the devices."""
+    """The threat, the distances and the certificate, as far as no checkpoint decides, the labels and the devices."""
     threat = {
         key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")
     }
@@ -142,6 +143,9 @@ def _judging(plain: Mapping[str, Any]) -> None:
         # Their units are read with the ball of the checkpoint; here it matters whether there are any.
         radii = None if certificate.get("radii") is None else [1.0]
         make_certificate(**{**certificate, "radii": radii}, norm=norm, images=1, batch_size=1)
+    if plain.get("labels") is not None:
+        networks = 1 if plain.get("ckpt_path") is None else len(listed(plain["ckpt_path"]))
+        check_labels(listed(plain["labels"]), networks)
     devices = plain["devices"]
     L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
 

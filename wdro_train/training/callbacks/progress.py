@@ -223,7 +223,10 @@ class ProgressBar(LightningProgressBar):
         if self._enabled:
             took = shown(time.monotonic() - self._epoch_began)
             line = "  ".join([*parts, ", ".join([took, *(more or [])])])
-            run_output.say(line) if self._shows_lines() else run_output.keep(line)
+            if self._shows_lines():
+                run_output.say(line)
+            else:
+                run_output.keep(line)
 
     def _shows_lines(self) -> bool:
         """In a terminal the two lines say it already, and the table at the end."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wdro_train.config.run_folders import METRICS_FILE, REPORT_FILE
+from wdro_train.evaluation.report import search
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
 
@@ -92,6 +93,8 @@ def figures_of_run(run: Path, checkpoint: str, epoch: Any, config: Mapping[str, 
     worst = values.get("worst_acc")
     images = content.get("images") or {}
     named = adversary.get("certificate")
+    told = content.get("effort")
+    judged_by = adversary.get("val_attack" if worst is None else "distances")
     return Figures(
         threat=WassersteinBall(**content["threat"]),
         split=split,
@@ -100,7 +103,7 @@ def figures_of_run(run: Path, checkpoint: str, epoch: Any, config: Mapping[str, 
         adversarial=values.get("adv_acc"),
         worst_case=worst,
         certified=values.get("certified_acc"),
-        effort=described(adversary.get("distances" if worst is not None else "val_attack")),
+        effort=described(judged_by) if split == "val" or told is None else told.removeprefix("worst_acc: "),
         certificate=None if named is None else str(named if isinstance(named, str) else described(named)),
         seed=content.get("seed"),
         command=str(content.get("command", "")),
@@ -138,7 +141,7 @@ def figures_of_report(report: str | Path, checkpoint: Path) -> Figures:
         clean=model["clean_accuracy"],
         worst_case=model["interval"]["attacked"],
         certified=found,
-        effort=described(attack),
+        effort=f"{described(attack)}{search.effort(model)}",
         certificate=None if sure is None or found is None else f"{sure['method']}{level}",
         seed=content.get("seed"),
         command=content["command"],
