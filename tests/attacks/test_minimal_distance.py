@@ -222,8 +222,8 @@ def test_misclassified_images_cost_no_gradient():
     assert passes.backward == 3 * robust * (steps + 2)
     with PassCounter(model) as passes:
         found = MinimalDistance(norm=INF)(model, x, (y - 1) % 10)
-    # The three are right now: one look at all, and 30 steps, 2 polishes, 3 + 17 looks and the re-check at the three.
-    assert (passes.forward, passes.backward) == (20 + 3 * (30 + 2 + 3 + 17 + 1), 3 * 32)
+    # The three are right now: one look at all, and 30 steps, 2 polishes, 3 + 21 looks and the re-check at the three.
+    assert (passes.forward, passes.backward) == (20 + 3 * (30 + 2 + 3 + 21 + 1), 3 * 32)
     assert (found.distances[3:] == 0).all()
 
 

@@ -29,8 +29,8 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.config.build import plain
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.certified_curve import CertifiedCurve
-from wdro_train.evaluation.distances import FoundDistances, distance_stage, find_distances
-from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.distances import FoundDistances, find_distances, flipped_points
+from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema, terminal
@@ -394,7 +394,7 @@ def test_pictures_are_the_flips(tmp_path):
     assert {i // 16 for i in indices} < {0, 2, 3}
     for needed in (0, 1):  # a piece that is lost is made again, unless it is not needed
         next(engine.store.folder.glob(f"distances-*/{needed:06d}-*")).unlink()
-    pairs = flipped_pairs(engine, attack, indices)
+    pairs = flipped_pairs(engine, found, attack.ground, indices)
     assert [len(list(engine.store.folder.glob(f"distances-*/{k:06d}-*"))) for k in (0, 1)] == [1, 0]
     assert torch.equal(pairs.clean, x[indices])
     np.testing.assert_allclose(pairs.distances, found.distances[indices], rtol=1e-6)
@@ -402,7 +402,7 @@ def test_pictures_are_the_flips(tmp_path):
         logits, rivals = model(pairs.adversarial), torch.from_numpy(found.rivals[indices])
     assert (rivals != torch.from_numpy(found.labels[indices])).all()
     assert (logits.gather(1, rivals[:, None]).squeeze(1) > logits.amax(1) - 1e-3).all()  # on the boundary
-    assert flipped_pairs(engine, attack, []) is None
+    assert flipped_pairs(engine, found, attack.ground, []) is None
 
 
 class _Coarse(torch.nn.Module):
@@ -418,8 +418,7 @@ def test_a_tie_is_reported_under_the_rival(tmp_path):
     x[:, 0, 0, 0] += 0.5
     engine, attack = Engine(_Coarse(), [(x, y)], PieceStore(tmp_path, {})), MinimalDistance(norm=math.inf, steps=8)
     found = find_distances(engine, attack)
-    points = engine.piece(distance_stage(engine, attack), 0, x, y, ("points",))["points"]
-    points = torch.from_numpy(points).movedim(-1, 0)
+    points = flipped_points(engine, found.stage, Place.of(0, x, y), x, y)
     moved = (found.distances > 0) & np.isfinite(found.distances)
     assert (_Coarse()(points).argmax(1).numpy() == 0)[moved].any()  # ties, and the label comes first
     assert (found.rivals[moved] > 0).all()

@@ -10,7 +10,11 @@ from shell import ROOT, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wdro_train.attacks import MinimalDistance
 from wdro_train.certificates import LinearRelaxation, RandomizedSmoothing
+from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 
@@ -97,3 +101,13 @@ def test_a_command_computes_where_it_is_told():
     for name in ("cuda:99", "nonsense", "cpu:x"):
         with pytest.raises(UserError, match=f"--device {name} is not available"):
             resolve_device(name)
+
+
+def test_an_evaluation_computes_in_full_float32(chosen, tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    engine = Engine(network, [random_batch(4)], PieceStore(tmp_path, {}))
+    with Precisions() as seen:
+        find_distances(engine, MinimalDistance(norm=2, steps=2))
+    assert seen.found
+    assert all(found == ["ieee"] * 6 for found in seen.found)
+    assert precisions() == chosen

@@ -99,5 +99,5 @@ class MinimalDistance:
             search = NearestFlipSearch(self.ground, self.effort, model, x[rows], y[rows])
             if len(rows):
                 search.run(logits[rows], generator)
-                distances[rows], x_adv[rows] = search.distances, search.points
+                distances[rows], x_adv[rows] = search.flips.distances, search.flips.points
             return Distances(distances, x_adv, robust, int(search.nonfinite), int(search.zero))

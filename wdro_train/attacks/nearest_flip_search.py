@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.gradient import forward, input_gradient
-from wdro_train.theory.box import ascend, free_gradient, reach
-from wdro_train.theory.ground_norm import GroundNorm, choose_images, per_image
+from wdro_train.attacks.ascent import steepness
+from wdro_train.attacks.gradient import input_gradient
+from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.theory.box import ascend, climb
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
+from wdro_train.utils.blocks import by_blocks
 
 # What the constants are worth was measured by the mean distance of the correct ones among the first 200 images of
 # tests/reference, at 30 steps, on the adversarially and the normally trained network there. Where no number is given,
@@ -32,14 +35,11 @@ _FIRST_GROWTH, _LAST_GROWTH = 0.2, 0.005
 # Least and largest growth while no flip is known, in units of that share: the linearised boundary may always lie too
 # near, and the radius must grow all the same.
 _LEAST_GROWTH, _MOST_GROWTH = 0.2, 5.0
-_BISECTIONS = 8  # leaves 2^-8 of the segment; 4 are 0.4 % worse, 16 are 0.1 % better
-_POLISHES = 2  # steps to the foot of the perpendicular; one and four do as well on these networks
 # Where a further run starts: at this share of the distance of the nearest flip known, so that the start is inside the
 # radius that has to be beaten but away from the image; where none is known, of this share of the box's diameter, which
 # is large beside the radii that networks are judged at (8/255 is 0.03 of the diameter in l_inf). Both are plausible
 # values and have not been tuned: there are no further runs unless they are asked for.
 _RESTART, _FAR = 0.5, 0.1
-_OVERSHOOT = 1e-4  # relative: how far past the linearised boundary a polished point is put, to be a flip
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class NearestFlipSearch:
     """The search for the nearest flip of each image of a batch of correct images.
 
     Attributes:
-        points: The nearest flip so far, the image itself where there is none, shape [N, ...].
-        distances: How far it is, inf where there is none, float64, shape [N].
+        flips: The nearest flips so far.
         nonfinite: Number of gradients that were not finite, int64 scalar.
         zero: Number of images whose gradient at the image itself vanished, int64 scalar.
     """
@@ -66,15 +65,14 @@ class NearestFlipSearch:
     def __init__(self, ground: GroundNorm, effort: SearchEffort, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.ground, self.effort, self.model = ground, effort, model
         self.x, self.y = x, y
-        self.points = x.clone()
-        self.distances = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        self.flips = self._none()
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
         self.zero = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def run(self, logits: Tensor, generator: torch.Generator | None) -> None:
         """Search from all starts and against all targets.
 
-        Each run is refined by itself before the nearest flips are kept, so that another run never makes any worse.
+        Each run is refined by itself before the nearest flips are kept, so that another run makes none worse.
 
         Args:
             logits: Of the images, shape [N, m].
@@ -84,27 +82,16 @@ class NearestFlipSearch:
         targets = min(self.effort.targets, logits.shape[1] - 1)
         for run in range(self.effort.restarts + targets):
             rank = run - self.effort.restarts
-            best, distances = self.points, self.distances
+            best = self.flips
             start = self._start(generator) if 0 < run < self.effort.restarts else self.x
-            self.points, self.distances = self.x, torch.full_like(distances, math.inf)
+            self.flips = self._none()
             if rank < 0:
-                self._descend(_minus_soft_margin, self.y, start, first=run == 0)
+                self._descend(minus_soft_margin, self.y, start, first=run == 0)
             else:
-                self._descend(_minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
-            self._refine()
-            self._take(best, distances, distances < math.inf)
-        self._recheck()
-
-    def _refine(self) -> None:
-        """Bring this run's flips down to the boundary.
-
-        The last bisection takes back what the polish overshoots by: it begins just below the flip, and goes further
-        down only where that point is flipped as well.
-        """
-        self._bisect(torch.zeros_like(self.distances))
-        for _ in range(_POLISHES):
-            self._polish()
-        self._bisect(torch.full_like(self.distances, 1 - 2 * _OVERSHOOT))
+                self._descend(minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
+            self.flips.refine()
+            self.flips.take(best.points, best.distances, best.distances < math.inf)
+        self.flips.recheck()
 
     def _descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
         """One run from one start: steps inside radii that shrink below flips and grow while there are none.
@@ -116,7 +103,7 @@ class NearestFlipSearch:
             first: Count the images without gradient.
         """
         point, radii = start, None
-        found = torch.full_like(self.distances, math.inf)
+        found = torch.full_like(self.flips.distances, math.inf)
         for step in range(self.effort.steps):
             ease = 0.5 * (1 + math.cos(math.pi * step / self.effort.steps))
             share = _LAST_STEP + (1 - _LAST_STEP) * ease
@@ -125,15 +112,14 @@ class NearestFlipSearch:
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)
-                distances = self.ground.distances(point - self.x)
-                self._take(point, distances, flipped)
+                distances = self.ground.between(point, self.x)
+                self.flips.take(point, distances, flipped)
                 found = torch.where(flipped, torch.minimum(found, distances), found)
-                slope = free_gradient(here.gradient, point)
-                steepness = self.ground.dual_norms(slope)
+                slope, steep = steepness(self.ground, here.gradient, point, box=True)
                 # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
-                linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
+                linear = distances + here.losses.double().abs() / torch.where(steep > 0, steep, 1.0)
                 if radii is None:
-                    self.zero += (steepness == 0).sum() * first
+                    self.zero += (steep == 0).sum() * first
                     radii = _FIRST_RADIUS * linear
                 else:
                     grown = radii * (1 + rate)
@@ -145,9 +131,12 @@ class NearestFlipSearch:
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self.ground.diameter(self.x))
-                point = self._move(self.x, point, distances, slope, radii, share)
-        with torch.no_grad():
-            self._check(point)
+                point = by_blocks(self._move, self.x, point, distances, slope, radii, share, into=slope)
+        self.flips.check(point)
+
+    def _none(self) -> NearestFlips:
+        """No flip is known of any image."""
+        return NearestFlips(self.ground, self.model, self.x, self.y, self.effort.batch_size)
 
     def _move(self, x: Tensor, point: Tensor, distances: Tensor, slope: Tensor, radii: Tensor, share: float) -> Tensor:
         """The best step in the box, at least as long as the way out to the radius, and brought back to the radius.
@@ -158,66 +147,18 @@ class NearestFlipSearch:
             u = torch.lerp(point, ascend(self.ground, x, slope, radii), share).sub_(x)
         else:
             length = torch.maximum(share * self.effort.step_size * radii, radii - distances)
-            u = ascend(self.ground, point, slope, length).sub_(x)
-        # In l_inf coordinates are clipped, whatever the distance is.
-        far = distances if math.isinf(self.ground.order) else self.ground.distances(u)
-        return self.ground.shrink(u, far, radii).add_(x).clamp_(0, 1)
+            u = climb(self.ground, point, slope, length).sub_(x)
+        return self.ground.shrink(u, None, radii).add_(x).clamp_(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """Random points nearer than the nearest flip known, or, where none is, than a share of the box."""
         noise = torch.empty_like(self.x).uniform_(-1, 1, generator=generator)
-        known = torch.where(self.distances < math.inf, self.distances, _FAR * self.ground.diameter(self.x))
+        known = self.flips.distances
+        known = torch.where(known < math.inf, known, _FAR * self.ground.diameter(self.x))
         return (self.x + noise * per_image(_RESTART * known / self.ground.distances(noise), self.x)).clamp(0, 1)
 
-    def _polish(self) -> None:
-        """Look at the foot of the perpendicular from each image on the boundary, linearised at its nearest flip."""
-        here = input_gradient(self.model, self.points, self.y, margin, self.effort.batch_size)
-        with torch.no_grad():
-            back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
-            foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
-            candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
-            self._check(choose_images(self.distances.isfinite(), candidate, self.points))
 
-    @torch.no_grad()
-    def _bisect(self, low: Tensor) -> None:
-        """Pull every flip back along the segment to its image.
-
-        Args:
-            low: The share of the segment to look at first, as a guess of a point that is not flipped, shape [N]; where
-                it is flipped the search goes on below it.
-        """
-        high = torch.ones_like(self.distances)
-        ends = self.points.clone()
-        if low.any():
-            flipped = self._check(self.x + per_image(low, self.x) * (ends - self.x))
-            high, low = torch.where(flipped, low, high), torch.where(flipped, 0.0, low)
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            point = self.x + per_image(middle, self.x) * (ends - self.x)
-            flipped = self._check(point)
-            high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
-
-    def _check(self, point: Tensor) -> Tensor:
-        """Look at points, keep those that are nearer flips than the ones known, and return which are flips, [N]."""
-        flipped = ~correct(forward(self.model, point, self.effort.batch_size), self.y)
-        self._take(point, self.ground.distances(point - self.x), flipped)
-        return flipped
-
-    def _take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:
-        """Keep those points that are flips and nearer than the ones known."""
-        better = flipped & (distances < self.distances)
-        self.distances = torch.where(better, distances, self.distances)
-        self.points = choose_images(better, point, self.points)
-
-    @torch.no_grad()
-    def _recheck(self) -> None:
-        """Give up flips that are none when all are looked at again: rounding may differ from batch to batch."""
-        flipped = ~correct(forward(self.model, self.points, self.effort.batch_size), self.y)
-        self.distances = torch.where(flipped, self.distances, math.inf)
-        self.points = choose_images(flipped, self.points, self.x)
-
-
-def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
+def minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the margin, [B], with the gradient of tau log sum_{j != y} exp(f_j / tau) - f_y, tau the margin's size.
 
     Far from the boundary all rivals of similar logits pull, which avoids many local minima; tau vanishes at the
@@ -232,7 +173,7 @@ def _minus_soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def _minus_margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
+def minus_margin_to_rival(logits: Tensor, targets: Tensor) -> Tensor:
     """f_rival - f_label, [B]: minus the margin over one class of each image, for rows (label, rival) of `targets`."""
     label, rival = logits.float().gather(1, targets).unbind(1)
     return rival - label

@@ -19,7 +19,6 @@ from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.certificates.affine_pieces import AffinePieces
 from wdro_train.certificates.base import Radii
 from wdro_train.certificates.exact_questions import Bisection, Question
-from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.reading import require_readable
 from wdro_train.certificates.relaxation import AGREEMENT, LinearRelaxation
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
@@ -28,6 +27,7 @@ from wdro_train.certificates.rounding import Arithmetic, ComputedIntervals
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.lipschitz_network import LipschitzNetwork
-from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.reading import require_readable
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 
 class LipschitzCertificate:

@@ -17,7 +17,6 @@ from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.certificates.base import THE_NETWORK, Radii
 from wdro_train.certificates.optimised_network import OptimisedNetwork
-from wdro_train.certificates.precision import full_float32
 from wdro_train.certificates.radius_search import LargestRadius, RadiusSearch
 from wdro_train.certificates.reading import require_readable
 from wdro_train.certificates.relaxed_graph import RelaxedGraph
@@ -32,6 +31,7 @@ from wdro_train.certificates.rounding import (
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 # By how much the margin of the operations one after another may be more than its rounding away from the network's own,
 # in units of the image's largest logit. Far less than what a layer that was missed would do.

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates.base import Radii
-from wdro_train.certificates.precision import full_float32
 from wdro_train.theory.losses import correct
 from wdro_train.utils.contract import check_batch, check_labels
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 
 class RandomizedSmoothing:

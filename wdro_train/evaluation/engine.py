@@ -22,9 +22,10 @@ from wdro_train.evaluation.digests import batch_digest, digest
 from wdro_train.evaluation.piece_store import Arrays, PieceStore, concatenate
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Work = Callable[[Tensor, Tensor, torch.Generator], Arrays]
+Work = Callable[..., Arrays]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Stage:
         settings: Everything that the work depends on beside the network and its batch, such as the attack. Pieces are
             told apart by what these settings are made of (see `describe`).
         work: Takes the images [B, C, H, W], the labels [B] and a generator seeded for the batch; returns per-image
-            arrays, whose last axis is B.
+            arrays, whose last axis is B. Where there is a stage before, it takes the batch's `Place` as well.
+        before: The stage whose pieces of the same batch the work reads, by `Engine.piece`; None for a stage that stands
+            by itself.
     """
 
     name: str
     settings: Any
     work: Work
+    before: Stage | None = None
 
     @cached_property
     def key(self) -> str:
@@ -69,6 +73,23 @@ class Mark(NamedTuple):
 
     digest: str
     size: int
+
+
+class Place(NamedTuple):
+    """Where a batch is.
+
+    Attributes:
+        number: Its number in the set.
+        mark: What tells it apart.
+    """
+
+    number: int
+    mark: Mark
+
+    @classmethod
+    def of(cls, number: int, x: Tensor, y: Tensor) -> Place:
+        """The place of the batch of this number, images and labels."""
+        return cls(number, Mark(batch_digest(x, y), len(y)))
 
 
 @dataclass
@@ -128,19 +149,18 @@ class Engine:
         self.wait()
         return self._join(stage, marks, names)
 
-    def piece(self, stage: Stage, index: int, x: Tensor, y: Tensor, names: tuple[str, ...]) -> Arrays:
+    def piece(self, stage: Stage, place: Place, x: Tensor, y: Tensor, names: tuple[str, ...]) -> Arrays:
         """What a stage leaves of one batch: from the store, or made again if it is not there.
 
         Args:
             stage: What was done.
-            index: Number of the batch.
+            place: Where the batch is.
             x: The images of the batch.
             y: Their labels.
             names: Which of the stage's arrays are wanted.
         """
-        mark = Mark(batch_digest(x, y), len(y))
-        found = self.store.load(stage.key, index, mark.digest, names)
-        return self._do(stage, index, mark, x, y) if found is None else found
+        found = self.store.load(stage.key, place.number, place.mark.digest, names)
+        return self._do(stage, place.number, place.mark, x, y) if found is None else found
 
     def survey(self) -> list[Mark]:
         """The mark of each batch of the set, from one pass over it.
@@ -163,7 +183,9 @@ class Engine:
     def _do(self, stage: Stage, index: int, mark: Mark, x: Tensor, y: Tensor) -> Arrays:
         key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
         generator = torch.Generator(self.device).manual_seed(int(key[0]))
-        arrays = stage.work(x.to(self.device), y.to(self.device), generator)
+        place = () if stage.before is None else (Place(index, mark),)
+        with full_float32():  # the same figures on every device; see `full_float32`
+            arrays = stage.work(x.to(self.device), y.to(self.device), generator, *place)
         self.store.save(stage.key, index, mark.digest, arrays)
         return arrays
 

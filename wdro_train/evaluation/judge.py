@@ -10,7 +10,7 @@ from torch import nn
 from wdro_train.attacks import MinimalDistance
 from wdro_train.data import ImageSet, describe_sample
 from wdro_train.evaluation.array_batches import ArrayBatches
-from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.measurements import chosen_measurements, concluded
@@ -41,16 +41,19 @@ def measure_network(
     reducer = default_reducer()
     console = Console(quiet=reducer.rank > 0)
     measurements = chosen_measurements(cfg, ball, len(arrays.labels), lambda text: console.print(text, soft_wrap=True))
-    attack = MinimalDistance(norm=ball.norm, **cfg.distances, batch_size=cfg.batch_size)
+    chosen = chosen_effort(**cfg.distances)
+    attack = MinimalDistance(norm=ball.norm, **chosen.search, batch_size=cfg.batch_size)
     batches = ArrayBatches(arrays, cfg.batch_size)
     steps = 0 if cfg.poster is None else cfg.poster.pgd_steps
     with ProgressBars(len(batches), steps, quiet=reducer.rank > 0) as bars:
         engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=bars)
-        found = find_distances(engine, attack)
+        found = chosen.effort(engine, attack, ball)
         evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found)
         for measurement in measurements:
             evidence = measurement(engine, evidence)
     evidence = concluded(evidence)
     if reducer.rank > 0:
         return evidence, None
-    return evidence, flipped_pairs(engine, attack, [mover.index for mover in evidence.moved[: cfg.pictures]])
+    return evidence, flipped_pairs(
+        engine, found, ball.ground, [mover.index for mover in evidence.moved[: cfg.pictures]]
+    )

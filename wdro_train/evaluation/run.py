@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.judge import measure_network
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.evaluation.report import build, terminal
@@ -40,7 +41,7 @@ def evaluate(cfg: DictConfig) -> float:
         stores.append(open_store(cfg, model, fabric))
         arrays = load_arrays(network.config, cfg.split, cfg.limit)
         evidence, pairs = measure_network(cfg, model, arrays, ball, stores[-1], fabric.device)
-        attack = {"name": "MinimalDistance", **OmegaConf.to_container(cfg.distances)}  # type: ignore[dict-item]
+        attack = chosen_effort(**cfg.distances).described()
         models.append(build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks)))
         pictures.append(pairs)
         found.append(evidence)

@@ -43,6 +43,8 @@ def _row(model: ModelReport, delta: float) -> list[str]:
         accuracies.append(certified + attacked)
     effort = model["distances"]["attack"]
     attack = f"{effort['steps']} steps, {effort['restarts']} restarts, {effort['targets']} targets"
+    name = effort.get("effort", "by hand")  # reports of earlier versions know no other
+    attack = attack if name == "by hand" else f"{name}: {attack}"
     return [str(model["name"]), str(model["images"]), f"{delta:.4g}", *accuracies, _certificate(model), attack]
 
 

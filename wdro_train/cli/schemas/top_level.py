@@ -58,11 +58,12 @@ class ThreatKeys(Keys):
 
 
 class DistancesKeys(Keys):
-    """How hard the minimum-norm attack searches: `distances`."""
+    """How hard the search for distances is: `distances`; a number makes it an effort by hand."""
 
-    steps: fields.Count
-    restarts: fields.Count
-    targets: fields.Natural
+    effort: Annotated[Literal["auto", "quick", "publish"], Said("is unknown", "choose auto, quick or publish")]
+    steps: fields.Count | None
+    restarts: fields.Count | None
+    targets: fields.Natural | None
 
 
 class CurveKeys(Keys):

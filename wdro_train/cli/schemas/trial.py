@@ -18,6 +18,7 @@ from wdro_train.cli.error_messages import root_cause, sentence
 from wdro_train.cli.schemas.fields import is_node
 from wdro_train.config.one_sentence import one_sentence
 from wdro_train.evaluation.certified_curve import make_certificate
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.build import check_adversary
 from wdro_train.training.module import RobustClassifier
@@ -119,7 +120,7 @@ def _judging(plain: Mapping[str, Any]) -> None:
         key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")
     }
     ball = WassersteinBall(**{"p": 2, "norm": 2, "delta": 0, **threat})
-    MinimalDistance(norm=ball.norm, **plain["distances"])
+    MinimalDistance(norm=ball.norm, **chosen_effort(**plain["distances"]).search)
     certificate = plain["certificate"]
     if certificate is not None and certificate["method"] is not None:
         # Without a norm the checkpoint's threat decides, which may be the one norm that this method is for.

@@ -14,6 +14,7 @@ from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.choices import CurveGrid
+from wdro_train.evaluation.distances import FoundDistances
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
@@ -23,6 +24,7 @@ from wdro_train.evaluation.report.published import published
 from wdro_train.evaluation.report.schema import (
     SCHEMA,
     CertificateBlock,
+    ConvergenceBlock,
     Header,
     ModelReport,
     PeerRow,
@@ -117,6 +119,7 @@ def model(
             "values": curve.distances.tolist(),
             "median_of_correct": evidence.median_distance,
             "histogram": histogram(curve.distances),
+            "convergence": _convergence(evidence.found),
         },
         "band": {
             "alpha": grid.alpha,
@@ -163,6 +166,22 @@ def write(report: Report, folder: Path) -> Path:
     path = folder / REPORT_FILE
     write_json(path, report, indent=1)
     return path
+
+
+def _convergence(found: FoundDistances) -> ConvergenceBlock:
+    return {
+        "rounds": [
+            {
+                "kind": one.kind,
+                "passes": one.passes,
+                "asked": one.asked,
+                "improved": one.improved,
+                "accuracy": one.accuracy,
+            }
+            for one in found.rounds
+        ],
+        "capped": found.capped,
+    }
 
 
 def _worst_case(evidence: NetworkEvidence, movers: int) -> WorstCaseBlock:

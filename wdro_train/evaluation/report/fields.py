@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
+from wdro_train.evaluation.report.search import effort
 from wdro_train.theory.band import level_with_certificates
 from wdro_train.utils.tables import rounded_down, rounded_up
 
@@ -151,7 +152,7 @@ def headline(model: ModelReport) -> str:
     """Between which accuracies the truth lies in the ball of the threat, in one sentence."""
     found, certificate = model["interval"], model["certificate"]
     ball = f"W_{short(found['p'])} {short(found['delta'])}"
-    attack, images = f"{at_most(found['attacked'])} (attack)", f"{model['images']:,} images"
+    attack, images = f"{at_most(found['attacked'])} (attack{effort(model)})", f"{model['images']:,} images"
     if certificate is None:
         return f"accuracy left under {ball} is at most {attack}, {images}; how far below, no attack can say"
     if not encloses(model):

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 from torchvision.io import encode_png
 
-from wdro_train.evaluation.report import fields, plotly_figures
+from wdro_train.evaluation.report import fields, plotly_figures, search
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.utils.files import write_text
@@ -112,6 +112,8 @@ def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str,
         "first_order_plots": plotly_figures.first_order(report, model) if model["poster"] else [],
         "headline": fields.headline(model),
         "beyond": fields.beyond_the_images(report, model),
+        "search": search.convergence(model),
+        "search_rows": search.convergence_rows(model),
         "peer_rows": _table(model["peers"]),
         "gallery": [] if pairs is None else _gallery(model, pairs),
     }

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wdro_train.attacks import MinimalDistance
-from wdro_train.evaluation.distances import distance_stage
-from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.distances import FoundDistances, flipped_points
+from wdro_train.evaluation.engine import Engine, Place
+from wdro_train.theory.ground_norm import GroundNorm
 
 
 class Pairs(NamedTuple):
@@ -27,29 +27,29 @@ class Pairs(NamedTuple):
     distances: Tensor
 
 
-def flipped_pairs(engine: Engine, attack: MinimalDistance, indices: Sequence[int]) -> Pairs | None:
+def flipped_pairs(engine: Engine, found: FoundDistances, ground: GroundNorm, indices: Sequence[int]) -> Pairs | None:
     """Chosen images and what the minimum-norm attack made of them.
 
     Args:
-        engine: The set and the network; its store has what `find_distances` left.
-        attack: As given to `find_distances`.
+        engine: The set and the network; its store has what the search for distances left.
+        found: What the search found.
+        ground: The norm of the distances.
         indices: Positions in the set.
 
     Returns:
         The pairs in the order of `indices`; None if there are none.
     """
-    if not indices:
+    if not indices or found.stage is None:
         return None
-    stage = distance_stage(engine, attack)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
     wanted, start = set(indices), 0
     for piece, (x, y) in enumerate(engine.batches):
         here = sorted(i for i in wanted if start <= i < start + len(x))
         if here:
-            points = torch.from_numpy(engine.piece(stage, piece, x, y, ("points",))["points"]).movedim(-1, 0)
-            found |= {i: (x[i - start].clone().float(), points[i - start].clone()) for i in here}
+            points = flipped_points(engine, found.stage, Place.of(piece, x, y), x, y)
+            pairs |= {i: (x[i - start].clone().float(), points[i - start].clone()) for i in here}
         start += len(x)
-        if len(found) == len(wanted):
+        if len(pairs) == len(wanted):
             break
-    clean, adversarial = (torch.stack([found[i][k] for i in indices]) for k in (0, 1))
-    return Pairs(clean, adversarial, attack.ground.distances(adversarial - clean))
+    clean, adversarial = (torch.stack([pairs[i][k] for i in indices]) for k in (0, 1))
+    return Pairs(clean, adversarial, ground.distances(adversarial - clean))

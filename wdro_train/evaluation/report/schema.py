@@ -43,6 +43,23 @@ class HistogramBlock(TypedDict):
     not_flipped: int
 
 
+class RoundBlock(TypedDict):
+    """A round of the search for distances."""
+
+    kind: str
+    passes: float
+    asked: int
+    improved: int
+    accuracy: float
+
+
+class ConvergenceBlock(TypedDict):
+    """How the worst-case accuracy fell round by round of the search for distances."""
+
+    rounds: list[RoundBlock]
+    capped: bool
+
+
 class DistancesBlock(TypedDict):
     """Distance of each image to its nearest flip, as found by attacks."""
 
@@ -50,6 +67,7 @@ class DistancesBlock(TypedDict):
     values: list[Number]
     median_of_correct: Number
     histogram: HistogramBlock
+    convergence: NotRequired[ConvergenceBlock]
 
 
 class BandBlock(TypedDict):

@@ -21,6 +21,7 @@ from wdro_train.evaluation.report.fields import (
     to_floats,
 )
 from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, Report
+from wdro_train.evaluation.report.search import convergence
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils import tables
 
@@ -70,6 +71,9 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     )
     console.print(headline(model), soft_wrap=True)
     console.print(beyond_the_images(report, model), soft_wrap=True)
+    searched = convergence(model)
+    if searched is not None:
+        console.print(searched, soft_wrap=True)
     if sure is not None and "exact" in sure:
         asked = sure["exact"]
         console.print(

@@ -1,4 +1,4 @@
-"""Full float32 precision, which certificates need and which GPUs do not compute in unless they are told to."""
+"""Full float32 precision, which judged numbers need and which GPUs do not compute in unless they are told to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def full_float32() -> Iterator[None]:
     """Float32 arithmetic as IEEE 754 defines it inside the block; afterwards whatever was chosen before.
 
     Convolutions on a GPU use TF32 by default, and matrix products do where they are allowed to: 10 bits of mantissa, so
-    errors of 1e-3, far above the rounding that a certificate allows for.
+    errors of 1e-3, far above the rounding that a certificate allows for, and enough for a point that an attack calls
+    misclassified to be classified correctly by the network as float32 computes it.
     """
     _PRECISION.enter()
     try:

@@ -1,0 +1,126 @@
+"""Further rounds of search: what they find is what it says, is asked for only where it matters, and is repeatable."""
+
+import math
+
+import pytest
+import torch
+from oracles import norm, reference_images, reference_network
+from torch import nn
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
+from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.theory.losses import correct
+
+INF = math.inf
+ROUNDS = [
+    Round("flip", AtTheFlip(), AnyRival("margin"), 10),
+    Round("image", AtTheImage(), AnyRival("soft_margin"), 10, 3.0),
+    Round("entropy", AtRandom(), AnyRival("ce"), 10),
+    Round("ratio", AtRandom(), AnyRival("dlr"), 10),
+    Round("rival", AtTheImage(), OneRival(1), 10),
+]
+DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
+
+
+def searched(s, count=40):
+    x, y = (part[:count] for part in reference_images())
+    model = reference_network("adversarial")
+    found = MinimalDistance(norm=s, steps=3)(model, x, y)
+    return model, x, y, found
+
+
+def go(one, s, model, x, y, found, wanted, seed=0, **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    with attack_mode(model):
+        return one(GroundNorm(s), model, x, y, found.x_adv, found.distances, wanted, generator=generator, **kwargs)
+
+
+@pytest.mark.parametrize("one", ROUNDS, ids=lambda one: one.kind)
+@pytest.mark.parametrize("s", [INF, 2, 1])
+def test_points_are_what_they_say_and_no_distance_grows(s, one):
+    model, x, y, found = searched(s)
+    reach = float(found.distances.median())
+    points, distances = go(one, s, model, x, y, found, Wanted(reach, 0.0))
+    fell = distances < found.distances
+    assert fell.any()
+    assert (distances <= found.distances).all()
+    assert (distances[fell] <= reach).all()
+    assert ((points >= 0) & (points <= 1)).all()
+    torch.testing.assert_close(norm(points - x, s)[fell], distances[fell], rtol=1e-5, atol=0)
+    assert not correct(model(points), y)[fell].any()
+    assert torch.equal(points[~fell], found.x_adv[~fell])
+    assert torch.equal(distances == 0, found.distances == 0)
+
+
+@pytest.mark.parametrize("s", [INF, 2])
+def test_only_images_without_a_flip_at_the_goal_are_searched(s):
+    model, x, y, found = searched(s)
+    delta = float(found.distances[found.distances > 0].median())
+    wanted, seen = Wanted(delta, delta), []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        _, distances = go(ROUNDS[0], s, model, x, y, found, wanted)
+    finally:
+        handle.remove()
+    assert max(seen) == int((found.distances > delta).sum())
+    near = found.distances <= delta
+    assert torch.equal(distances[near], found.distances[near])
+    assert (distances[distances < found.distances] <= delta).all()
+
+
+def test_nothing_to_ask_is_nothing_done():
+    model, x, y, found = searched(INF)
+    seen = []
+    handle = model.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        points, distances = go(ROUNDS[0], INF, model, x, y, found, Wanted(2.0, 2.0))
+    finally:
+        handle.remove()
+    assert not seen
+    assert torch.equal(points, found.x_adv)
+    assert torch.equal(distances, found.distances)
+
+
+@pytest.mark.parametrize("s", [INF, 2])
+def test_the_generator_decides(s):
+    model, x, y, found = searched(s, 20)
+    wanted = Wanted(DELTA[s], 0.0)
+    first, again, other = (go(ROUNDS[2], s, model, x, y, found, wanted, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+class Kinked(nn.Module):
+    """Margin 1 - |x_0 - x_1| summed with a slope along both: signs of gradients turn round at the kink."""
+
+    def forward(self, x):
+        u = x.flatten(1) - 0.5
+        lead = 0.08 + 4 * (u[:, 0] - u[:, 1]).abs() - u[:, 0] - 0.5 * u[:, 1]
+        return torch.stack([lead, torch.zeros_like(lead)], 1)
+
+
+def test_smooth_steps_follow_a_kink():
+    """On the kink u_0 = u_1 the margin is 0.08 - 1.5 u: it is crossed at 0.0533, and only near the kink before 0.06."""
+    x = torch.full((4, 1, 1, 2), 0.5)
+    y = torch.zeros(4, dtype=torch.int64)
+    model = Kinked()
+    found = MinimalDistance(norm=INF, steps=1)(model, x, y)
+    one = Round("flip", AtTheFlip(), AnyRival("margin"), 40)
+    _, distances = go(one, INF, model, x, y, found, Wanted(0.06, 0.06))
+    assert (distances <= 0.06).all()
+    assert (distances >= 0.08 / 1.5 - 1e-6).all()
+
+
+def test_images_that_no_gradient_moves_stay_where_they_are():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    x, y = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64)
+    found = MinimalDistance(norm=INF, steps=1)(model, x, y)
+    for one in ROUNDS:
+        points, distances = go(one, INF, model, x, y, found, Wanted(0.3, 0.3))
+        assert torch.equal(points, x)
+        assert torch.isinf(distances).all()

@@ -1,0 +1,169 @@
+"""How long the search goes on: which images it asks about, and when it ends, whatever the ranks and the kills."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import on_ranks, reference_images, reference_network
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round
+from wdro_train.evaluation.distances import find_distances, flipped_points
+from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
+from wdro_train.evaluation.engine import Engine, Place
+from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.errors import UserError
+from wdro_train.utils.pass_counter import PassCounter
+
+INF = math.inf
+IMAGES = 24
+QUICK = MinimalDistance(norm=INF, steps=3)
+TURNS = (
+    (
+        Round("flip", AtTheFlip(), AnyRival("margin"), 5, 3.0),
+        Round("random", AtRandom(), AnyRival("soft_margin"), 5, 3.0),
+    ),
+)
+SHORT = UntilConverged(TURNS, budget=100.0)
+BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
+
+
+def batches(n=IMAGES, size=9):
+    x, y = reference_images()
+    return list(zip(x[:n].split(size), y[:n].split(size), strict=True))
+
+
+def engine(folder, **kwargs):
+    return Engine(reference_network("adversarial"), batches(), PieceStore(folder, {}), **kwargs)
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: f"W_{ball.p:g}")
+def test_rounds_lower_the_accuracy_and_say_how(tmp_path, ball):
+    ours = engine(tmp_path)
+    with PassCounter(ours.model) as passes:
+        found = SHORT(ours, QUICK, ball)
+    first = find_distances(ours, QUICK)
+    assert (found.distances <= first.distances).all()
+    accuracies = [one.accuracy for one in found.rounds]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] == first.curve.accuracy(ball.delta, ball.p)
+    assert accuracies[-1] == found.curve.accuracy(ball.delta, ball.p) < accuracies[0]
+    assert [one.kind for one in found.rounds[:3]] == ["minimum norm", "flip", "random"]
+    assert not found.capped
+    quiet = accuracies[-5] - accuracies[-1]  # two turns of two rounds
+    assert quiet < 2e-3
+    assert all(one.improved <= one.asked <= IMAGES for one in found.rounds)
+    # What the evaluation counts is what the search took; a look at each flip's class comes on top.
+    assert found.passes * IMAGES <= passes.pairs <= found.passes * IMAGES + IMAGES * len(found.rounds)
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: f"W_{ball.p:g}")
+def test_flips_of_every_round_are_kept(tmp_path, ball):
+    ours = engine(tmp_path)
+    found = SHORT(ours, QUICK, ball)
+    assert any(one.improved for one in found.rounds[1:])
+    points = [flipped_points(ours, found.stage, Place.of(k, x, y), x, y) for k, (x, y) in enumerate(ours.batches)]
+    x = torch.cat([part for part, _ in ours.batches])
+    reached = np.isfinite(found.distances)
+    distances = GroundNorm(INF).distances(torch.cat(points) - x).numpy()
+    np.testing.assert_allclose(distances[reached], found.distances[reached], rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        logits = ours.model(torch.cat(points))
+    moved = (found.distances > 0) & reached
+    assert (found.rivals[moved] != found.labels[moved]).all()
+    rivals = logits.gather(1, torch.from_numpy(found.rivals)[:, None]).squeeze(1)
+    assert (rivals >= logits.gather(1, torch.from_numpy(found.labels)[:, None]).squeeze(1) - 1e-4)[moved].all()
+
+
+@pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
+def test_ranks_agree_with_one_process(tmp_path, ball):
+    def work(reducer, model):
+        ours = Engine(model, batches(), PieceStore(tmp_path / "two", {}), reducer=reducer)
+        found = SHORT(ours, QUICK, ball)
+        return found.distances, found.rounds
+
+    alone = SHORT(engine(tmp_path / "one"), QUICK, ball)
+    for distances, rounds in on_ranks(2, work, reference_network("adversarial")):
+        np.testing.assert_array_equal(distances, alone.distances)
+        assert rounds == alone.rounds
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, pytest.param(4, marks=pytest.mark.slow), 7])
+def test_goes_on_where_it_was_killed(tmp_path, after):
+    """Killed when so many pieces are there, in any round: the same distances, and no finished piece is made again."""
+    whole = SHORT(engine(tmp_path / "whole"), QUICK, BALLS[0])
+    saved, limit = [], after
+
+    class Store(PieceStore):
+        def save(self, stage, piece, batch, arrays):
+            if len(saved) == limit:
+                raise _KilledError
+            saved.append((stage, piece))
+            super().save(stage, piece, batch, arrays)
+
+    model = reference_network("adversarial")
+    with pytest.raises(_KilledError):
+        SHORT(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+    before = list(saved)
+    saved.clear()
+    limit = None
+    again = SHORT(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+    assert not set(before) & set(saved)
+    np.testing.assert_array_equal(again.distances, whole.distances)
+    assert again.rounds == whole.rounds
+
+
+def test_the_budget_ends_it(tmp_path):
+    found = UntilConverged(TURNS, tolerance=0.0, budget=30.0)(engine(tmp_path), QUICK, BALLS[1])
+    assert found.capped
+    assert found.rounds[-2].passes < 30.0 <= found.passes
+
+
+def test_a_flawless_network_is_left_alone(tmp_path):
+    """Nothing is asked where every image has a flip within the radius, or none is correct."""
+    found = SHORT(engine(tmp_path), QUICK, WassersteinBall(INF, INF, 1.0))
+    assert len(found.rounds) == 1
+    found = SHORT(engine(tmp_path), QUICK, WassersteinBall(INF, INF, 0.0))
+    assert len(found.rounds) == 1
+
+
+distances = st.lists(st.one_of(st.just(0.0), st.floats(0.01, 2.0), st.just(INF)), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(d=distances, p=st.sampled_from([1.0, 2.0, INF]), delta=st.floats(0.01, 1.5), data=st.data())
+def test_only_wanted_flips_change_the_worst_case(d, p, delta, data):
+    """Shorten one distance: the accuracy falls only if the image was asked for and the flip is within reach."""
+    before = RobustnessCurve(d)
+    wanted = still_wanted(before, WassersteinBall(p, INF, delta))
+    i = data.draw(st.integers(0, len(d) - 1))
+    if d[i] == 0:
+        return
+    shorter = data.draw(st.floats(0.001, 1.0)) * min(d[i], 3.0)
+    fell = before.accuracy(delta, p) - RobustnessCurve([*d[:i], shorter, *d[i + 1 :]]).accuracy(delta, p)
+    if fell > 1e-9:
+        assert bool(wanted.asked(torch.tensor(d))[i])
+        assert shorter <= wanted.reach * (1 + 1e-9)
+
+
+def test_names_and_numbers():
+    assert chosen_effort("auto").name == "auto"
+    assert isinstance(chosen_effort("quick").effort, FirstSearch)
+    by_hand = chosen_effort("auto", steps=50, targets=3)
+    assert by_hand.name == "by hand"
+    assert isinstance(by_hand.effort, FirstSearch)
+    assert by_hand.search == {"steps": 50, "restarts": 1, "targets": 3}
+    assert by_hand.described() == {"name": "MinimalDistance", "effort": "by hand", **by_hand.search}
+    assert chosen_effort("auto").described()["budget"] > 0
+    with pytest.raises(UserError, match=r"distances\.effort='hard' is unknown"):
+        chosen_effort("hard")

@@ -1,0 +1,214 @@
+"""Rounds of further search for nearer flips, of different kinds: what one of them misses another may find.
+
+A round is made of where it starts and of which function of the logits it ascends. Each round looks only inside the
+radius of each image within which a flip would still matter to the worst case (see `wdro_train.evaluation.effort`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from wdro_train.attacks.aimed_search import AimedSearch
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
+from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.theory.losses import LossFunction, ce, dlr, margin
+
+# A flip that was meant to lie at a radius must not lie beyond it by rounding: the radius and a displacement in float32.
+_INSIDE = 1 - 1e-6
+# A flip that is known is improved upon from 2 % below: less than what a run usually gains, more than rounding.
+_BELOW = 0.98
+
+
+class Start(Protocol):
+    """Where a run starts; points outside the radii are brought inside."""
+
+    def __call__(self, known: NearestFlips, radii: Tensor, generator: torch.Generator | None) -> Tensor:
+        """First points.
+
+        Args:
+            known: The nearest flips so far.
+            radii: Within which distance of each image a flip is looked for, shape [N].
+            generator: Source of random starts.
+
+        Returns:
+            Images in [0, 1], shape [N, ...].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AtTheImage:
+    """The image itself."""
+
+    def __call__(self, known: NearestFlips, radii: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See `Start`."""
+        return known.x
+
+
+@dataclass(frozen=True)
+class AtTheFlip:
+    """The nearest flip that is known, which the radius then pulls back to just before the boundary."""
+
+    def __call__(self, known: NearestFlips, radii: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See `Start`."""
+        return known.points
+
+
+@dataclass(frozen=True)
+class AtRandom:
+    """A random point: a uniform direction of the cube, as long as the radius."""
+
+    def __call__(self, known: NearestFlips, radii: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See `Start`."""
+        noise = torch.empty_like(known.x).uniform_(-1, 1, generator=generator)
+        return (known.x + noise * per_image(radii / known.ground.distances(noise), noise)).clamp(0, 1)
+
+
+class Target(Protocol):
+    """Which function of the logits a run ascends."""
+
+    def __call__(self, known: NearestFlips) -> tuple[LossFunction, Tensor]:
+        """The loss, and what it is told about each image, shape [N] or [N, k].
+
+        Args:
+            known: Gives network, images and labels.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AnyRival:
+    """A loss of the label: against all other classes at once.
+
+    Attributes:
+        loss: `margin` (its negative), `soft_margin` (see `minus_soft_margin`), `ce` or `dlr`.
+    """
+
+    loss: str
+
+    def __call__(self, known: NearestFlips) -> tuple[LossFunction, Tensor]:
+        """See `Target`."""
+        losses: dict[str, LossFunction] = {
+            "margin": _minus_margin,
+            "soft_margin": minus_soft_margin,
+            "ce": ce,
+            "dlr": dlr,
+        }
+        return losses[self.loss], known.y
+
+
+@dataclass(frozen=True)
+class OneRival:
+    """The logit of one rival class minus that of the label.
+
+    Attributes:
+        rank: Which one: 0 is the strongest at the image; with fewer classes they are gone through again.
+    """
+
+    rank: int
+
+    def __call__(self, known: NearestFlips) -> tuple[LossFunction, Tensor]:
+        """See `Target`."""
+        with torch.no_grad():
+            logits = forward(known.model, known.x, known.batch_size).float()
+        rivals = logits.scatter(1, known.y[:, None], -math.inf).argsort(dim=1, descending=True)
+        rank = self.rank % (logits.shape[1] - 1)
+        return minus_margin_to_rival, torch.stack([known.y, rivals[:, rank]], dim=1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which flips would still matter.
+
+    Attributes:
+        reach: No flip beyond this distance matters.
+        goal: No image with a flip this near needs another.
+    """
+
+    reach: float
+    goal: float
+
+    def asked(self, distances: Tensor) -> Tensor:
+        """Of which images nearer flips are wanted, shape [N]; misclassified ones have distance 0."""
+        return (distances > self.goal) & (distances > 0)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of `AimedSearch` for every image that is asked for.
+
+    Attributes:
+        kind: Its name, for the report.
+        start: Where it starts.
+        target: What it ascends.
+        steps: Number of steps.
+        size: First step in units of the usual one.
+    """
+
+    kind: str
+    start: Start
+    target: Target
+    steps: int
+    size: float = 1.0
+
+    def __call__(
+        self,
+        ground: GroundNorm,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        points: Tensor,
+        distances: Tensor,
+        wanted: Wanted,
+        *,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Look for nearer flips; call inside `attack_mode`.
+
+        Args:
+            ground: The norm.
+            model: Maps images to logits.
+            x: Images in [0, 1], shape [N, ...], float32.
+            y: Labels, shape [N].
+            points: The nearest flips so far, the images themselves where there are none.
+            distances: How far they are, inf where there are none, float64, shape [N].
+            wanted: Which flips would matter.
+            batch_size: Images per forward pass; None for all at once.
+            generator: Source of random starts; None for the default one.
+
+        Returns:
+            Points and distances after the round; no distance has grown.
+        """
+        rows = wanted.asked(distances).nonzero().squeeze(1)
+        if not len(rows):
+            return points, distances
+        search = NearestFlips(ground, model, x[rows], y[rows], batch_size)
+        search.points, search.distances = points[rows], distances[rows]
+        radii = torch.minimum(_BELOW * search.distances, torch.full_like(search.distances, _INSIDE * wanted.reach))
+        radii = radii.clamp(max=ground.diameter(x))
+        loss, targets = self.target(search)
+        start = self.start(search, radii, generator)
+        AimedSearch(search, radii, wanted.goal).run(loss, targets, start, self.steps, self.size)
+        better = (search.distances < distances[rows]).nonzero().squeeze(1)
+        if not len(better):
+            return points, distances
+        nearer = NearestFlips(ground, model, search.x[better], search.y[better], batch_size)
+        nearer.points, nearer.distances = search.points[better], search.distances[better]
+        nearer.refine(near=True)
+        nearer.recheck()
+        kept = (nearer.distances < distances[rows[better]]).nonzero().squeeze(1)
+        points, distances = points.clone(), distances.clone()
+        points[rows[better[kept]]], distances[rows[better[kept]]] = nearer.points[kept], nearer.distances[kept]
+        return points, distances
+
+
+def _minus_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return -margin(logits, labels)

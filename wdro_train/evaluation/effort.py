@@ -1,0 +1,181 @@
+"""How long the search for distances goes on: a given number of steps, or until the worst case no longer moves.
+
+A shorter distance changes the worst case in the ball of the threat only for some images (theory, section 5). At p = inf
+for those that are correct at radius delta: 1 - A = #{d_i <= delta} / N. At p < inf for those that the worst case moves,
+and for others if they can be flipped nearer than D, the distance of the marginal image, as the derivative of A with
+respect to d_i is lambda p d_i^(p-1) / N for d_i < D and 0 beyond. Rounds of further search ask for these images only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
+from wdro_train.evaluation.distances import FoundDistances, find_distances, go_on
+from wdro_train.evaluation.engine import Engine
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.errors import UserError
+
+TOLERANCE = 1e-3  # 0.1 points of accuracy
+# Passes an image after which no further round begins. AutoAttack's standard version takes some 3,500 on an image that
+# it cannot flip (100 + 900 of APGD, 900 of FAB, 5,000 forward passes of Square); a tenth of that is 350.
+BUDGET = 350.0
+
+
+class Effort(Protocol):
+    """How long the search for distances goes on."""
+
+    def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
+        """The distances of the whole set.
+
+        Args:
+            engine: The set and the network.
+            attack: The first search, of every image.
+            ball: The threat in whose ball the worst case is wanted.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FirstSearch:
+    """The minimum-norm attack and nothing more."""
+
+    def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
+        """See `Effort`."""
+        return _with_accuracy(find_distances(engine, attack), ball)
+
+
+@dataclass(frozen=True)
+class UntilConverged:
+    """Rounds of different kinds after the first search, until two turns of them hardly move the worst case.
+
+    A turn is one round of each kind. The search ends after two turns in a row each of which lowered the accuracy in the
+    ball of the threat by less than the tolerance, when no image is left to ask about, or when the budget is used up.
+
+    Attributes:
+        turns: The kinds of each turn; after the last one they begin again, with other random numbers.
+        tolerance: In units of accuracy.
+        budget: Passes an image of the set after which no further round begins.
+    """
+
+    turns: tuple[tuple[Round, ...], ...]
+    tolerance: float = TOLERANCE
+    budget: float = BUDGET
+
+    def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
+        """See `Effort`."""
+        found = _with_accuracy(find_distances(engine, attack), ball)
+        turn, quiet = 0, 0
+        while quiet < 2:
+            before = found.rounds[-1].accuracy
+            for one in self.turns[turn % len(self.turns)]:
+                wanted = still_wanted(found.curve, ball)
+                if wanted.reach <= 0 or not wanted.asked(torch.from_numpy(found.distances)).any():
+                    return found
+                if found.passes >= self.budget:
+                    return replace(found, capped=True)
+                found = _with_accuracy(go_on(engine, attack, found, one, wanted), ball)
+            # Accuracies are sums of N numbers: a difference of exactly the tolerance must not be less by rounding.
+            quiet = quiet + 1 if before - found.rounds[-1].accuracy < self.tolerance * (1 - 1e-9) else 0
+            turn += 1
+        return found
+
+
+def still_wanted(curve: RobustnessCurve, ball: WassersteinBall) -> Wanted:
+    """Which flips would lower the worst-case accuracy of a set.
+
+    Args:
+        curve: Of the distances so far.
+        ball: The threat.
+
+    Returns:
+        At p = inf flips within delta of images that have none. At p < inf flips nearer than the known ones and nearer
+        than the marginal distance D. Where all flips that are known are paid for and budget is left, any flip of an
+        image that has none.
+    """
+    if math.isinf(ball.p):
+        return Wanted(reach=ball.delta, goal=ball.delta)
+    worst = curve.worst_case(ball.delta, ball.p)
+    if math.isfinite(worst.marginal_distance):
+        return Wanted(reach=worst.marginal_distance, goal=0.0)
+    finite = curve.distances[curve.distances < math.inf]
+    return Wanted(reach=math.inf, goal=float(finite.max(initial=0.0)))
+
+
+def _rounds(steps: int) -> tuple[tuple[Round, ...], ...]:
+    """The rounds of `auto` and `publish`."""
+    flip = Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
+    image = Round("from the image, softened margin", AtTheImage(), AnyRival("soft_margin"), steps, 3.0)
+    first = Round("from the image, 1st rival", AtTheImage(), OneRival(0), steps, 3.0)
+    second = Round("from the image, 2nd rival", AtTheImage(), OneRival(1), steps, 3.0)
+    third = Round("from the image, 3rd rival", AtTheImage(), OneRival(2), steps, 3.0)
+    entropy = Round("from a random point, cross-entropy", AtRandom(), AnyRival("ce"), steps, 3.0)
+    ratio = Round("from a random point, DLR", AtRandom(), AnyRival("dlr"), steps, 3.0)
+    noise = Round("from a random point, softened margin", AtRandom(), AnyRival("soft_margin"), steps, 3.0)
+    return ((flip, image, second, noise), (flip, first, third, entropy), (flip, ratio, second, noise))
+
+
+@dataclass(frozen=True)
+class ChosenEffort:
+    """An effort by its name, or by numbers.
+
+    Attributes:
+        name: As chosen; `by hand` for numbers.
+        search: Settings of `MinimalDistance`.
+        effort: How long the search goes on.
+    """
+
+    name: str
+    search: dict[str, int]
+    effort: Effort
+
+    def described(self) -> dict[str, Any]:
+        """What the report says of it."""
+        limits = {}
+        if isinstance(self.effort, UntilConverged):
+            limits = {"tolerance": self.effort.tolerance, "budget": self.effort.budget}
+        return {"name": "MinimalDistance", "effort": self.name, **self.search, **limits}
+
+
+_FIRST = {"steps": 30, "restarts": 1, "targets": 0}
+_EFFORTS = {
+    "auto": ChosenEffort("auto", _FIRST, UntilConverged(_rounds(30))),
+    "quick": ChosenEffort("quick", _FIRST, FirstSearch()),
+    "publish": ChosenEffort(
+        "publish", {"steps": 50, "restarts": 2, "targets": 3}, UntilConverged(_rounds(100), budget=10 * BUDGET)
+    ),
+}
+
+
+def chosen_effort(
+    effort: str, steps: int | None = None, restarts: int | None = None, targets: int | None = None
+) -> ChosenEffort:
+    """The effort that `distances` of `conf/evaluate.yaml` asks for.
+
+    Args:
+        effort: `auto`, `quick` or `publish`.
+        steps: Steps of `MinimalDistance`; any number means effort by hand, without further rounds.
+        restarts: Its restarts.
+        targets: Its targets.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    if effort not in _EFFORTS:
+        raise UserError(f"distances.effort={effort!r} is unknown; choose {', '.join(_EFFORTS)}, or numbers by hand")
+    given = {"steps": steps, "restarts": restarts, "targets": targets}
+    by_hand = {key: value for key, value in given.items() if value is not None}
+    if not by_hand:
+        return _EFFORTS[effort]
+    return ChosenEffort("by hand", {**_EFFORTS[effort].search, **by_hand}, FirstSearch())
+
+
+def _with_accuracy(found: FoundDistances, ball: WassersteinBall) -> FoundDistances:
+    last = found.rounds[-1]._replace(accuracy=found.curve.accuracy(ball.delta, ball.p))
+    return replace(found, rounds=(*found.rounds[:-1], last))
