@@ -36,8 +36,8 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
     Returns:
         Same shape: 0 where (x = 0 and g < 0) or (x = 1 and g > 0).
     """
-    # The bounds -c x and c (1 - x) are 0 where the way is closed, and elsewhere beyond any gradient: c is a power of two,
-    # so that c (1 - x) is exact. Comparisons and `torch.where` would take seven times as long, as on a CPU they go
+    # The bounds -c x and c (1 - x) are 0 where the way is closed, and elsewhere beyond any gradient; c is a power of
+    # two, so that c - c x is exact. Comparisons and `torch.where` would take seven times as long, as on a CPU they go
     # through an image pixel by pixel; arithmetic goes by vectors.
     beyond = 2.0 ** (math.frexp(torch.finfo(x.dtype).max)[1] - 2)
     least = x * -beyond
@@ -142,7 +142,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     unit = per_image(torch.where(radii > 0, radii, 1.0), size)
     room = torch.lerp(x, 1 - x, ahead).flatten(1).div_(unit).clamp_(max=2 * _FAR)  # 1 - x where h > 0, x elsewhere
     k = torch.ones_like(radii)
-    on_host = x.device.type == "cpu"
+    on_host = _may_look(x)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         moving = (room - k.to(size)[:, None] * size).sign_().clamp_min_(0)  # 1, or 0 for pixels at the edge
         left = 1 - _power_sum(room * (1 - moving), s)
@@ -152,6 +152,11 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
             break
         k = longer.maximum(k)
     return k
+
+
+def _may_look(x: Tensor) -> bool:
+    """Whether the program may look at numbers without waiting for them: on a CPU they are there."""
+    return x.device.type == "cpu"
 
 
 def _power_sum(values: Tensor, s: float) -> Tensor:
@@ -210,7 +215,7 @@ def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
         rate = steep.sign() if math.isinf(ground.order) else steep
         t = torch.zeros_like(wanted)
         size = torch.zeros_like(steep)
-        on_host = x.device.type == "cpu"
+        on_host = _may_look(x)
         for _ in range(_NEWTON_LIMIT):
             growing = (room - t * rate).sign_().clamp_min_(0)  # 1 or 0
             left = wanted - (steep * size).sum(1, keepdim=True)
