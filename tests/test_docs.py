@@ -3,10 +3,14 @@
 import ast
 import contextlib
 import csv
+import html
 import importlib
+import importlib.util
 import json
 import re
 import shlex
+import shutil
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -22,6 +26,7 @@ from torch import nn
 from wdro_train import RobustClassifier
 from wdro_train.cli import schemas
 from wdro_train.cli.arguments import comma_list
+from wdro_train.cli.own_network import own_network
 from wdro_train.config import slurm
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.utils.errors import UserError
@@ -116,7 +121,7 @@ def test_documented_commands_are_accepted(door, arguments, tmp_path, monkeypatch
     door = door[0].removesuffix(".py")
     overrides = [kept for argument in comma_list(arguments, "ckpt_path") if (kept := first_job(argument)) is not None]
     with hydra_at_rest():
-        cfg = compose(door, overrides, return_hydra_config=True)
+        cfg = compose(door, own_network(overrides, door), return_hydra_config=True)
     if "trainer=ddp" not in overrides or torch.cuda.is_available():
         schemas.check(cfg, door)
         return
@@ -163,6 +168,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     row = {"models": [{"distances": {"values": [0.0, 0.1, "inf"]}}]}
     (tmp_path / "runs/report").mkdir(parents=True)
     (tmp_path / "runs/report/report.json").write_text(json.dumps(row))
+    (tmp_path / "runs/first/checkpoints").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/reference/checkpoint_0.1.0.ckpt", tmp_path / "runs/first/checkpoints/best.ckpt")
     keys: set[str] = set()
     monkeypatch.setattr(RobustClassifier, "on_fit_end", lambda module: keys.update(module.trainer.callback_metrics))
     ran = 0
@@ -339,3 +346,27 @@ def test_study_tables_are_the_committed_results():
         assert bare in rows.values(), f"{name}: no row of docs/results/{folder}/table.csv"
         for code in re.findall(r"`(\w+)`", name):
             assert rows[code] == bare, f"{name} has another row's figures"
+
+
+def site_code(name):
+    """A module of the site, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "site_code" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_mathml(latex, element="span", marks=r"\(\)"):
+    content = f'<{element} class="arithmatex">{marks[:2]}{latex}{marks[2:]}</{element}>'
+    return site_code("formulas").on_page_content(content, page=SimpleNamespace(file=SimpleNamespace(src_uri="page.md")))
+
+
+def test_formulas_are_drawn_without_scripts():
+    """The site names no script of its own, and what Markdown leaves of a formula becomes MathML."""
+    assert "extra_javascript" not in (ROOT / "mkdocs.yml").read_text()
+    inline = in_mathml(r"1 \lbrace d_i \le \delta \rbrace")
+    assert html.unescape(re.sub(r"<[^>]+>", "", inline)) == "1{di≤δ}"
+    assert 'display="block"' in in_mathml(r"a &amp;= b \cr c", "div", r"\[\]")
+    assert in_mathml(r"\lVert g\rVert_\ast").count('<mo stretchy="false" lspace="0" rspace="0">&#x02016;</mo>') == 2
+    with pytest.raises(ValueError, match=r"page.md: \\upsilonn in"):
+        in_mathml(r"\upsilonn")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wdro_train.evaluation import robustness_curve
+    from wdro_train.evaluation.trained import load
+    from wdro_train.training.adversarial_module import AdversarialModule
     from wdro_train.training.callbacks import DistributionalAdversary
     from wdro_train.training.module import RobustClassifier
 
@@ -16,11 +18,20 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0.dev0"
-__all__ = ["DistributionalAdversary", "RobustClassifier", "__version__", "robustness_curve"]
+__all__ = [
+    "AdversarialModule",
+    "DistributionalAdversary",
+    "RobustClassifier",
+    "__version__",
+    "load",
+    "robustness_curve",
+]
 
 _HOMES = {
+    "AdversarialModule": "wdro_train.training.adversarial_module",
     "DistributionalAdversary": "wdro_train.training.callbacks",
     "RobustClassifier": "wdro_train.training.module",
+    "load": "wdro_train.evaluation.trained",
     "robustness_curve": "wdro_train.evaluation",
 }
 

@@ -48,6 +48,7 @@ LIMIT = [1.5, -1, 0, "abc", [1], math.nan, ""]
 RADII = [5, "abc", [], [-1], [math.nan], [math.inf], [None]]
 OPTIONAL = {
     "ckpt_path": ["", 5, {"a": 1}],
+    "labels": ["", 5, [], [5], [""], {"a": 1}],
     "finetune.ckpt_path": ["", 5, ["a.ckpt"]],
     "data.augment": [5, "flip", ["flip"], {"flip": 5}],
     "model.weights": ["", 5, ["a"]],
@@ -104,7 +105,7 @@ FINE = {
     },
     "evaluate": {("devices", "1")},
 }  # fmt: skip
-FREE = {"logger.csv.name", "logger.csv.version", "callbacks.progress.theme.metrics_text_delimiter", "logger.wandb.name"}
+FREE = {"logger.csv.name", "logger.csv.version", "logger.wandb.name"}
 
 
 def composed(door, *overrides):
@@ -226,6 +227,18 @@ def test_generated_bad_values(door, values):
             "certificate.radii is for relaxations",
         ),
         ("evaluate", ["model=small_cnn", "data=digits", "data.batch_size=0"], "data.batch_size=0 is out of range"),
+        (
+            "evaluate",
+            ["ckpt_path=[a.ckpt,b.ckpt,c.ckpt]", "labels=[ours,baseline]"],
+            "labels=[ours,baseline] names 2 networks, but 3 are judged; give one name for each network, in their order",
+        ),
+        ("evaluate", ["labels=[ours,baseline]"], "names 2 networks, but 1 is judged"),
+        ("evaluate", ["ckpt_path=[a.ckpt,b.ckpt]", "labels=ours"], "labels=[ours] names 1 network, but 2 are judged"),
+        (
+            "evaluate",
+            ["ckpt_path=[a.ckpt,b.ckpt]", "labels=[ours,ours]"],
+            "labels=[ours,ours] has 'ours' more than once; give each network a name of its own",
+        ),
     ],
 )
 def test_combinations(door, overrides, said):
@@ -243,6 +256,7 @@ def test_combinations(door, overrides, said):
         ("train", ["method=mma", "+callbacks.warmup._target_=wdro_train.training.callbacks.RadiusWarmup"]),
         ("train", ["trainer.max_epochs=-1", "scheduler=constant", "trainer.precision=bf16-mixed", "logger=none"]),
         ("train", ["objective._target_=shell.dropout_cnn", "model._target_=shell.breaking_cnn", "attack.delta=0"]),
+        ("evaluate", ["ckpt_path=[a.ckpt,b.ckpt]", "labels=['PGD, 8/255',ours]"]),
         ("evaluate", ["ckpt_path=[a.ckpt,b.ckpt]", "attack.p=1", "curve.p=[1,inf]", "curve.deltas=[0,8/255]"]),
         ("evaluate", ["protocol=paper_table1", "model.name=Carmon2019Unlabeled", "devices=2", "accelerator=cpu"]),
         ("evaluate", ["poster=null", "certificate.method=crown", "limit=50", "logger=wandb", "pictures=0"]),
@@ -347,7 +361,7 @@ def test_a_signal_ends_a_sweep(tmp_path):
         assert process.wait() == 130
         printed = process.stderr
     assert "Traceback" not in printed
-    assert printed.splitlines()[-1].endswith(f"ckpt_path={tmp_path}/out/1/checkpoints/last.ckpt")
+    assert printed.splitlines()[-1].endswith(" hydra.sweep.dir=out resume=true")
     with (tmp_path / "out/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["val/adv_acc"]) for row in rows] == [True, False]

@@ -81,7 +81,8 @@ def test_each_job_closes_its_own_wandb_run(sweep):
     assert "wandb:" not in done.stdout + done.stderr
     runs = [path for job in ("0", "1", "2", "3") for path in (out / job).glob("wandb/offline-run-*/*.wandb")]
     assert [path.parents[2].name for path in runs] == ["0", "1", "3"]
-    assert all(f"wandb sync {path.parent}" in done.stdout for path in runs)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("dashboard   wandb sync "))
+    assert sorted(out.parent.glob(line.removeprefix("dashboard   wandb sync "))) == [path.parent for path in runs]
     for path, p in zip(runs, ("1.5", "2", "inf"), strict=True):
         text = wandb_history(path)
         for key in ("val/adv_acc", "test/adv_acc", "adversarial_images", "max_epochs"):
@@ -109,7 +110,8 @@ def test_single_run_repeats_the_sweep(seeds, tmp_path):
     done = train(tmp_path, "seed=0", *QUICK, *LIGHT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    (run,) = tmp_path.glob("runs/*/*")
+    (run,) = tmp_path.glob("runs/2*/*")
+    assert (tmp_path / "runs/latest").resolve() == run
     assert metrics(run) == seeds[0]
     assert f"checkpoint  {run}/checkpoints/best.ckpt" in done.stdout
     assert f"run folder  {run}" in done.stdout

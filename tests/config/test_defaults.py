@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from shell import ROOT
 
-from wdro_train.cli.schemas.check import _located
 from wdro_train.cli.schemas.constructors import _PARTS
+from wdro_train.config.signatures import located
 
 CONF = ROOT / "conf"
 GROUPS = ("attack", "objective", "callbacks")
@@ -90,7 +90,7 @@ def differences():
             for option in sorted(path.stem for path in Path(CONF / group).glob("*.yaml")):
                 raw = OmegaConf.to_container(compose("train", [f"{group}={option}"])[group], resolve=False)
                 for path, node in nodes(raw, group):
-                    known = defaults(_located(node["_target_"])) if node["_target_"].startswith("wdro_train.") else {}
+                    known = defaults(located(node["_target_"])) if node["_target_"].startswith("wdro_train.") else {}
                     for key, value in node.items():
                         if key in known and not isinstance(value, dict) and "${" not in str(value):
                             same = value == known[key] or (key in ("p", "norm") and float(value) == known[key])

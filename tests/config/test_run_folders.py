@@ -22,7 +22,7 @@ QUICK = [
     "trainer.limit_val_batches=1",
     "attack.steps=1",
 ]
-CLEAN = [*QUICK, "objective=standard", "callbacks=no_adversary"]
+CLEAN = [*QUICK, "objective=standard", "callbacks=no_adversary", "verbose=true"]
 LONG = [*QUICK, "test=false", "trainer.max_epochs=1000000"]  # until it is killed
 SAME_NAME = "hydra.run.dir=runs/${now:%Y}"
 JUDGE = ["limit=20", "poster=null", "distances.steps=2", "pictures=0", "accelerator=cpu"]
@@ -66,7 +66,8 @@ def test_ten_runs_at_once(tmp_path):
     codes, said, errors = together(*commands, cwd=tmp_path)
     assert codes == [0] * 10, errors
     year = time.strftime("%Y")
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {year, *(f"{year}-{k}" for k in range(1, 10))}
+    names = {"latest", year, *(f"{year}-{k}" for k in range(1, 10))}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == names
     found = []
     for seed, text in zip(seeds, said, strict=True):
         folder = tmp_path / re.search(r"run folder +(.*)", text).group(1)
@@ -216,5 +217,6 @@ def test_two_devices_share_a_folder_that_was_chosen_for_them(tmp_path):
     (tmp_path / "runs" / time.strftime("%Y")).mkdir(parents=True)
     done = run("train.py", *QUICK, "trainer=ddp_sim", "test=false", SAME_NAME, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [time.strftime("%Y"), time.strftime("%Y-1")]
+    names = [time.strftime("%Y"), time.strftime("%Y-1"), "latest"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
     torch.load(tmp_path / f"runs/{time.strftime('%Y')}-1/checkpoints/best.ckpt", weights_only=True)

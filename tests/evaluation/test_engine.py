@@ -21,6 +21,7 @@ from wdro_train.evaluation.whole_set_pgd import pgd_whole_set
 from wdro_train.metrics import FirstOrderBounds
 from wdro_train.theory.losses import correct, resolve_loss
 from wdro_train.utils.distributed import LocalReducer
+from wdro_train.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -133,7 +134,7 @@ def test_metric_and_report_have_the_same_quantities(tmp_path):
         logits = model(found.x_adv)
     metric = FirstOrderBounds(attack.ball)
     losses = resolve_loss("redlr")(logits, y)
-    metric.update(found.logits, found.losses, logits, losses, found.dual_norms, found.distances, y, torch.ones(100))
+    metric.update(found.logits, y, found.losses, logits, losses, found.dual_norms, found.distances)
     grid = first_order_grid(engine(tmp_path), norm=math.inf, loss="redlr", orders=[2.0], deltas=[0.1])
     computed = {key: value.item() for key, value in metric.compute().items()}
     assert computed == pytest.approx(asdict(grid.quantities(2.0, 0.1)), rel=1e-5)
@@ -142,6 +143,31 @@ def test_metric_and_report_have_the_same_quantities(tmp_path):
 def test_five_lines_of_python():
     curve = robustness_curve(reference_network("adversarial"), batches(60, 20), norm="inf", steps=5)
     assert curve.accuracy(0.1, p=2) < curve.accuracy(0.1, p=math.inf) < curve.clean_accuracy
+
+
+def test_a_network_of_normalised_images_is_judged_by_one_call():
+    """(x - mean) / std is part of the network: distances are those of images in [0, 1]."""
+    bare = reference_network("adversarial")
+    shifted = torch.nn.Sequential(Denormalize(), bare).eval()
+    alone, around = (
+        robustness_curve(net, batches(20, 10), norm=2, steps=3, **given)
+        for net, given in ((bare, {}), (shifted, {"mean": 0.5, "std": [0.25]}))
+    )
+    assert np.allclose(alone.distances, around.distances, rtol=1e-3)
+    assert around.clean_accuracy == alone.clean_accuracy
+    for wrong, said in (
+        ({"mean": 0.5}, "mean=0.5, std=None: give both, or neither"),
+        ({"mean": [0.5] * 3, "std": [0.25] * 3}, "mean and std are for 3 channels, but the images have 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            robustness_curve(shifted, batches(20, 10), norm=2, steps=1, **wrong)
+
+
+class Denormalize(torch.nn.Module):
+    """What undoes mean 0.5 and standard deviation 0.25."""
+
+    def forward(self, x):
+        return x * 0.25 + 0.5
 
 
 @pytest.fixture(scope="module")

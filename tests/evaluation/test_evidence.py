@@ -60,7 +60,7 @@ def test_flips_of_w_pgd_depend_on_other_images_and_stay_out_of_what_is_said_of_t
 
     found = find_distances(engines[0], MinimalDistance(norm=INF, steps=5))
     cheap = np.where(found.distances > 0, 0.001, 0)
-    row = FirstOrderRow("redlr", ball, None, 0.0, 0.0, 0.0, cheap)
+    row = FirstOrderRow("redlr", ball, 8, None, 0.0, 0.0, 0.0, cheap)
     evidence = NetworkEvidence(ball, "all", engines[0].images_digest, found, first_order=(row,))
     np.testing.assert_array_equal(evidence.curve.distances, cheap)
     np.testing.assert_array_equal(evidence.curve_image_by_image.distances, found.distances)

@@ -21,7 +21,7 @@ from wdro_train.utils.numbers import parse_number
 
 ROOT = Path(__file__).parents[2]
 PROTOCOLS = sorted(path.stem for path in (ROOT / "conf/protocol").glob("*.yaml"))
-CHEAP = ["poster.pgd_steps=1", "distances.steps=2", "limit=6", "pictures=0", "accelerator=cpu", "hydra.run.dir=out"]
+CHEAP = ["first_order.steps=1", "distances.steps=2", "limit=6", "pictures=0", "accelerator=cpu", "hydra.run.dir=out"]
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -29,10 +29,10 @@ def test_recipes_compose(name):
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("evaluate", [f"protocol={name}", "model.name=Somebody2020"])
-    radii = [parse_number(delta, "delta") for delta in cfg.poster.deltas]
+    radii = [parse_number(delta, "delta") for delta in cfg.first_order.deltas]
     assert parse_number(cfg.attack.delta, "delta") in radii
-    assert [parse_number(p, "p") for p in cfg.poster.p] == [2, math.inf]
-    assert cfg.poster.losses == ["ce", "dlr", "redlr"]
+    assert [parse_number(p, "p") for p in cfg.first_order.p] == [2, math.inf]
+    assert cfg.first_order.losses == ["ce", "dlr", "redlr"]
     assert cfg.model.threat == ("L2" if cfg.attack.norm == 2 else "Linf")
     assert cfg.data.num_classes in (10, 100, 1000)
     assert cfg.distances.steps == 30

@@ -33,11 +33,12 @@ from wdro_train.evaluation.distances import FoundDistances, find_distances, flip
 from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.report import fields, html, matplotlib_figures, plotly_figures, schema, terminal
+from wdro_train.evaluation.report import fields, html, markdown, matplotlib_figures, plotly_figures, schema, terminal
 from wdro_train.evaluation.report.curves import curve_rows
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.intervals import differences
 from wdro_train.evaluation.report.publish import scalars
+from wdro_train.evaluation.report.sentences import effort
 from wdro_train.evaluation.run import evaluate
 from wdro_train.evaluation.warning_signs import certificate_contradicted
 from wdro_train.theory.ball import WassersteinBall
@@ -94,7 +95,7 @@ def certified_folder(tmp_path_factory):
     for name, steps in (("first", 30), ("second", 60)):
         checkpoint(folder, name, steps)
     shared = ["limit=70", "accelerator=cpu", f"store={folder}/store", "poster=null", "pictures=0"]
-    shared += ["distances.steps=10", "attack.delta=0.02"]
+    shared += ["distances.steps=10", "attack.delta=5/255", "labels=[ours,baseline]"]
     cfg = configuration("evaluate", *shared, "certificate.method=crown", f"run_dir={folder}")
     cfg.ckpt_path = [str(folder / f"{name}.ckpt") for name in ("first", "second")]
     evaluate(cfg)
@@ -182,9 +183,8 @@ def test_the_terminal_says_between_which_accuracies_the_truth_lies(enclosed, cap
     worst = model["worst_case"]
     least = RobustnessCurve(model["certificate"]["radii"]).accuracy(worst["delta"], float(worst["p"]))
     terminal.show(enclosed, [])
-    expected = (
-        f"lies between {fields.at_least(least)} (crown, certified) and {fields.at_most(worst['accuracy'])} (attack)"
-    )
+    expected = f"lies between {fields.at_least(least)} (crown, certified) and "
+    expected += f"{fields.at_most(worst['accuracy'])} (attack, {effort(model)})"
     assert expected in capsys.readouterr().out
     assert expected in Tags(page_of(enclosed)).text
     of_another(model)
@@ -229,7 +229,7 @@ def test_differences_of_networks_without_certificate_are_of_the_attacks_alone(bo
 
 def test_certified_networks_are_enclosed_and_compared(certified, capsys):
     """A real evaluation of two certified networks: interval, ratio, ends and differences from the radii in the file."""
-    sure, found, ball = [], [], (0.02, 2)
+    sure, found, ball = [], [], (5 / 255, 2)
     for model in certified["models"]:
         radii, distances = (
             np.asarray([float(value) for value in values])
@@ -254,8 +254,9 @@ def test_certified_networks_are_enclosed_and_compared(certified, capsys):
     assert row["lower_end"] < row["enclosed_low"] <= row["enclosed_high"] < row["upper_end"]
     terminal.show(certified, [])
     printed = capsys.readouterr().out
-    assert "first minus second under W_2 0.02, same images: the attacks' upper bounds differ by" in printed
-    for text in (printed, Tags(page_of(certified)).text):
+    for text in (printed, Tags(page_of(certified)).text, markdown.render(certified)):
+        assert "ours − baseline" in text
+        assert "W_2 5/255" in text
         assert f"{fields.at_least(certified['models'][0]['interval']['certified'])} (crown, certified)" in text
         assert fields.between(row["enclosed_low"], row["enclosed_high"]) in text
 
@@ -350,6 +351,7 @@ BLOCKS = {
     "curve": schema.CurveBlock,
     "worst_case": schema.WorstCaseBlock,
     "mover": schema.MoverBlock,
+    "passes": schema.PassesRow,
     "poster_row": schema.PosterRow,
     "certificate": schema.CertificateBlock,
     "interval": schema.IntervalBlock,
@@ -429,7 +431,10 @@ def test_a_tie_is_reported_under_the_rival(tmp_path):
 
 
 def test_figures_are_written(folder, report):
-    files = {file.stem: file for file in (folder / report["config"]["run_dir"] / "figures").glob("*.png")}
+    figures = folder / report["config"]["run_dir"] / "figures"
+    files = {file.stem: file for file in figures.glob("*.png")}
+    for kind in ("pdf", "svg"):
+        assert {file.stem for file in figures.glob(f"*.{kind}")} == files.keys()
     count = len(report["models"])
     movers = {"moved_first"} if count == 1 else {f"moved_first_{k + 1}" for k in range(count)}
     assert set(files) == {"robustness_curves", "distances", "first_order", "ratios"} | movers
@@ -564,7 +569,7 @@ def test_page_says_how_it_was_made_and_what_its_numbers_are(enclosed):
     enclosed["models"][0]["peers"] = [{"name": "AutoAttack", "accuracy": 0.25}, {"name": "Square", "queries": 5}]
     text = re.sub(r"\s+", " ", Tags(page_of(enclosed)).text)
     expected = [enclosed["command"], enclosed["scope"], enclosed["versions"]["torch"], enclosed["git_revision"][:40]]
-    expected += ["attack: upper bound", "certified lower bound", "asymptotic", "the network itself", "AutoAttack"]
+    expected += ["attack's upper bound", "certified lower bound", "asymptotic", "the network itself", "AutoAttack"]
     for phrase in expected:
         assert phrase in text, phrase
     body = text[text.index("Distributional robustness", text.index("Distributional robustness") + 1) :]
@@ -702,6 +707,32 @@ def test_page_fits_the_screen(folder, report, browse, tmp_path, width):
     measured, wide = re.search("<title>([0-9]+) (.*?)</title>", document).groups()
     assert int(measured) <= width
     assert not wide
+
+
+SCROLLED = """<body style="margin:0">
+<iframe id="page" src="{page}" width="360" height="740" frameborder="0"></iframe>
+<script>window.onload = () => setTimeout(() => {{
+  const inside = document.getElementById("page"), answer = inside.contentDocument.querySelector(".answer");
+  const seen = [0, 900, 2500].map(place => {{
+    inside.contentWindow.scrollTo(0, place);
+    const box = answer.getBoundingClientRect();
+    return box.height > 0 && box.left >= 0 && box.top >= 0 && box.right <= 361 && box.bottom <= 740;
+  }});
+  document.title = seen.join(" ") + " " + (inside.contentWindow.scrollY > 2000) + " " + answer.textContent;
+}}, 3000)</script>"""
+
+
+@in_browser
+def test_the_worst_case_stays_in_view_on_a_phone(folder, report, browse, tmp_path):
+    """At the top, and wherever the page is scrolled to, on a screen of 360 x 740."""
+    page = Path(report["config"]["run_dir"]) / "report.html"
+    frame = tmp_path / "frame.html"
+    frame.write_text(SCROLLED.format(page=f"file://{page}"))
+    document, _ = browse(frame, "--dump-dom")
+    said = " ".join(re.search("<title>(.*?)</title>", document, re.DOTALL).group(1).split())
+    assert said.startswith("true true true true ")
+    for model in report["models"]:
+        assert fields.at_most(model["worst_case"]["accuracy"]) in said
 
 
 @in_browser

@@ -165,7 +165,7 @@ def row(pgd_acc=0.4, v_q=-0.35):
     """ReDLR: W(0) = 0, V(0) = -0.5, Q_delta(S) = 0.5; R^l = 1 - |V(0) - E_Q[J]| / |V(0)|, which is -v_q / 0.5 here."""
     means = {"v0": -0.5, "w0": 0.0, "v_q": v_q, "upsilon": 0.0, "delta": 0.1}
     quantities = first_order_quantities(**means, clean_acc=1.0, fgsm_acc=0.5, fgsm_spent=0.1)
-    return FirstOrderRow("redlr", BALL, quantities, v_pgd=v_q, pgd_acc=pgd_acc, ratio_pgd=pgd_acc, flips=np.zeros(1))
+    return FirstOrderRow("redlr", BALL, 1, quantities, v_pgd=v_q, pgd_acc=pgd_acc, ratio_pgd=pgd_acc, flips=np.zeros(1))
 
 
 def test_w_pgd_that_leaves_more_than_one_step_is_seen():

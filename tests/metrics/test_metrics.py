@@ -2,17 +2,28 @@ import math
 import pickle
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from oracles import power_mean, random_batch, small_network
 from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from wdro_train.attacks import WFGSM
-from wdro_train.metrics import AdversarialAccuracy, CleanAccuracy, FirstOrderBounds, MeanLoss
+from wdro_train.metrics import (
+    AdversarialAccuracy,
+    CertifiedAccuracy,
+    CleanAccuracy,
+    FirstOrderBounds,
+    Mean,
+    MeanLoss,
+    WorstCaseAccuracy,
+)
 from wdro_train.metrics.functional import accuracy_ratio, first_order_value, lower_bounds
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import redlr
+from wdro_train.utils.errors import UserError
 
 INF = math.inf
 THREATS = [(1.5, 2.0), (2.0, INF), (INF, 1.0)]
@@ -32,15 +43,15 @@ def evidence(p, s, count=60, delta=0.4, seed=0):
     with torch.no_grad():
         q_logits = model(result.x_adv)
     return ball, {
-        "clean_logits": result.logits,
-        "adv_logits": q_logits,
-        "q_logits": q_logits,
+        "preds": result.logits,
+        "adv_preds": q_logits,
+        "q_preds": q_logits,
         "clean_losses": result.losses,
         "q_losses": redlr(q_logits, labels),
         "dual_norms": result.dual_norms,
         "distances": result.distances,
         "q_distances": result.distances,
-        "labels": labels,
+        "target": labels,
         "weight": torch.ones(count),
     }
 
@@ -55,8 +66,8 @@ def collection(ball):
 
 def by_hand(ball, data):
     """The definitions, in numpy, over one whole set."""
-    z, q = data["clean_logits"].double().numpy(), data["q_logits"].double().numpy()
-    y, rows = data["labels"].numpy(), np.arange(len(data["labels"]))
+    z, q = data["preds"].double().numpy(), data["q_preds"].double().numpy()
+    y, rows = data["target"].numpy(), np.arange(len(data["target"]))
 
     def right(logits):
         others = np.where(np.arange(5) == y[:, None], -np.inf, logits).max(1)
@@ -110,7 +121,7 @@ def test_whole_set_values_for_any_batching(p, s, sizes):
 def test_padding_and_order(p, s):
     ball, data = evidence(p, s)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    padded = {k: torch.cat([v[order], v[:9] * (1 if k == "labels" else math.nan)]) for k, v in data.items()}
+    padded = {k: torch.cat([v[order], v[:9] * (1 if k == "target" else math.nan)]) for k, v in data.items()}
     padded["weight"] = (torch.arange(69) < 60).float()
     metrics = collection(ball)
     metrics.update(**padded)
@@ -120,11 +131,11 @@ def test_padding_and_order(p, s):
 def test_ratio_of_the_set_is_not_the_mean_of_batch_ratios():
     eye = torch.eye(3)
     metric = AdversarialAccuracy(WassersteinBall(2, 2, 1))
-    first = {"clean_logits": eye[[0, 0, 0, 0]], "adv_logits": eye[[0, 0, 0, 1]]}  # 3/4 of 1
-    second = {"clean_logits": eye[[0, 1, 1, 1]], "adv_logits": eye[[1, 1, 1, 1]]}  # 0 of 1/4
+    first = {"preds": eye[[0, 0, 0, 0]], "adv_preds": eye[[0, 0, 0, 1]]}  # 3/4 of 1
+    second = {"preds": eye[[0, 1, 1, 1]], "adv_preds": eye[[1, 1, 1, 1]]}  # 0 of 1/4
     zero = torch.zeros(4)
     for batch in (first, second):
-        metric.update(**batch, labels=zero.long(), distances=zero, weight=zero + 1)
+        metric.update(**batch, target=zero.long(), distances=zero, weight=zero + 1)
     assert metric.compute()["ratio"].item() == pytest.approx(3 / 5)  # not (3/4 + 0) / 2
 
 
@@ -185,7 +196,7 @@ def bounds_of(right, losses):
     metric = FirstOrderBounds(WassersteinBall(2, 2, 0.1))
     logits = torch.eye(3)[torch.where(torch.tensor(right), 0, 1)]
     losses, one = torch.tensor(losses), torch.ones(len(right))
-    metric.update(logits, losses, logits, losses, one, one, torch.zeros(len(right)).long(), one)
+    metric.update(logits, torch.zeros(len(right)).long(), losses, logits, losses, one, one)
     return metric
 
 
@@ -209,7 +220,7 @@ def test_undefined_ratios_are_nan_and_say_why():
 def test_adversarial_ratio_without_clean_accuracy():
     metric = AdversarialAccuracy(WassersteinBall(2, 2, 0.1))
     wrong, one = torch.eye(3)[[1, 1]], torch.ones(2)
-    metric.update(wrong, wrong, torch.zeros(2).long(), one, one)
+    metric.update(wrong, torch.zeros(2).long(), wrong, one)
     with pytest.warns(UserWarning, match="the clean accuracy is 0, so no ratio to it is defined"):
         assert metric.compute()["ratio"].isnan()
 
@@ -243,3 +254,108 @@ def test_redlr_bound_is_one_minus_delta_upsilon_over_v0():
     found = values(metric.compute())
     assert found["w0"] == 0
     assert found["ratio_lower_gradient"] == pytest.approx(1 - 0.01 * found["upsilon"] / abs(found["v0"]), rel=1e-5)
+
+
+FORMER = {"preds": "clean_logits", "target": "labels", "adv_preds": "adv_logits", "q_preds": "q_logits"}
+
+
+def everything(count=20):
+    """Arguments of every metric, without weights."""
+    ball, data = evidence(2.0, INF, count)
+    data = {key: value for key, value in data.items() if key != "weight"}
+    return ball, data | {"flips": data["distances"], "radii": data["distances"] / 2}
+
+
+def all_metrics(ball):
+    of_a_ball = [kind(ball) for kind in (AdversarialAccuracy, FirstOrderBounds, WorstCaseAccuracy, CertifiedAccuracy)]
+    return [CleanAccuracy(), MeanLoss(), *of_a_ball]
+
+
+def taken(metric, data):
+    return {key: value for key, value in data.items() if key in metric._update_signature.parameters}
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_weights_are_optional_and_positions_are_those_of_torchmetrics(position):
+    ball, data = everything()
+    found = []
+    for given in (data, data | {"weight": torch.ones(20)}, "positions"):
+        metric = all_metrics(ball)[position]
+        if given == "positions":
+            names = [name for name in metric._update_signature.parameters if name in data]
+            assert names[:2] == ["preds", "target"] or names == ["flips"]
+            metric.update(*(data[name] for name in names))
+        else:
+            metric.update(**taken(metric, given))
+        found.append(values(metric.compute()))
+    assert found[1] == pytest.approx(found[0], nan_ok=True)
+    assert found[2] == pytest.approx(found[0], nan_ok=True)
+
+
+def test_a_mean_without_weights():
+    metric = Mean()
+    metric.update(torch.tensor([1.0, 4.0]))
+    assert metric.compute() == 2.5
+
+
+def test_beside_a_metric_of_torchmetrics():
+    ball, data = everything()
+    both = MetricCollection([MulticlassAccuracy(5, average="micro"), *all_metrics(ball)], prefix="test/")
+    for rows in (slice(0, 7), slice(7, 20)):
+        both.update(**{key: value[rows] for key, value in data.items()})
+    found = both.compute()
+    assert found["test/MulticlassAccuracy"] == found["test/clean_acc"] == by_hand(ball, data)["clean_acc"]
+    alone = {}
+    for metric in all_metrics(ball):
+        metric.update(**taken(metric, data))
+        alone |= metric.compute()
+    assert {key.removeprefix("test/") for key in found} == {*alone, "MulticlassAccuracy"}
+    assert all(found[f"test/{key}"] == value for key, value in alone.items())
+    short = MetricCollection([MulticlassAccuracy(5, average="micro"), CleanAccuracy()])
+    short.update(data["preds"], data["target"])
+    assert short.compute()["clean_acc"] == found["test/clean_acc"]
+
+
+def test_former_names_of_arguments_work_and_say_the_present_ones():
+    ball, data = everything()
+    former = {FORMER.get(key, key): value for key, value in data.items()}
+    present, past = (MetricCollection(all_metrics(ball), compute_groups=False) for _ in range(2))
+    present.update(**data)
+    with pytest.warns(FutureWarning, match="clean_logits is preds, labels is target"):
+        past.update(**former)
+    assert values(past.compute()) == values(present.compute())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        present.update(**data)
+
+
+def test_arguments_that_have_changed_places_are_refused():
+    ball, data = everything()
+    with pytest.raises(UserError, match=r"target is torch\.float32 of shape \(20, 5\); give one label for each"):
+        AdversarialAccuracy(ball).update(data["preds"], data["adv_preds"], data["target"], data["distances"])
+    with pytest.raises(UserError, match=r"preds are torch\.int64 of shape \(20,\); give logits"):
+        CleanAccuracy().update(data["preds"].argmax(1), data["target"])
+    with pytest.raises(UserError, match=r"flips have shape \(20, 5\); give one distance an image"):
+        WorstCaseAccuracy(ball).update(data["preds"])
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_every_metric_can_be_drawn(position):
+    ball, data = everything()
+    metric = all_metrics(ball)[position]
+    metric.update(**taken(metric, data))
+    figure, axes = metric.plot()
+    assert {line.get_label() for line in axes.get_lines()} == set(metric.compute())
+    again, same = metric.plot([metric.compute(), metric.compute()], ax=axes)
+    assert (again, same) == (None, axes)
+    assert axes.get_xlabel() == "Step"
+    plt.close(figure)
+
+
+def test_a_collection_can_be_drawn():
+    ball, data = everything()
+    both = MetricCollection([MulticlassAccuracy(5), CleanAccuracy(), AdversarialAccuracy(ball)])
+    both.update(**data)
+    figure, axes = both.plot(together=True)  # one by one torchmetrics can draw no metric of several values
+    assert {line.get_label() for line in axes.get_lines()} >= {"MulticlassAccuracy", "clean_acc", "adv_acc"}
+    plt.close(figure)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from shell import run
 from torch import nn
@@ -46,8 +48,120 @@ def test_the_only_network_in_a_list_is_read(tmp_path):
     load_weights(model, tmp_path / "weights.pt")
     assert same(model, cnn(1))
     torch.save({"state_dict": [cnn(1).state_dict(), cnn(2).state_dict()]}, tmp_path / "cascade.pt")
-    with pytest.raises(UserError, match="holds no named weights"):
+    with pytest.raises(UserError, match=r"several networks that fit, under state_dict.0, state_dict.1; choose one"):
         load_weights(model, tmp_path / "cascade.pt")
+    load_weights(model, tmp_path / "cascade.pt", "state_dict.1")
+    assert same(model, cnn(2))
+
+
+# What programs keep beside the weights; none of it fits the network.
+BESIDE = {
+    "epoch": 3,
+    "best_acc1": 0.5,
+    "args": {"lr": 0.1, "arch": ["cnn", "small"]},
+    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "exp_avg": cnn(7).state_dict(), "param_groups": [{}]},
+    "losses": torch.zeros(3),
+}
+KEYS = ["state_dict", "model_state_dict", "model", "net", "network", "ema", "params", "weights", "last", "0"]
+PREFIXES = ["module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "module.model.", "1.", "0.module."]
+
+
+@st.composite
+def wrapped(draw):
+    """The weights of a network as programs save them, and the keys that lead to them."""
+    names = cnn(1).state_dict()
+    prefix = "".join(draw(st.lists(st.sampled_from(PREFIXES), max_size=3)))
+    inner = draw(st.sampled_from(["", "_orig_mod.", "module."]))  # of a part that was wrapped by itself
+    content = {prefix + name[:2] + inner + name[2:]: value for name, value in names.items()}
+    path = []
+    for _ in range(draw(st.integers(0, 3))):
+        if draw(st.booleans()):
+            key = draw(st.sampled_from(KEYS))
+            path.insert(0, key)
+            beside = draw(st.lists(st.sampled_from(sorted(BESIDE)), unique=True, max_size=3))
+            content = {**{name: BESIDE[name] for name in beside if name != "losses" or path}, key: content}
+        else:
+            path.insert(0, "0")
+            content = draw(st.sampled_from([list, tuple]))([content])
+    return content, path
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(saved=wrapped())
+def test_whatever_is_wrapped_around_weights_they_are_found(saved, tmp_path):
+    torch.save(saved[0], tmp_path / "weights.pt")
+    model = cnn(2)
+    load_weights(model, tmp_path / "weights.pt")
+    assert same(model, cnn(1))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    saved=wrapped(),
+    name=st.sampled_from(list(cnn(1).state_dict())),
+    damage=st.sampled_from(["lost", "renamed", "longer", "whole numbers", "more"]),
+)
+def test_whatever_is_wrapped_around_weights_that_do_not_fit_they_are_refused(saved, name, damage, tmp_path):
+    """One weight is lost, renamed, of another shape or kind, or there is one more: it is named, and nothing changes."""
+    content, path = saved
+    inner = content
+    for key in path:
+        inner = inner[0] if isinstance(inner, list | tuple) else inner[key]
+    full = next(one for one in inner if one.endswith(name.split(".")[1]) and f"{name[:2]}" in one)
+    if damage == "more":
+        inner[full + "_2"] = torch.zeros(2)
+    value = inner.pop(full) if damage in ("lost", "renamed") else inner[full]
+    if damage == "renamed":
+        inner[full.replace("bias", "shift").replace("weight", "kernel")] = value
+    if damage == "longer":
+        inner[full] = torch.cat([value, value])
+    if damage == "whole numbers":
+        inner[full] = value.to(torch.int8)
+    torch.save(content, tmp_path / "weights.pt")
+    model, before = cnn(2), cnn(2)
+    with pytest.raises(UserError) as refused:
+        load_weights(model, tmp_path / "weights.pt")
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert same(model, before)
+
+
+def test_two_networks_in_a_file_are_told_apart_by_the_user(tmp_path):
+    """Averaged weights beside the last ones: whichever were taken, it would be a guess."""
+    torch.save({"model": cnn(1).state_dict(), "model_ema": cnn(2).state_dict()}, tmp_path / "both.pt")
+    model = cnn(3)
+    with pytest.raises(UserError, match=r"under model, model_ema; choose one with model.weights_key="):
+        load_weights(model, tmp_path / "both.pt")
+    for number, key in ((1, "model"), (2, "model_ema")):
+        load_weights(model, tmp_path / "both.pt", key)
+        assert same(model, cnn(number))
+    with pytest.raises(UserError, match=r"nothing under model.weights_key=ema; it has model, model_ema"):
+        load_weights(model, tmp_path / "both.pt", "ema")
+    torch.save({"model": cnn(1).state_dict(), "again": cnn(1).state_dict()}, tmp_path / "twice.pt")
+    load_weights(model, tmp_path / "twice.pt")
+    assert same(model, cnn(1))
+
+
+def test_what_lies_beside_the_network_is_left_out_by_request_only(tmp_path):
+    """A normalisation outside the network would change every number."""
+    weights = {f"module.model.{name}": value for name, value in cnn(1).state_dict().items()}
+    torch.save({"model": weights | {"module.normalizer.mean": torch.zeros(3)}}, tmp_path / "more.pt")
+    model = cnn(2)
+    with pytest.raises(UserError, match=r"under model.model and, beside it, module.normalizer.mean; if"):
+        load_weights(model, tmp_path / "more.pt")
+    load_weights(model, tmp_path / "more.pt", "model.model")
+    assert same(model, cnn(1))
+
+
+def test_checkpoints_of_lightning(tmp_path):
+    """Of a LightningModule of one's own: its losses are left out with a warning, averaging's copies without."""
+    weights = {f"backbone.{name}": value for name, value in cnn(1).state_dict().items()}
+    saved = {"state_dict": weights | {"criterion.weight": torch.ones(10)}, "current_model_state": cnn(2).state_dict()}
+    torch.save({**saved, "pytorch-lightning_version": "2.6.0"}, tmp_path / "own.ckpt")
+    model = cnn(3)
+    with pytest.warns(UserWarning, match="left out criterion.weight"):
+        load_weights(model, tmp_path / "own.ckpt")
+    assert same(model, cnn(1))
 
 
 def test_safetensors(tmp_path):

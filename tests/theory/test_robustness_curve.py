@@ -1,6 +1,8 @@
 import math
+import sys
 from functools import lru_cache
 
+import matplotlib.pyplot as plt
 import numpy as np
 import ot
 import pytest
@@ -394,3 +396,57 @@ def test_shifted_bounds_every_law_within_epsilon():
         for delta in (0.1, 0.5, 1.0):
             assert moved.accuracy(delta, p) >= RobustnessCurve(d).shifted(delta, epsilon, p) - 1e-12
     assert RobustnessCurve(d).shifted(0.3, 0.2, 2) == RobustnessCurve(d).accuracy(0.5, 2)
+
+
+def test_repr_says_what_one_wants_to_know():
+    curve = RobustnessCurve([0.0, 1.0, 2.0, INF])
+    assert repr(curve) == (
+        "RobustnessCurve(4 images, clean accuracy 0.7500, halved at radius 0.866 under W_2 and at 2 under W_inf, "
+        "1 image without a flip)"
+    )
+    halved = curve.budget(0.375, 2)
+    assert curve.accuracy(halved, 2) == pytest.approx(0.375)
+    assert "halved at radius inf under W_2" in repr(RobustnessCurve([INF, INF]))
+    assert "clean accuracy 0.0000, halved at radius 0 under W_2" in repr(RobustnessCurve([0.0]))
+
+
+def test_radii_and_orders_as_people_type_them():
+    curve = RobustnessCurve(sample())
+    assert curve.accuracy("8/255", "inf") == curve.accuracy(8 / 255, INF)
+    assert curve.worst_case("1/2", "2").accuracy == curve.accuracy(0.5, 2)
+    assert curve.budget(0.5, "inf") == curve.budget(0.5, INF)
+    assert curve.shifted("1/2", 0.1, "2") == curve.accuracy(0.6, 2)
+    with pytest.raises(UserError, match="p='two' is not a number"):
+        curve.accuracy(0.1, "two")
+
+
+def test_as_a_table():
+    curve = RobustnessCurve(sample())
+    table = curve.to_dict(["0", "1/2", 0.75], orders=[2, "inf"])
+    assert table["p"] == [2, 2, 2, INF, INF, INF]
+    assert table["delta"] == [0, 0.5, 0.75] * 2
+    assert table["accuracy"] == [curve.accuracy(d, p) for p, d in zip(table["p"], table["delta"], strict=True)]
+    whole = curve.to_dict()
+    assert len(whole["delta"]) == 3 * 41
+    assert max(whole["delta"]) == max(d for d in curve.distances if d < INF)
+    assert RobustnessCurve([0.0, INF]).to_dict()["delta"][-1] == 1
+
+
+def test_as_a_frame(monkeypatch):
+    curve = RobustnessCurve(sample())
+    frame = curve.to_frame([0.5], orders=[1, 2])
+    assert frame.to_dict("list") == curve.to_dict([0.5], orders=[1, 2])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match=r"pandas is not installed; run pip install 'wdro-train\[frames\]'"):
+        curve.to_frame()
+
+
+def test_drawn():
+    curve = RobustnessCurve(sample())
+    axes = curve.plot(orders=["2", "inf"])
+    lines = axes.get_lines()
+    assert [line.get_label() for line in lines] == ["$W_{2}$", r"$W_{\infty}$"]
+    assert lines[0].get_ydata().tolist() == curve.accuracies(lines[0].get_xdata(), 2).tolist()
+    assert curve.plot(ax=axes) is axes
+    axes.figure.canvas.draw()
+    plt.close(axes.figure)

@@ -60,7 +60,8 @@ def test_workspace_shows_what_training_logs(trained, tmp_path):
     made = json.loads((tmp_path / "workspace.json").read_text())
     assert (made["entity"], made["project"]) == ("me", "robust")
     sections = made["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == ["accuracy", "ratios and bounds", "first order", "sweeps"]
+    names = ["training", "accuracy", "ratios and bounds", "first order", "test", "images", "sweeps"]
+    assert [section["name"] for section in sections] == names
     logged, config, summary = {}, {}, {}
     for name in ("default", "worst_case"):
         logged |= items(trained / name, "history", "item")
@@ -70,8 +71,12 @@ def test_workspace_shows_what_training_logs(trained, tmp_path):
     shown = {key for plot in plots for key in plot["config"].get("metrics", ())}
     assert shown >= {f"val/{key}" for key in ("clean_acc", "adv_acc", "worst_acc", "ratio", "upsilon", "spent")}
     assert shown >= {"val/certified_acc", "val/certified_ratio"}
+    assert shown >= {"train/loss_step", "train/learning_rate", "test/worst_acc"}
     assert shown <= set(logged)
-    assert all(plot["config"]["xAxis"] == "epoch" for plot in plots if "metrics" in plot["config"])
+    for plot in (plot["config"] for plot in plots if "xAxis" in plot["config"]):
+        assert plot["xAxis"] == ("trainer/global_step" if plot["metrics"] == ["train/loss_step"] else "epoch")
+    media = {key for plot in plots for key in plot["config"].get("mediaKeys", ())}
+    assert {key.partition(".")[0] for key in logged} >= media == {"adversarial_images", "adversarial_examples"}
     accessors = {column["accessor"] for plot in plots for column in plot["config"].get("columns", ())}
     assert len(accessors) == 7
     for accessor in accessors:
@@ -81,8 +86,44 @@ def test_workspace_shows_what_training_logs(trained, tmp_path):
             for key in path.replace(".value", "", 1).split("."):
                 found = found[key]
         else:
-            key, _, best = path.rpartition(".")
-            assert summary[key][best] == logged[key]
+            assert summary[path] == logged[path]
+
+
+def test_summary_is_the_best_epoch(tmp_path):
+    """All of its values, and not the best of each; the loss of a step has an axis of its own; runs name the network."""
+    more = ["trainer.max_epochs=4", "trainer.limit_val_batches=2", "callbacks.images=null", "hydra.run.dir=out"]
+    done = run("train.py", *QUICK, *more, "model=torchvision", "model.name=resnet18", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out/metrics.json").read_text())
+    summary = items(tmp_path / "out", "summary", "update")
+    assert summary["best_epoch"] == content["epoch"]
+    for key, value in content["val"].items():
+        assert summary[f"val/{key}"] == pytest.approx(value), key
+    for key, value in content["test"].items():
+        assert summary[f"test/{key}"] == pytest.approx(value), key
+    assert summary["train/learning_rate"] < 1e-3  # the schedule has gone down from Adam's
+    axes = {}
+    for record in records(tmp_path / "out"):
+        if record["type"] == "metric":
+            axes[record["metric"].get("name") or record["metric"].get("glob_name")] = record["metric"].get(
+                "step_metric"
+            )
+    assert axes["train/loss_step"] == "trainer/global_step"
+    assert axes["val/*"] == axes["train/*"] == "epoch"
+    assert "digits_resnet18_adversarial_W2" in json.dumps(records(tmp_path / "out"))
+
+
+def test_tensorboard_has_the_same_keys(tmp_path):
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ["logger=tensorboard", "callbacks.images.every_n_epochs=1", "hydra.run.dir=out"]
+    done = run("train.py", *QUICK[:-1], *more, "trainer.log_every_n_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = event.EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
+    content = json.loads((tmp_path / "out/metrics.json").read_text())
+    expected = {f"{part}/{key}" for part in ("val", "test") for key in content[part]}
+    assert set(found.Tags()["scalars"]) >= expected | {"train/loss", "train/loss_step", "train/learning_rate"}
+    assert found.Tags()["images"] == ["adversarial_images"]
+    assert found.Scalars("val/adv_acc")[-1].value == pytest.approx(content["val"]["adv_acc"])
 
 
 def test_workspace_needs_an_owner_and_an_account(tmp_path):

@@ -223,7 +223,10 @@ def test_foreign_module_is_refused():
         def configure_optimizers(self):
             return None
 
-    with pytest.raises(UserError, match="Foreign has no adversary; wrap your network in RobustClassifier"):
+    with pytest.raises(
+        UserError,
+        match=r"Foreign cannot ask .* class Foreign\(AdversarialModule\) .* or wrap .* or leave this callback out",
+    ):
         trainer([adversary()]).fit(Foreign(), loader(32, 16))
 
 
@@ -474,6 +477,14 @@ def test_overfitting_warning_ignores_the_sanity_check_and_missing_adversaries():
     callback.on_validation_end(Told(0.0, 0.9, sanity_checking=True), None)
     assert warned(callback, [(0.5, 0.4)]) == []
     trainer([callback]).fit(classifier(), loader(32, 16), loader(32, 16))
+
+
+def test_overfitting_warning_knows_that_few_images_tell_little():
+    """A fall by 4 points is noise on 100 images, and none on 10,000."""
+    for images, expected in ((100, []), (10_000, [1])):
+        callback = OverfittingWarning()
+        callback._images = images
+        assert warned(callback, [(0.5, 0.4), (0.6, 0.36)]) == expected
 
 
 def test_validation_history():

@@ -70,7 +70,13 @@ def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path, on_train_epoch_en
 
 def test_command_line_resumes_at_an_epoch_boundary(tmp_path):
     """The same through `train.py`, with dropout in the network."""
-    common = [*QUICK, "model._target_=shell.dropout_cnn", "attack.scope=running", "scheduler.T_max=3"]
+    common = [
+        *QUICK,
+        "model=small_cnn",
+        "model._target_=shell.dropout_cnn",
+        "attack.scope=running",
+        "scheduler.T_max=3",
+    ]
     runs = {
         "whole": ["trainer.max_epochs=3"],
         "half": ["trainer.max_epochs=2", "test=false"],
@@ -139,10 +145,16 @@ def test_killed_run_resumes(tmp_path):
 
 def test_nan_loss_stops_the_run(tmp_path):
     """One sentence with epoch and batch; the last good checkpoint stays and can be resumed."""
-    arguments = [*QUICK, "model._target_=shell.breaking_cnn", "trainer.max_epochs=3", "hydra.run.dir=nan"]
+    arguments = [
+        *QUICK,
+        "model=small_cnn",
+        "model._target_=shell.breaking_cnn",
+        "trainer.max_epochs=3",
+        "hydra.run.dir=nan",
+    ]
     done = run("train.py", *arguments, cwd=tmp_path)
     assert done.returncode != 0
-    assert "the training loss became nan in epoch 1, batch 19" in done.stderr
+    assert "the training loss became nan in epoch 2, batch 19" in done.stderr
     assert "Traceback" not in done.stderr
     checkpoint = read_checkpoint(tmp_path / "nan/checkpoints/last.ckpt")
     assert checkpoint["epoch"] == 0
@@ -151,7 +163,7 @@ def test_nan_loss_stops_the_run(tmp_path):
 
 def test_exploding_weights_stop_the_run():
     module = classifier(optimizer=partial(SGD, lr=1e38))
-    with pytest.raises(UserError, match=r"training loss became (nan|inf) in epoch 0, batch \d"):
+    with pytest.raises(UserError, match=r"training loss became (nan|inf) in epoch 1, batch \d"):
         trainer([adversary()], max_epochs=2).fit(module, datamodule=Arrays())
 
 

@@ -97,7 +97,7 @@ def test_a_stored_checkpoint_is_resumed_as_the_same_configuration(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "afresh" not in done.stdout + done.stderr
-    assert "resume  at epoch 2" in done.stdout
+    assert "resume  at epoch 3" in done.stdout
     resumed = read_checkpoint(tmp_path / "resumed/checkpoints/last.ckpt")
     assert resumed["epoch"] == 3
     assert list(resumed["callbacks"]["ValidationHistory"]["epochs"]) == [0, 1, 2, 3]

@@ -5,7 +5,7 @@ The functions are what attacks and certificates are made of: `batch_under_attack
 in which they work, and `forward` and `input_gradient` ask the network.
 """
 
-from wdro_train.attacks.base import Attack, AttackResult
+from wdro_train.attacks.base import Attack, Attacked, AttackResult
 from wdro_train.attacks.boundary import BoundaryAttack
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.kl_pgd import KLPGD
@@ -24,6 +24,7 @@ __all__ = [
     "WPGD",
     "Attack",
     "AttackResult",
+    "Attacked",
     "BoundaryAttack",
     "Distances",
     "DualAscent",

@@ -16,7 +16,7 @@ from torch import Tensor
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.theory.box import ascend, free_gradient, move
-from wdro_train.theory.ground_norm import per_image
+from wdro_train.theory.ground_norm import choose_images, per_image
 from wdro_train.theory.losses import LossFunction, correct
 
 # Momentum of the gradient and of its square, as Adam has them by default but for the second (Kingma and Ba 2015, arXiv
@@ -100,7 +100,7 @@ class AimedSearch:
         flips = self.flips
         distances = flips.ground.distances(point - flips.x[rows])
         better = flipped & (distances < nearest)
-        flips.points[rows] = torch.where(per_image(better, point).bool(), point, flips.points[rows])
+        flips.points[rows] = choose_images(better, point, flips.points[rows])
         nearest = torch.where(better, distances, nearest)
         flips.distances[rows] = nearest
         return nearest, torch.where(better, (1 - _SHRINKAGE) * distances, radii)

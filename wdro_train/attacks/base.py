@@ -13,8 +13,44 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import Reducer
+from wdro_train.utils.errors import UserError
+
+
+class Attacked:
+    """The network and the labels that an attack was given, so that its result can be looked at afterwards.
+
+    Args:
+        network: Maps images in [0, 1] to logits.
+        labels: Shape [B].
+    """
+
+    def __init__(self, network: nn.Module, labels: Tensor) -> None:
+        self.network, self.labels = network, labels.clone().long()
+        self._versions = self._present_versions()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the network answers to the batch, in evaluation mode, by one forward pass, shape [B, m].
+
+        Raises:
+            UserError: Its weights or buffers have changed since the attack.
+        """
+        if self._present_versions() != self._versions:
+            raise UserError(
+                "the network has changed since the attack, so that whether it succeeded cannot be said any more; ask "
+                "for success before the network is trained further"
+            )
+        with attack_mode(self.network), torch.no_grad():
+            return forward(self.network, x)
+
+    def _present_versions(self) -> list[int | None]:
+        """How often each weight and buffer was changed in place; tensors of inference mode do not count it."""
+        state = (*self.network.parameters(), *self.network.buffers())
+        return [None if tensor.is_inference() else tensor._version for tensor in state]
 
 
 @dataclass(frozen=True)
@@ -35,6 +71,7 @@ class AttackResult:
         best_mean_loss: Largest mean loss over the iterates, where the attack had computed all of them.
         importance: Weight of each image in the training loss, shape [B]; None for equal ones.
         terms: Further scalars for the log.
+        attacked: The network and the labels, for `success`.
     """
 
     x_adv: Tensor
@@ -49,6 +86,25 @@ class AttackResult:
     best_mean_loss: Tensor | None = None
     importance: Tensor | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
+    attacked: Attacked | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def success(self) -> Tensor:
+        """Which images the network misclassifies at x_adv, boolean, shape [B].
+
+        A tie of the largest logits is a mistake, and images that were misclassified before are among them. An attack
+        that has not looked at its last images leaves one forward pass to whoever asks.
+
+        Raises:
+            UserError: The attack does not say what it was given, or the network has changed since.
+        """
+        if self.attacked is None:
+            raise UserError(
+                "this attack does not say which labels it was given; return AttackResult(..., "
+                "attacked=Attacked(model, y)) in it, or compare model(result.x_adv) with the labels"
+            )
+        logits = self.attacked.logits(self.x_adv) if self.adv_logits is None else self.adv_logits
+        return ~correct(logits, self.attacked.labels)
 
 
 class Attack(Protocol):

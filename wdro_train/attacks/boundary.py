@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.attacks.mode import batch_under_attack
@@ -60,9 +60,9 @@ class BoundaryAttack:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 3.0,
@@ -126,6 +126,7 @@ class BoundaryAttack:
                 logits=logits,
                 zero_gradients=(right & (search.dual_norms == 0)).sum(),
                 nonfinite_gradients=search.nonfinite,
+                attacked=Attacked(model, y),
                 importance=self._importance(flips, reach),
                 terms={
                     "reach": reach,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.mode import batch_under_attack
 from wdro_train.attacks.network_check import check_logits, checked_loss
@@ -51,9 +51,9 @@ class Lagrangian:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 1.875,
@@ -121,6 +121,7 @@ class Lagrangian:
                 zero_gradients=(first_norms == 0).sum(),
                 nonfinite_gradients=nonfinite,
                 terms={"price": price, "excess": excess},
+                attacked=Attacked(model, y),
             )
 
     def state_dict(self) -> dict[str, Any]:

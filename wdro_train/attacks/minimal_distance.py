@@ -61,7 +61,7 @@ class MinimalDistance:
     def __init__(
         self,
         *,
-        norm: float,
+        norm: float | str,
         steps: int = 30,
         restarts: int = 1,
         targets: int = 0,

@@ -52,7 +52,7 @@ class NearestFlips:
         """
         better = flipped & (distances < self.distances)
         self.distances = torch.where(better, distances, self.distances)
-        self.points.lerp_(point, per_image(better, point))  # `choose_images`, in place
+        self.points = choose_images(better, point, self.points)
 
     @torch.no_grad()
     def check(self, point: Tensor) -> Tensor:
@@ -71,13 +71,14 @@ class NearestFlips:
         Args:
             near: The boundary is expected in the last tenth of the segment, so that fewer bisections get as near.
         """
+        whole = self.points - self.x
         if near:
-            self._bisect(torch.full_like(self.distances, 1 - _NEAR), _NEAR_BISECTIONS)
+            self._bisect(whole, torch.full_like(self.distances, 1 - _NEAR), _NEAR_BISECTIONS)
         else:
-            self._bisect(torch.zeros_like(self.distances), _BISECTIONS)
+            self._bisect(whole, torch.zeros_like(self.distances), _BISECTIONS)
         for _ in range(_POLISHES):
-            self._polish()
-        self._bisect(torch.full_like(self.distances, 1 - 2 * _OVERSHOOT), _LAST_BISECTIONS)
+            way = self._polish()
+        self._bisect(way, torch.full_like(self.distances, 1 - 2 * _OVERSHOOT), _LAST_BISECTIONS)
 
     @torch.no_grad()
     def recheck(self) -> None:
@@ -86,30 +87,39 @@ class NearestFlips:
         self.distances = torch.where(flipped, self.distances, math.inf)
         self.points = choose_images(flipped, self.points, self.x)
 
-    def _polish(self) -> None:
-        """Look at the foot of the perpendicular from each image on the boundary, linearised at its nearest flip."""
+    def _polish(self) -> Tensor:
+        """Look at the foot of the perpendicular from each image on the boundary, linearised at its nearest flip.
+
+        Returns:
+            A way from each image to a flip, before it is clamped to the box: the perpendicular, if a part of it may be
+            shorter than the nearest flip. Shortened before it is clamped, it stays the shortest way inside the box.
+        """
         here = input_gradient(self.model, self.points, self.y, margin, self.batch_size)
         with torch.no_grad():
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
             foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
-            candidate = (self.x + (1 + _OVERSHOOT) * foot).clamp(0, 1)
-            self.check(choose_images(self.distances.isfinite(), candidate, self.points))
+            way = (1 + _OVERSHOOT) * foot
+            candidate = (self.x + way).clamp(0, 1)
+            known = self.distances.isfinite()
+            flipped = self.check(choose_images(known, candidate, self.points))
+            shortest = (1 - 2 * _OVERSHOOT) * self.ground.distances(candidate - self.x)
+            return choose_images(known & flipped & (shortest < self.distances), way, self.points - self.x)
 
     @torch.no_grad()
-    def _bisect(self, low: Tensor, halvings: int) -> None:
-        """Pull every flip back along the segment to its image.
+    def _bisect(self, way: Tensor, low: Tensor, halvings: int) -> None:
+        """Pull every flip back along a way on which it lies.
 
         Args:
-            low: The share of the segment to look at first, as a guess of a point that is not flipped, shape [N]; where
-                it is flipped the search goes on below it.
+            way: From each image to its flip or, outside the box, to where clamping gives the flip, shape [N, ...].
+            low: The share of the way to look at first, as a guess of a point that is not flipped, shape [N]; where it
+                is flipped the search goes on below it.
             halvings: How often.
         """
         high = torch.ones_like(self.distances)
-        ends = self.points.clone()
         if low.any():
-            flipped = self.check(self.x + per_image(low, self.x) * (ends - self.x))
+            flipped = self.check((self.x + per_image(low, way) * way).clamp(0, 1))
             high, low = torch.where(flipped, low, high), torch.where(flipped, 0.0, low)
         for _ in range(halvings):
             middle = (low + high) / 2
-            flipped = self.check(self.x + per_image(middle, self.x) * (ends - self.x))
+            flipped = self.check((self.x + per_image(middle, way) * way).clamp(0, 1))
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)

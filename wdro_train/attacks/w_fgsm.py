@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.ascent import slope_in_box, upsilon_in_scope
-from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import InputGradient, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, batch_under_attack, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
@@ -40,9 +40,9 @@ class WFGSM:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         box: bool = True,
         scope: str | Scope = "batch",
@@ -83,6 +83,7 @@ class WFGSM:
                 logits=found.logits,
                 zero_gradients=(dual_norms == 0).sum(),
                 nonfinite_gradients=found.nonfinite,
+                attacked=Attacked(model, y),
             )
 
     def gradient_moment(self, model: nn.Module, x: Tensor, y: Tensor, *, weight: Tensor | None = None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.ascent import ProjectedStep, steepness, upsilon_in_scope
-from wdro_train.attacks.base import AttackResult
+from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import InputGradient, forward, input_gradient
 from wdro_train.attacks.mode import BatchNormMode, attack_mode, resolve_batch_norm
 from wdro_train.attacks.network_check import check_logits, checked_loss
@@ -63,9 +64,9 @@ class WPGD:
     def __init__(
         self,
         *,
-        p: float,
-        norm: float,
-        delta: float,
+        p: float | str,
+        norm: float | str,
+        delta: float | str,
         loss: str | LossFunction = "ce",
         steps: int = 8,
         step_size: float = 1.875,
@@ -144,7 +145,7 @@ class WPGD:
             if keeper is not None:
                 self._offer(keeper, model, x_adv, y, loss)
                 x_adv = keeper.choose()
-            return AttackResult(
+            result = AttackResult(
                 x_adv=x_adv.detach(),
                 distances=self.ball.ground.distances(x_adv - x),
                 upsilon=first_upsilon,
@@ -156,6 +157,7 @@ class WPGD:
                 adv_logits=None if keeper is None else keeper.logits,
                 best_mean_loss=None if keeper is None else keeper.mean_loss,
             )
+        return replace(result, attacked=Attacked(model, y))  # now that the buffers are as before
 
     def _gradient(
         self, model: nn.Module, x_adv: Tensor, y: Tensor, loss: LossFunction, keeper: Keeper | None

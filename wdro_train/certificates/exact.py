@@ -77,7 +77,7 @@ class ExactRobustness:
     def __init__(
         self,
         *,
-        norm: float,
+        norm: float | str,
         budget: float = 10.0,
         relaxation: LinearRelaxation | None = None,
         tolerance: float = 0.01,

@@ -30,7 +30,7 @@ class LipschitzCertificate:
         batch_size: Images at a time.
     """
 
-    def __init__(self, *, norm: float = 2, batch_size: int = 512) -> None:
+    def __init__(self, *, norm: float | str = 2, batch_size: int = 512) -> None:
         self.norm = GroundNorm(norm).order
         if self.norm != 2:
             raise UserError(

@@ -105,7 +105,7 @@ class LinearRelaxation:
     def __init__(
         self,
         *,
-        norm: float,
+        norm: float | str,
         method: str = "crown",
         tolerance: float = 5e-3,
         batch_size: int | None = None,

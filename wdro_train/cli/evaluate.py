@@ -25,7 +25,7 @@ def task(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The command line."""
-    sys.argv[1:] = comma_list(sys.argv[1:], "ckpt_path")
+    sys.argv[1:] = comma_list(comma_list(sys.argv[1:], "ckpt_path"), "labels")
     run.run_command_line(task, "evaluate")
 
 

@@ -22,7 +22,8 @@ from wdro_train.cli import did_you_mean, help_text, processes
 from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
-from wdro_train.config import new_folders, run_folders
+from wdro_train.cli.own_network import own_network
+from wdro_train.config import earlier_jobs, new_folders, run_folders
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.writable import refuse_unwritable
@@ -42,7 +43,8 @@ def run_command_line(main: Callable[[], Any], config_name: str) -> None:
         print(help_text.text(config_name, sys.argv[1:]))
         return
     with ending_in_a_sentence(lambda error: did_you_mean.sentence(error, config_name, sys.argv[1:])):
-        sys.argv[1:] = processes.quiet_rank(maximizing(quoted(sys.argv[1:], _CHECKPOINTS)))
+        typed = own_network(quoted(sys.argv[1:], _CHECKPOINTS), config_name)
+        sys.argv[1:] = processes.quiet_rank(maximizing(typed))
         os.environ[RAISE] = "1"  # Hydra prints and exits unless it is asked to raise; `run` takes the request back
         try:
             main()
@@ -70,6 +72,9 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         if not sweeping:  # a refused run leaves alone what is in its folder
             _check(cfg)
+        if sweeping and (score := earlier_jobs.finished_score(cfg)) is not None:
+            return score
+        earlier_jobs.go_on(cfg)
         with run_folders.claimed(cfg):
             if sweeping:  # while a refused job takes the place of an earlier one
                 _check(cfg)
@@ -115,8 +120,10 @@ def how_to_go_on(cfg: DictConfig, argv: list[str], sweeping: bool = False) -> st
         again = "" if sweeping else f": {shlex.join([*program, *argv[1:]])}"
         return f"the same command goes on from what is finished{again}"
     last = Path(str(cfg.get("run_dir"))) / LAST_CHECKPOINT
-    typed = list(HydraConfig.get().overrides.task) if sweeping else argv[1:]
-    kept = [item for item in typed if not item.startswith("ckpt_path=")]
+    kept = [item for item in argv[1:] if not item.startswith(("ckpt_path=", "resume=", "hydra.sweep.dir="))]
+    if sweeping:
+        more = [f"hydra.sweep.dir={HydraConfig.get().sweep.dir}", "resume=true"]
+        return f"go on with the sweep by {shlex.join([*program, *kept, *more])}"
     if not last.is_file():
         return f"no epoch was finished, start again with {shlex.join([*program, *kept])}"
     return f"resume with {shlex.join([*program, *kept, f'ckpt_path={last}'])}"
@@ -132,7 +139,10 @@ def _check(cfg: DictConfig) -> None:
 
 def _check_values(cfg: DictConfig) -> None:
     from wdro_train.cli import schemas  # which knows the constructors of torch and Lightning
+    from wdro_train.config.own_networks import take_from_images
 
+    if _command(cfg) == "train" or cfg.get("ckpt_path") is None:  # a checkpoint has the arguments of its network
+        take_from_images(cfg)
     schemas.check(cfg, _command(cfg))
 
 

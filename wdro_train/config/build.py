@@ -8,9 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from wdro_train.config.constructors import construct
+from wdro_train.config.constructors import CONSTRUCTORS, construct
+from wdro_train.config.own_networks import NOT_FOR_CONSTRUCTORS, OWN_WEIGHTS, refusals_of_own
 from wdro_train.data import ImageDataModule
-from wdro_train.models import load_weights
+from wdro_train.models import load_weights, normalized
 from wdro_train.utils.errors import UserError
 
 
@@ -41,22 +42,35 @@ def build_model(node: DictConfig, *, trained_elsewhere: bool = True, only: Colle
     """The network of a configuration group `model`.
 
     Args:
-        node: `_target_`, its arguments, and `weights`: a file to load into whatever it makes.
+        node: `_target_` and its arguments; beside them `weights` and `weights_key`, a file to load into whatever it
+            makes and the place in that file (`wdro_train.models.load_weights`), or `weights: own` where the
+            constructor loads them; and `normalize`, [mean, std] of a normalisation before it.
         trained_elsewhere: False leaves out weights of files and of model zoos, where a checkpoint's replace them.
         only: See `wdro_train.config.constructors.construct`.
 
     Raises:
-        UserError: An argument without default is not given, or the weights are another network's.
+        UserError: An argument without default is not given, the constructor refuses those given, or the weights are
+            another network's.
     """
     require_values(node, "model")
     arguments = plain(node)
-    weights = arguments.pop("weights", None)
+    weights, key, normalisation = (arguments.pop(name, None) for name in NOT_FOR_CONSTRUCTORS)
     if not trained_elsewhere and "pretrained" in arguments:
         arguments["pretrained"] = False
-    model: nn.Module = construct(arguments, only=only)
-    if trained_elsewhere and weights is not None:
-        load_weights(model, weights)
-    return model
+    with refusals_of_own(arguments, known=only is not None or arguments["_target_"] in CONSTRUCTORS["model"]):
+        model = construct({"_convert_": "all"} | arguments, only=only)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model._target_={arguments['_target_']} makes a {type(model).__name__}, not a torch.nn.Module; name a "
+            "class or function that makes the network"
+        )
+    if trained_elsewhere and weights not in (None, OWN_WEIGHTS):
+        load_weights(model, weights, key)
+    if normalisation is None:
+        return model
+    shape = arguments.get("shape")
+    mean, std = normalisation
+    return normalized(model, mean, std, channels=None if shape is None else shape[0])
 
 
 def build_data(cfg: DictConfig) -> ImageDataModule:

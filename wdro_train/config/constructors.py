@@ -20,6 +20,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.models.huggingface_model",
             "wdro_train.models.lipschitz_cnn",
             "wdro_train.models.lipschitz_mlp",
+            "wdro_train.models.onnx_model",
             "wdro_train.models.preact_resnet18",
             "wdro_train.models.resnet18",
             "wdro_train.models.robustbench_model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,6 @@ from wdro_train.config.constructors import construct
 from wdro_train.config.one_sentence import one_sentence
 
 _PACKAGES = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
-_SUMMARIES = {f"val/{key}": "max" for key in ("clean_acc", "adv_acc", "worst_acc", "certified_acc", "ratio")} | {
-    "train/loss": "min",
-    "val/v_q": "min",
-    "val/upsilon": "min",
-}
 
 
 def build_loggers(nodes: Mapping[str, Any] | None) -> list[Logger]:
@@ -43,13 +38,28 @@ def _build(node: Any) -> Logger:
 
 
 def _define_metrics(logger: WandbLogger) -> None:
-    """Curves over epochs, and the best epoch's value as the run's summary."""
+    """Curves over epochs, but the loss of every step over steps."""
     if not callable(getattr(logger.experiment, "define_metric", None)):
         return  # on ranks other than the first the experiment is a dummy
     for part in ("train", "val"):
         logger.experiment.define_metric(f"{part}/*", step_metric="epoch")
-    for key, best in _SUMMARIES.items():
-        logger.experiment.define_metric(key, step_metric="epoch", summary=best)
+    logger.experiment.define_metric("train/loss_step", step_metric="trainer/global_step")
+
+
+def summarize(loggers: Iterable[Logger], epoch: int, values: Mapping[str, float]) -> None:
+    """Make the best epoch's values the summary of a W&B run: all of one epoch, not the best of each.
+
+    While a run goes on, its summary is the last epoch.
+
+    Args:
+        loggers: Of the run.
+        epoch: The best one, counted as the column `epoch` counts, from 0.
+        values: Its validation values, without `val/`.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and hasattr(logger.experiment, "summary"):
+            row = {f"val/{key}": value for key, value in values.items()}
+            logger.experiment.summary.update({"best_epoch": epoch, **row})
 
 
 def quiet_offline_wandb(nodes: Mapping[str, Any] | None) -> None:

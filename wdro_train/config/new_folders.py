@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from wdro_train.config import run_folders, slurm
+from wdro_train.config import earlier_jobs, latest, run_folders, slurm
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import cannot_write
 
@@ -36,8 +36,11 @@ def prepare_run(config: DictConfig) -> None:
         return
     wanted = _typed(config)
     folder = Path(run_folders.named(config.hydra.run.dir, "hydra.run.dir") if wanted is None else wanted)
-    if wanted is None and _is_dated(config.hydra.run):
+    dated = wanted is None and _is_dated(config.hydra.run)
+    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.run.dir")
+    if dated:
         folder = new_folder(folder)
+        latest.plan(folder, _root(config.hydra.run))
     else:
         _make(folder)
     _set(config, "run", folder)
@@ -59,10 +62,13 @@ def prepare_sweep(config: DictConfig) -> None:
     if (one := _typed(config)) is not None:
         raise UserError(f"run_dir={one} would be one folder for all jobs of the sweep; use hydra.sweep.dir={one}")
     wanted = Path(run_folders.named(config.hydra.sweep.dir, "hydra.sweep.dir"))
-    if not _is_dated(config.hydra.sweep):
+    dated = _is_dated(config.hydra.sweep)
+    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.sweep.dir")
+    if not dated:
         _make(wanted)
         return
     folder = new_folder(wanted)
+    latest.plan(folder, _root(config.hydra.sweep))
     if folder != wanted:
         _set(config, "sweep", folder)
         with read_write(config.hydra.overrides), open_dict(config.hydra.overrides):
@@ -95,6 +101,7 @@ def remove_unused() -> None:
             if not run_folders.lock_if_unused(folder):
                 continue
             shutil.rmtree(folder)
+            latest.removed(folder)
             for path in parents:
                 path.rmdir()
     _made.clear()
@@ -111,6 +118,12 @@ def _is_dated(node: DictConfig) -> bool:
     """Whether the time is in the name of a folder, so that nobody can mean an earlier run's by it."""
     name = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
     return "${now:" in name and not ("${run_folder:" in name and slurm.in_slurm_step())
+
+
+def _root(node: DictConfig) -> Path:
+    """The part of a folder's name before the time: where the links to the newest folder are."""
+    name = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
+    return Path(name.partition("${")[0])
 
 
 def _set(config: DictConfig, mode: str, folder: Path) -> None:

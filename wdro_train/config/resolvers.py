@@ -1,4 +1,4 @@
-"""What `${default_delta:...}`, `${count_folders:...}` and `${run_folder:...}` mean in a configuration."""
+"""What `${default_delta:...}`, `${count_folders:...}` and their like mean in a configuration."""
 
 from __future__ import annotations
 
@@ -49,11 +49,32 @@ def count_folders(root: str, *parts: str | None) -> int:
     )
 
 
+def network_name(option: str, target: str, name: str | None) -> str:
+    """What a run's name says of its network.
+
+    Args:
+        option: Of the group `model`.
+        target: The constructor.
+        name: Of a library's network, or of one on a hub; empty for none.
+
+    >>> network_name("wrn_28_10", "wdro_train.models.wide_resnet", None)
+    'wrn_28_10'
+    >>> network_name("huggingface", "wdro_train.models.huggingface_model", "microsoft/resnet-50")
+    'resnet-50'
+    >>> network_name("small_cnn", "my_package.Net", None)
+    'Net'
+    """
+    if name:
+        return str(name).rpartition("/")[2]
+    return option if target.startswith("wdro_train.") else target.rpartition(".")[2]
+
+
 def register_resolvers() -> None:
     """Make the resolvers of the configuration files known to OmegaConf; harmless when called twice."""
     for name, resolver in (
         ("default_delta", default_delta),
         ("count_folders", count_folders),
         ("run_folder", slurm.run_folder),
+        ("network_name", network_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)

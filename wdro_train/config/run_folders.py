@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wdro_train.config import slurm
+from wdro_train.config import latest, slurm
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.file_lock import lock_file
 from wdro_train.utils.errors import UserError
@@ -90,6 +90,31 @@ def holds(folder: Path) -> bool:
     return folder.absolute() in _held
 
 
+def has_finished(folder: Path) -> bool:
+    """Whether a run of this version of the package has finished in a folder, and left its results.
+
+    Args:
+        folder: Of the run.
+    """
+    state = _state(folder) or {}
+    done = state.get("state") == _FINISHED and state.get("version") == _version()
+    return done and (folder / METRICS_FILE).is_file()
+
+
+def stored_configuration(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the last run in a folder, nothing in it resolved; None if there is none that can be read.
+
+    Args:
+        folder: Of the run.
+    """
+    try:
+        text = (folder / _CONFIGURATION / "config.yaml").read_text(encoding="utf-8")
+        found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except Exception:  # whatever is wrong with it, it says nothing
+        return None
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else None
+
+
 def lock_if_unused(folder: Path) -> bool:
     """Lock a folder for this process if no run has left anything in it and no other process is at work there.
 
@@ -132,6 +157,7 @@ def _take(folder: Path, cfg: DictConfig) -> str:
     if not _continues(folder, cfg):
         for name in (METRICS_FILE, REPORT_FILE, ERROR_FILE):
             (folder / name).unlink(missing_ok=True)
+    latest.begun(folder)
     run = uuid.uuid4().hex
     _held[folder] = (run, _held[folder][1])
     os.environ[_RUN] = run
@@ -191,6 +217,7 @@ def _continues(folder: Path, cfg: DictConfig) -> bool:
 
 def _note(folder: Path, run: str, state: str) -> None:
     note = {"run": run, "state": state, "process": os.getpid(), "host": socket.gethostname()}
+    note |= {"version": _version()}
     note |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(sys.argv)}
     write_json(folder / _CLAIM / "state.json", note)
 
@@ -202,6 +229,11 @@ def _state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and note.keys() >= {"run", "state", "process", "host", "started"} else None
+
+
+def _version() -> str:
+    """Of this package, which has been imported because this module is one of it."""
+    return str(sys.modules["wdro_train"].__version__)
 
 
 def _is_part_of_a_run(folder: Path) -> bool:

@@ -42,6 +42,7 @@ _LOADER_ARGUMENTS = frozenset(
 _NO_OPTIONS = _LOADER_ARGUMENTS | {"pretrained", "weights"}
 # An address of the internet, of another machine, or of a hub; paths on this machine are let pass.
 _REMOTE = re.compile(r"://|::|^hf[-_]hub:|^local-dir:|^[\\/]{2}", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WORD = re.compile(r"[\w.+-]*")
 
 
@@ -72,7 +73,7 @@ def checked(
             if type(value) is not str or value not in (CONSTRUCTORS.get(group, frozenset()) | set(allowed)):
                 raise UserError(
                     f"{source} asks to run {shown(value)} as {where}, which is none of this package's constructors; "
-                    f"if you trust it, name it yourself, with {_way_out(where, group)}"
+                    f"if you trust it, name it yourself, with {_way_out(where, group, value)}"
                 )
         elif is_special_key(key):
             raise UserError(
@@ -123,9 +124,10 @@ def _entries(tree: Any, where: str) -> Iterator[tuple[str, str, Any]]:
         yield from _entries(value, place)
 
 
-def _way_out(where: str, group: str) -> str:
+def _way_out(where: str, group: str, value: Any) -> str:
     """How a user names a constructor that a file asks for."""
+    name = value if type(value) is str and _NAME.fullmatch(value) else "..."
     if group not in ("model", "data"):
-        return "--allow"
-    override = f"+{where}=..." if where == f"{group}._target_" else f"{group}=..."
-    return f"{override} (evaluate.py) or --allow (the other commands)"
+        return f"--allow {name}"
+    override = f"{where}={name}" if where == "model._target_" else f"{group}=..."
+    return f"{override} (evaluate.py) or --allow {name} (the other commands)"

@@ -48,6 +48,10 @@ class ImageDataModule(L.LightningDataModule):
         seed: Seeds the order of the training images.
         num_workers: Number of loader processes of every rank.
         augment: Named random transforms of the training images, before any attack; None leaves one out.
+
+    Attributes:
+        class_names: What the source calls its classes, in the order of their numbers; None until it has been loaded,
+            and where it has no names.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.num_workers = num_workers
         self.augment = [transform for transform in (augment or {}).values() if transform is not None]
+        self.class_names: list[str] | None = None
         self._sets: dict[str, ImageSet] = {}
 
     @abstractmethod

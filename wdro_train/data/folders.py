@@ -106,6 +106,7 @@ class ImageFolderDataModule(ImageDataModule):
                 f"{next(iter(found.values()))} has {len(classes)} class folders, but data.num_classes="
                 f"{self.num_classes}; labels follow the sorted folders, so all classes must be there"
             )
+        self.class_names = classes
         sets = {name: self._set(folder, classes) for name, folder in found.items()}
         if self.subset is not None:
             if "test" not in found:
@@ -149,14 +150,26 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 class _Reader:
-    """Decodes the file at a position; it holds plain data alone, so that loader processes can have a copy."""
+    """Decodes the file at a position; it holds plain data alone, so that loader processes can have a copy.
+
+    The image that was asked for first, by the check of the set's shape, is kept until it is asked for again, so that
+    who goes over the set once decodes each file once.
+    """
 
     def __init__(self, paths: list[str], fit: Fit) -> None:
         self.paths, self.fit = paths, fit
+        self._asked_before = False
+        self._kept: dict[int, Tensor] = {}
 
     def __call__(self, position: int) -> Tensor:
+        if position in self._kept:
+            return self._kept.pop(position)
         path = self.paths[position]
-        return self.fit(open_image(path), path)
+        pixels = self.fit(open_image(path), path)
+        if not self._asked_before:
+            self._asked_before = True
+            self._kept[position] = pixels
+        return pixels
 
     def digest(self, positions: Tensor) -> str:
         """A digest of the files' bytes; see `DigestedSource`."""

@@ -81,6 +81,7 @@ class HuggingFaceDataModule(ImageDataModule):
             sets[name] = ImageFiles(read, labels, torch.arange(len(labels)), Order.BY_CLASS)
             names[name] = getattr(part.features[self.label], "names", None)
         self._check_classes(sets, names)
+        self.class_names = next(iter(names.values()), None)
         return sets
 
     def _check_classes(self, sets: Mapping[str, ImageFiles], names: Mapping[str, list[str] | None]) -> None:

@@ -72,6 +72,7 @@ class TorchvisionDataModule(ImageDataModule):
             train, test = (self.make(root, train=part, download=False) for part in (True, False))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # what torchvision's readers raise
             raise UserError(self._how_to_get()) from error
+        self.class_names = getattr(train, "classes", None)
         return _arrays(train), _arrays(test)
 
     def _how_to_get(self) -> str:

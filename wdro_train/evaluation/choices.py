@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import lightning as L
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
 from wdro_train.evaluation.identity import identity
+from wdro_train.evaluation.labels import labelled
 from wdro_train.evaluation.networks import (
     JudgedNetwork,
     load_network,
@@ -24,6 +25,7 @@ from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.band import Sided
 from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.renamed import FORMER_POSTER
 
 DEFAULT_RADII = 41  # of the curve, from 0 to twice the threat's: every twentieth of the threat's is among them
 
@@ -52,14 +54,17 @@ def chosen_networks(cfg: DictConfig, fabric: L.Fabric) -> list[JudgedNetwork]:
         cfg: The composed configuration of `conf/evaluate.yaml`.
         fabric: Gives the device, and says which rank may print.
     """
-    if cfg.ckpt_path is None and cfg.get("model") is not None:
-        return [network_trained_elsewhere(cfg, fabric.device)]
+    given = cfg.get("model")
+    trusted = given is not None and set(given) == {"_target_"} and cfg.get("data") is None  # of the newest run
+    if cfg.ckpt_path is None and given is not None and not trusted:
+        return labelled([network_trained_elsewhere(cfg, fabric.device)], cfg.labels)
     chosen = cfg.ckpt_path if cfg.ckpt_path is not None else newest_checkpoint()
     if cfg.ckpt_path is None:
         console = Console(quiet=not fabric.is_global_zero)
         console.print(f"no ckpt_path given: judging the newest run's best checkpoint, {chosen}", soft_wrap=True)
     paths = [chosen] if isinstance(chosen, str) else list(chosen)
-    return [load_network(path, model=cfg.get("model"), data=cfg.get("data"), device=fabric.device) for path in paths]
+    parts = {"model": given, "data": cfg.get("data"), "device": fabric.device}
+    return labelled([load_network(path, **parts) for path in paths], cfg.labels)
 
 
 def chosen_grid(cfg: DictConfig, ball: WassersteinBall) -> CurveGrid:
@@ -79,6 +84,21 @@ def chosen_grid(cfg: DictConfig, ball: WassersteinBall) -> CurveGrid:
         alpha=cfg.curve.alpha,
         sided=cfg.curve.sided,
     )
+
+
+def chosen_first_order(cfg: DictConfig) -> dict[str, Any] | None:
+    """The settings of the first-order rows, as `first_order` has them; None if there are to be none.
+
+    What is given under the former name `poster` means what it meant: the whole grid at full effort.
+
+    Args:
+        cfg: The composed configuration of `conf/evaluate.yaml`.
+    """
+    if cfg.get("first_order") is None or cfg.poster is None:
+        return None
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.first_order, resolve=True)  # type: ignore[assignment]
+    given = {FORMER_POSTER.get(key, key): value for key, value in cfg.poster.items() if value is not None}
+    return settings if not given else settings | {"shares": [0.25, 0.5, 1], "passes": None} | given
 
 
 def open_store(cfg: DictConfig, model: nn.Module, fabric: L.Fabric) -> PieceStore:

@@ -110,15 +110,28 @@ def still_wanted(curve: RobustnessCurve, ball: WassersteinBall) -> Wanted:
 
 def _rounds(steps: int) -> tuple[tuple[Round, ...], ...]:
     """The rounds of `auto` and `publish`."""
-    flip = Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
-    image = Round("from the image, softened margin", AtTheImage(), AnyRival("soft_margin"), steps, 3.0)
-    first = Round("from the image, 1st rival", AtTheImage(), OneRival(0), steps, 3.0)
-    second = Round("from the image, 2nd rival", AtTheImage(), OneRival(1), steps, 3.0)
-    third = Round("from the image, 3rd rival", AtTheImage(), OneRival(2), steps, 3.0)
-    entropy = Round("from a random point, cross-entropy", AtRandom(), AnyRival("ce"), steps, 3.0)
-    ratio = Round("from a random point, DLR", AtRandom(), AnyRival("dlr"), steps, 3.0)
-    noise = Round("from a random point, softened margin", AtRandom(), AnyRival("soft_margin"), steps, 3.0)
-    return ((flip, image, second, noise), (flip, first, third, entropy), (flip, ratio, second, noise))
+    flip, image, random = AtTheFlip(), AtTheImage(), AtRandom()
+    margin, soft = AnyRival("margin"), AnyRival("soft_margin")
+    return (
+        (
+            Round("from the flip, margin, small steps", flip, margin, steps),
+            Round("from the image, 1st rival", image, OneRival(0), steps, 3.0),
+            Round("from a random point, softened margin", random, soft, steps, 3.0),
+            Round("from the image, 2nd rival", image, OneRival(1), steps, 3.0),
+        ),
+        (
+            Round("from the flip, margin", flip, margin, steps, 3.0),
+            Round("from the image, DLR", image, AnyRival("dlr"), steps, 3.0),
+            Round("from a random point, cross-entropy", random, AnyRival("ce"), steps, 3.0),
+            Round("from the image, 3rd rival", image, OneRival(2), steps, 3.0),
+        ),
+        (
+            Round("from the flip, margin, small steps", flip, margin, steps),
+            Round("from a random point, 1st rival", random, OneRival(0), steps, 3.0),
+            Round("from a random point, softened margin", random, soft, steps, 3.0),
+            Round("from a random point, 2nd rival", random, OneRival(1), steps, 3.0),
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wdro_train.evaluation.array_batches import MovedBatches
 from wdro_train.evaluation.describe import describe
 from wdro_train.evaluation.digests import batch_digest, digest
+from wdro_train.evaluation.passes import PASSES, PassLedger, counted
 from wdro_train.evaluation.piece_store import Arrays, PieceStore, concatenate
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
@@ -103,8 +105,9 @@ class Engine:
         device: The device of the model; batches are moved there.
         seed: Seeds the generator of each batch, together with the number of the batch.
         reducer: Gives rank and number of ranks.
-        progress: Called with the name of the stage and the number of batches that are done; and with their `total`
-            where it is not that of the set.
+        progress: Called with the name of a stage and the number of its batches that are done, 0 when it begins; and
+            with their `total` where it is not that of the set.
+        ledger: Gets the passes of every stage, whichever process did them, in this run or one that was killed.
     """
 
     model: nn.Module
@@ -114,7 +117,12 @@ class Engine:
     seed: int = 0
     reducer: Reducer = field(default_factory=LocalReducer)
     progress: Callable[..., None] = lambda stage, done, total=None: None
+    ledger: PassLedger = field(default_factory=PassLedger)
     _marks: list[Mark] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """The engine of other batches keeps those on the device."""
+        self.moved = MovedBatches(self.device)
 
     @property
     def images_digest(self) -> str:
@@ -139,6 +147,7 @@ class Engine:
             UserError: There are no batches, or they are not those of an earlier stage.
         """
         marks: list[Mark] = []
+        self.progress(stage.name, 0)
         for index, (x, y) in enumerate(self.batches):
             marks.append(Mark(batch_digest(x, y), len(y)))
             mine = index % self.reducer.world_size == self.reducer.rank
@@ -183,20 +192,25 @@ class Engine:
     def _do(self, stage: Stage, index: int, mark: Mark, x: Tensor, y: Tensor) -> Arrays:
         key = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint32)
         generator = torch.Generator(self.device).manual_seed(int(key[0]))
+        x, y = self.moved(mark.digest, x, y)
         place = () if stage.before is None else (Place(index, mark),)
         with full_float32():  # the same figures on every device; see `full_float32`
-            arrays = stage.work(x.to(self.device), y.to(self.device), generator, *place)
+            arrays, passes = counted(self.model, lambda: stage.work(x, y, generator, *place))
+        arrays = {**arrays, PASSES: passes}
         self.store.save(stage.key, index, mark.digest, arrays)
         return arrays
 
     def _join(self, stage: Stage, marks: list[Mark], names: tuple[str, ...]) -> Arrays:
-        found = [self.store.load(stage.key, index, mark.digest, names) for index, mark in enumerate(marks)]
+        wanted = (*names, PASSES)
+        found = [self.store.load(stage.key, index, mark.digest, wanted) for index, mark in enumerate(marks)]
         parts = {index: part for index, part in enumerate(found) if part is not None}
         if len(parts) < len(marks):  # a piece was damaged or removed after it had been found or written
             for index, (x, y) in enumerate(self.batches):
                 if index not in parts:
                     parts[index] = self._do(stage, index, marks[index], x, y)
-        return concatenate([parts[index] for index in range(len(marks))], names)
+        joined = concatenate([parts[index] for index in range(len(marks))], wanted)
+        self.ledger.add(joined.pop(PASSES))
+        return joined
 
     def _same_set(self, marks: list[Mark]) -> None:
         """Numbers of one image meet in several stages, so all stages must see the same images in the same order."""

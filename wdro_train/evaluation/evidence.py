@@ -13,6 +13,7 @@ from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.distances import FoundDistances
 from wdro_train.evaluation.exact_intervals import ExactIntervals
 from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase, with_worst_case
+from wdro_train.evaluation.passes import Passes
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.enclosure import Enclosure
@@ -52,6 +53,7 @@ class NetworkEvidence:
         references: What attacks of other authors left; empty if not asked for.
         warnings: Reasons not to believe the numbers.
         exact: Proofs and counterexamples of an exact method; None if not asked for.
+        passes: Passes through the network of each measurement, by its name, in the order in which they were made.
     """
 
     ball: WassersteinBall
@@ -63,6 +65,7 @@ class NetworkEvidence:
     references: tuple[ReferenceResult, ...] = ()
     warnings: tuple[WarningSign, ...] = ()
     exact: ExactIntervals | None = None
+    passes: tuple[tuple[str, Passes], ...] = ()
 
     @cached_property
     def curve_of_own_attacks(self) -> RobustnessCurve:

@@ -23,6 +23,7 @@ class FirstOrderRow:
     Attributes:
         loss: The loss J: `ce`, `dlr` or `redlr`.
         ball: The threat.
+        steps: Steps of W-PGD.
         quantities: V(0), W(0), Upsilon, what W-FGSM does, and the bounds on R.
         v_pgd: Largest mean loss that W-PGD or W-FGSM reached in this ball or a smaller one: V(delta) from below.
         pgd_acc: Accuracy under W-PGD.
@@ -33,6 +34,7 @@ class FirstOrderRow:
 
     loss: str
     ball: WassersteinBall
+    steps: int
     quantities: FirstOrderQuantities
     v_pgd: float
     pgd_acc: float
@@ -89,6 +91,7 @@ def first_order_rows(
                     FirstOrderRow(
                         loss=loss,
                         ball=WassersteinBall(p, norm, delta),
+                        steps=steps,
                         quantities=quantities,
                         v_pgd=highest,
                         pgd_acc=found.accuracy,

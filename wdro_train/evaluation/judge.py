@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
@@ -14,20 +15,28 @@ from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.measurements import chosen_measurements, concluded
+from wdro_train.evaluation.news import news, worst_case
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.progress_bars import ProgressBars
+from wdro_train.evaluation.progress_bars import progress_display
 from wdro_train.evaluation.report.image_pairs import Pairs, flipped_pairs
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.distributed import default_reducer
 
 
 def measure_network(
-    cfg: DictConfig, model: nn.Module, arrays: ImageSet, ball: WassersteinBall, store: PieceStore, device: torch.device
+    cfg: DictConfig,
+    name: str,
+    model: nn.Module,
+    arrays: ImageSet,
+    ball: WassersteinBall,
+    store: PieceStore,
+    device: torch.device,
 ) -> tuple[NetworkEvidence, Pairs | None]:
-    """Measure everything that the configuration asks for.
+    """Measure everything that the configuration asks for, and print what each measurement has found as it is made.
 
     Args:
         cfg: The composed configuration of `conf/evaluate.yaml`.
+        name: Of the network.
         model: Maps images in [0, 1] to logits, on `device`.
         arrays: The images.
         ball: The threat.
@@ -39,19 +48,24 @@ def measure_network(
         gets these; None where there are none.
     """
     reducer = default_reducer()
-    console = Console(quiet=reducer.rank > 0)
-    measurements = chosen_measurements(cfg, ball, len(arrays.labels), lambda text: console.print(text, soft_wrap=True))
     chosen = chosen_effort(**cfg.distances)
     attack = MinimalDistance(norm=ball.norm, **chosen.search, batch_size=cfg.batch_size)
     batches = ArrayBatches(arrays, cfg.batch_size)
-    steps = 0 if cfg.poster is None else cfg.poster.pgd_steps
-    with ProgressBars(len(batches), steps, quiet=reducer.rank > 0) as bars:
-        engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=bars)
+    with progress_display(len(batches), quiet=reducer.rank > 0) as progress:
+        measurements = chosen_measurements(cfg, ball, len(arrays.labels), progress.tell)
+        engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=progress)
         found = chosen.effort(engine, attack, ball)
-        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found)
+        passes = (("distances", engine.ledger.total),)
+        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found, passes=passes)
+        progress.tell(worst_case(name, evidence))
         for measurement in measurements:
+            before, spent = evidence, engine.ledger.total
             evidence = measurement(engine, evidence)
-    evidence = concluded(evidence)
+            took = (measurement.name, engine.ledger.total - spent)
+            evidence = replace(evidence, passes=(*evidence.passes, took))
+            for line in news(before, evidence):
+                progress.tell(line)
+    evidence = concluded(evidence, measurements)
     if reducer.rank > 0:
         return evidence, None
     return evidence, flipped_pairs(

@@ -5,7 +5,7 @@ A measurement takes the network with its images and the evidence so far, and ret
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,18 +15,29 @@ from wdro_train.certificates import Certificate, ExactRobustness
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.autoattack import ReferenceResult, run_reference_attack
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
-from wdro_train.evaluation.choices import parsed
+from wdro_train.evaluation.choices import chosen_first_order, parsed
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.exact_intervals import exact_intervals
 from wdro_train.evaluation.first_order import first_order_rows
+from wdro_train.evaluation.first_order_effort import FEWEST_STEPS, AllSteps, FirstOrderEffort, WithinPasses
+from wdro_train.evaluation.passes import counted
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 
 
 class Measurement(Protocol):
-    """One measurement of a network."""
+    """One measurement of a network.
+
+    Attributes:
+        name: What the report calls it where it says how many passes each took.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
 
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """The evidence so far with the result of this measurement added.
@@ -40,41 +51,60 @@ class Measurement(Protocol):
         """
         ...
 
+    def sign(self, evidence: NetworkEvidence) -> WarningSign | None:
+        """What this measurement says against the others, once all of them are made.
+
+        Args:
+            evidence: After the last measurement.
+        """
+        return None
+
 
 @dataclass(frozen=True)
-class FirstOrder:
-    """The poster's values by W-FGSM and W-PGD, on a grid.
+class FirstOrder(Measurement):
+    """The paper's values by W-FGSM and W-PGD, on a grid.
 
     Attributes:
         losses: Any of `ce`, `dlr`, `redlr`.
         orders: Wasserstein orders p > 1.
         deltas: Radii > 0.
-        steps: Steps of W-PGD.
+        effort: Says which of the losses are run, and with how many steps of W-PGD.
         box: See `WFGSM` and `WPGD`.
+        tell: Gets a sentence where nothing is run.
     """
 
     losses: tuple[str, ...]
     orders: tuple[float, ...]
     deltas: tuple[float, ...]
-    steps: int
+    effort: FirstOrderEffort
     box: bool
+    tell: Callable[[str], None]
+    name: str = "first-order rows"
 
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add a row for each loss, order and radius."""
+        spent, images = evidence.passes[0][1].pairs, len(evidence.curve)
+        balls = len(self.orders) * len(self.deltas)
+        plan = self.effort(self.losses, balls, images, spent)
+        if not plan.losses:
+            self.tell(
+                f"no first-order values and no W-PGD: the distances took {spent / images:.3g} passes an image, which "
+                f"are not enough for {FEWEST_STEPS} steps; first_order.passes=null runs them all the same"
+            )
         rows = first_order_rows(
             engine,
             norm=evidence.ball.norm,
-            losses=self.losses,
+            losses=plan.losses,
             orders=self.orders,
             deltas=self.deltas,
-            steps=self.steps,
+            steps=plan.steps,
             box=self.box,
         )
         return replace(evidence, first_order=tuple(rows))
 
 
 @dataclass(frozen=True)
-class Certified:
+class Certified(Measurement):
     """The certified lower bound of the robustness curve, from a radius for each image within which no flip exists.
 
     Attributes:
@@ -85,13 +115,18 @@ class Certified:
     certificate: Certificate
     method: str
 
+    @property
+    def name(self) -> str:
+        """With the certificate's own name."""
+        return f"certificate {self.method}"
+
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Add the certified curve."""
         return replace(evidence, certificate=certified_curve(engine, self.certificate, self.method))
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class Narrowed(Measurement):
     """Proofs and counterexamples for the images that attacks and relaxation leave open and that matter at the threat.
 
     It comes after everything else that finds flips.
@@ -101,6 +136,7 @@ class Narrowed:
     """
 
     exact: ExactRobustness
+    name: str = "exact"
 
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Raise certified radii, and add flips."""
@@ -112,40 +148,59 @@ class Narrowed:
 
 
 @dataclass(frozen=True)
-class Randomness:
+class Randomness(Measurement):
     """Whether the network answers twice alike, on the first batch."""
+
+    name: str = "two looks at the first batch"
 
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
         """Run the network twice on the first batch, and add a warning if its logits differ."""
         x, _ = next(iter(engine.batches))
-        return _warned(evidence, warning_signs.randomness(engine.model, x.to(engine.device)))
+        sign, passes = counted(engine.model, lambda: warning_signs.randomness(engine.model, x.to(engine.device)))
+        engine.ledger.add(passes)
+        return _warned(evidence, sign)
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Measurement):
     """The standard version of AutoAttack on every image, at p = inf."""
 
+    name: str = "AutoAttack"
+
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
-        """Add its flips, and a warning if it is stronger than the attacks of this package."""
-        found = run_reference_attack(engine, evidence.ball, attacks=None, name="AutoAttack")
-        return _with_reference(evidence, found, warning_signs.peer_wins(evidence.curve_of_own_attacks, found))
+        """Add its flips."""
+        found = run_reference_attack(engine, evidence.ball, attacks=None, name=self.name)
+        return replace(evidence, references=(*evidence.references, found))
+
+    def sign(self, evidence: NetworkEvidence) -> WarningSign | None:
+        """A warning if it is stronger than the attacks of this package."""
+        return warning_signs.peer_wins(evidence.curve_of_own_attacks, _reference(evidence, self.name))
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Measurement):
     """The black-box attack Square on the first batch, at p = inf, as a check on the gradients."""
 
+    name: str = "Square"
+
     def __call__(self, engine: Engine, evidence: NetworkEvidence) -> NetworkEvidence:
-        """Add its flips, and a warning if it flips what the attacks with gradients could not."""
-        found = run_reference_attack(engine, evidence.ball, attacks=["square"], name="Square", batches=1)
-        sign = warning_signs.black_box_wins(evidence.curve_of_own_attacks, found.flips.tolist(), evidence.ball.delta)
-        return _with_reference(evidence, found, sign)
+        """Add its flips."""
+        found = run_reference_attack(engine, evidence.ball, attacks=["square"], name=self.name, batches=1)
+        return replace(evidence, references=(*evidence.references, found))
+
+    def sign(self, evidence: NetworkEvidence) -> WarningSign | None:
+        """A warning if it flips what the attacks with gradients could not."""
+        flips = _reference(evidence, self.name).flips.tolist()
+        return warning_signs.black_box_wins(evidence.curve_of_own_attacks, flips, evidence.ball.delta)
 
 
 def chosen_measurements(
     cfg: DictConfig, ball: WassersteinBall, images: int, tell: Callable[[str], None]
 ) -> list[Measurement]:
-    """What `poster`, `certificate` and `peers` of `conf/evaluate.yaml` ask for, in the order in which it is measured.
+    """What `certificate`, `peers` and `first_order` of `conf/evaluate.yaml` ask for, in the order of the measurements.
+
+    What encloses the worst case comes first, and what says more about the network after it. The exact method, which may
+    take the longest and asks about what all attacks leave open, comes last.
 
     Args:
         cfg: The composed configuration.
@@ -157,17 +212,6 @@ def chosen_measurements(
         UserError: A number that cannot be read, or a certificate that does not exist.
     """
     chosen: list[Measurement] = []
-    if cfg.poster is not None:
-        orders = [p for p in parsed(cfg.poster.p, "poster.p", [ball.p]) if p > 1]
-        deltas = parsed(cfg.poster.deltas, "deltas", [ball.delta / 4, ball.delta / 2, ball.delta])
-        if orders:
-            steps, box = cfg.poster.pgd_steps, cfg.poster.box
-            chosen.append(FirstOrder(tuple(cfg.poster.losses), tuple(orders), tuple(deltas), steps, box))
-        else:
-            tell(
-                "no first-order values and no W-PGD: under W_1 the first-order worst case is not unique; "
-                "poster.p=[2] shows those of another order"
-            )
     sure: Certificate | None = None
     if cfg.certificate is not None and cfg.certificate.method is not None:
         radii = cfg.certificate.radii
@@ -180,20 +224,37 @@ def chosen_measurements(
         chosen.append(AutoAttack())
     if cfg.peers.square:
         chosen.append(Square())
+    first_order = chosen_first_order(cfg)
+    if first_order is not None:
+        orders = [p for p in parsed(first_order["p"], "first_order.p", [ball.p]) if p > 1]
+        shares = parsed(first_order["shares"], "first_order.shares", [])
+        deltas = parsed(first_order["deltas"], "deltas", [share * ball.delta for share in shares])
+        steps, share, box = (first_order[key] for key in ("steps", "passes", "box"))
+        effort = AllSteps(steps) if share is None else WithinPasses(steps, share)
+        if orders:
+            losses = tuple(first_order["losses"])
+            chosen.append(FirstOrder(losses, tuple(orders), tuple(deltas), effort, box, tell))
+        else:
+            tell(
+                "no first-order values and no W-PGD: under W_1 the first-order worst case is not unique; "
+                "first_order.p=[2] shows those of another order"
+            )
     if isinstance(sure, ExactRobustness):
         chosen.append(Narrowed(sure))
     return chosen
 
 
-def concluded(evidence: NetworkEvidence) -> NetworkEvidence:
+def concluded(evidence: NetworkEvidence, made: Iterable[Measurement]) -> NetworkEvidence:
     """The evidence with the warnings that need all of it.
 
     Args:
         evidence: After the last measurement.
+        made: The measurements.
     """
     found, ball = evidence.found, evidence.ball
     return _warned(
         evidence,
+        *(measurement.sign(evidence) for measurement in made),
         warning_signs.zero_gradients(found),
         warning_signs.nonfinite_gradients(found),
         warning_signs.never_flipped(found),
@@ -204,8 +265,9 @@ def concluded(evidence: NetworkEvidence) -> NetworkEvidence:
     )
 
 
-def _with_reference(evidence: NetworkEvidence, found: ReferenceResult, sign: WarningSign | None) -> NetworkEvidence:
-    return _warned(replace(evidence, references=(*evidence.references, found)), sign)
+def _reference(evidence: NetworkEvidence, name: str) -> ReferenceResult:
+    """The result of a reference attack, whose name in the report may go on with the parts that were run."""
+    return next(found for found in evidence.references if found.name.startswith(name))
 
 
 def _warned(evidence: NetworkEvidence, *signs: WarningSign | None) -> NetworkEvidence:

@@ -16,8 +16,9 @@ from torch import nn
 
 from wdro_train.config.build import build_data, build_model, plain, require_values
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
-from wdro_train.config.constructors import construct, permitted
+from wdro_train.config.constructors import CONSTRUCTORS, construct, permitted
 from wdro_train.config.one_sentence import one_sentence
+from wdro_train.config.own_networks import OWN_WEIGHTS
 from wdro_train.config.resolvers import default_delta
 from wdro_train.config.trusted import checked
 from wdro_train.data import ImageSet
@@ -101,6 +102,8 @@ def load_network(
         UserError: No such checkpoint, another network's, a configuration that is no plain data, or a constructor that
             is neither this package's nor named by the user.
     """
+    if model is not None and model.get("weights") not in (None, OWN_WEIGHTS):
+        raise UserError(f"the weights are those of ckpt_path={path}; leave out model.weights={model.weights}")
     checkpoint = read_checkpoint(path)
     config = _with_given(checkpoint[CONFIG_KEY], {"data": data, "model": model}, path, allowed)
     with _refusals_of(f"the model of {path}"):
@@ -128,18 +131,47 @@ def network_trained_elsewhere(cfg: DictConfig, device: torch.device | str = "cpu
         raise UserError("a model without checkpoint needs images to be judged on; give data=... too")
     node, data = cfg.model, cfg.data
     model = build_model(node)
-    if node.get("weights") is None and not node.get("pretrained", False):
+    target, weights = node._target_.rpartition(".")[-1], node.get("weights")
+    if weights is None and not node.get("pretrained", False):
         raise UserError(
-            f"{node._target_.rpartition('.')[-1]} has no weights; give model.weights=..., model.pretrained=true or "
-            "ckpt_path=..."
+            f"{target} has no weights; give model.weights=FILE, model.weights=own if its constructor puts them in, "
+            "model.pretrained=true if it has such an argument, or ckpt_path=..."
         )
+    if weights == OWN_WEIGHTS:
+        _refuse_random(model, node)
     norm = "inf" if cfg.attack.norm is None else cfg.attack.norm
     delta = default_delta(data.delta, norm) if cfg.attack.delta is None else cfg.attack.delta
     threat = {"p": 2 if cfg.attack.p is None else cfg.attack.p, "norm": norm, "delta": delta}
     config = {"model": plain(node), "data": plain(data), "attack": threat, "seed": cfg.seed}
-    name = str(node.get("name") or node._target_.rpartition(".")[-1])
-    path = Path(name if node.get("weights") is None else str(node.weights))
-    return JudgedNetwork(model.eval().to(device), config, name if node.get("weights") is None else path.stem, path)
+    name, source = _name_and_source(node, target)
+    return JudgedNetwork(model.eval().to(device), config, name, Path(source))
+
+
+def _refuse_random(model: nn.Module, node: DictConfig) -> None:
+    """Refuse weights that the constructor is said to have put in if they are drawn at random: it is called once more.
+
+    Raises:
+        UserError: Two calls gave different weights.
+    """
+    first, second = model.state_dict(), build_model(node).state_dict()
+    if first.keys() != second.keys() or any(not torch.equal(first[name], second[name]) for name in first):
+        raise UserError(
+            f"model.weights=own says that {node._target_} puts its weights in, but two calls of it gave "
+            "different ones, so they are random; give model.weights=FILE"
+        )
+
+
+def _name_and_source(node: DictConfig, target: str) -> tuple[str, str]:
+    """A short name of a network that was trained elsewhere, and where its weights come from, in words or as a path."""
+    weights = node.get("weights")
+    if weights == OWN_WEIGHTS and node._target_ in CONSTRUCTORS["model"]:
+        return Path(node.path).stem, str(node.path)
+    if weights == OWN_WEIGHTS:
+        return target, f"{node._target_} (its own weights)"
+    if weights is not None:
+        return Path(str(weights)).stem, str(weights)
+    name = str(node.get("name") or target)
+    return name, name
 
 
 def load_arrays(config: dict[str, Any], split: str, limit: int | None = None) -> ImageSet:

@@ -8,11 +8,13 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
+from wdro_train.data import ImageSet
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
 from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.judge import measure_network
-from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
+from wdro_train.evaluation.judged_images import JudgedImages
+from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.evaluation.report import build, terminal
 from wdro_train.evaluation.report.publish import publish
 from wdro_train.models import ExpectedLogits
@@ -33,18 +35,21 @@ def evaluate(cfg: DictConfig) -> float:
     networks = chosen_networks(cfg, fabric)
     ball = networks[0].threat(**{key: cfg.attack[key] for key in ("p", "norm", "delta")})
     grid = chosen_grid(cfg, ball)
-    for network in networks:
-        _check(network, cfg, fabric)
     models, pictures, stores, found = [], [], [], []
-    for network in networks:
-        model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
-        stores.append(open_store(cfg, model, fabric))
-        arrays = load_arrays(network.config, cfg.split, cfg.limit)
-        evidence, pairs = measure_network(cfg, model, arrays, ball, stores[-1], fabric.device)
-        attack = chosen_effort(**cfg.distances).described()
-        models.append(build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks)))
-        pictures.append(pairs)
-        found.append(evidence)
+    with JudgedImages(cfg, fabric) as images:
+        for network in networks:
+            _check(network, images.beginning(network), fabric)
+        for network in networks:
+            model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
+            stores.append(open_store(cfg, model, fabric))
+            arrays = images.whole(network)
+            evidence, pairs = measure_network(cfg, network.name, model, arrays, ball, stores[-1], fabric.device)
+            attack = chosen_effort(**cfg.distances).described()
+            models.append(
+                build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks))
+            )
+            pictures.append(pairs)
+            found.append(evidence)
     report = build.report(made_by, ball, cfg.split, models, found, grid.alpha)
     fabric.barrier()
     if fabric.is_global_zero:
@@ -56,12 +61,11 @@ def evaluate(cfg: DictConfig) -> float:
     return found[0].worst_case.accuracy
 
 
-def _check(network: JudgedNetwork, cfg: DictConfig, fabric: L.Fabric) -> None:
+def _check(network: JudgedNetwork, arrays: ImageSet, fabric: L.Fabric) -> None:
     """Look at some images and logits of every network before the first is judged, which may take hours.
 
     Raises:
         UserError: Images or logits that break the contract of `wdro_train.utils.contract`.
     """
-    arrays = load_arrays(network.config, cfg.split, cfg.limit)
     x, y = next(iter(ArrayBatches(arrays, PROBED_IMAGES)))
     check_network(network.model, x.to(fabric.device), y.to(fabric.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from wdro_train.attacks import WPGD
 from wdro_train.evaluation.digests import digest
-from wdro_train.evaluation.engine import Batches, Engine, Mark, stage_key
+from wdro_train.evaluation.engine import Engine, Mark, stage_key
+from wdro_train.evaluation.passes import PASSES, counted
 from wdro_train.evaluation.streamed_pgd import streamed_pgd
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
+
+_ARRAYS = ("distances", "mean_loss", PASSES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +61,9 @@ def pgd_whole_set(
     stage = stage_key(name, {"attack": attack, "world": world})
     marks = engine.survey()
     whole = digest([mark.digest for mark in marks])
+    engine.progress(name, 0, steps)
     for again in (True, False):
-        parts = [engine.store.load(stage, share, whole, ("distances", "mean_loss")) for share in range(world)]
+        parts = [engine.store.load(stage, share, whole, _ARRAYS) for share in range(world)]
         found = [part for part in parts if part is not None]
         # A rank may fail to read what another one reads; as all of them move the images together, they must agree.
         if not engine.agree(len(found) < world):
@@ -67,30 +73,39 @@ def pgd_whole_set(
                 f"{engine.store.folder} does not show every process what the others wrote; choose a folder that all "
                 "of them share with store=..."
             )
-        result = streamed_pgd(
+        work = partial(
+            streamed_pgd,
             attack,
             engine.model,
-            _Share(engine.batches, rank, world),
+            _Share(engine, {k: marks[k].digest for k in range(rank, len(marks), world)}),
             reducer=engine.reducer,
             device=engine.device,
             folder=engine.store.folder,
-            progress=lambda done: engine.progress(name, done),
+            progress=lambda done: engine.progress(name, done, steps),
         )
+        with full_float32():
+            result, passes = counted(engine.model, work)
         flips = np.where(result.robust, math.inf, result.distances)
-        engine.store.save(stage, rank, whole, {"distances": flips, "mean_loss": np.full(1, result.max_mean_loss)})
+        arrays = {"distances": flips, "mean_loss": np.full(1, result.max_mean_loss), PASSES: passes}
+        engine.store.save(stage, rank, whole, arrays)
         engine.wait()
+    engine.ledger.add(np.concatenate([part[PASSES] for part in found], axis=1))
     distances = np.concatenate([part["distances"] for part in found])[_places(marks, world)]
     return WholeSetPGD(float(np.isinf(distances).mean()), float(found[0]["mean_loss"][0]), distances)
 
 
 class _Share:
-    """One rank's batches, as often as asked for."""
+    """One rank's batches on its device, as often as asked for."""
 
-    def __init__(self, batches: Batches, rank: int, world: int) -> None:
-        self.batches, self.rank, self.world = batches, rank, world
+    def __init__(self, engine: Engine, digests: dict[int, str]) -> None:
+        self.engine, self.digests = engine, digests
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (batch for k, batch in enumerate(self.batches) if k % self.world == self.rank)
+        moved, digests = self.engine.moved, self.digests
+        kept = moved.kept(list(digests.values()))
+        if kept is not None:
+            return iter(kept)
+        return (moved(digests[k], *batch) for k, batch in enumerate(self.engine.batches) if k in digests)
 
 
 def _places(marks: list[Mark], world: int) -> NDArray[np.int64]:

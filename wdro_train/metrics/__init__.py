@@ -10,8 +10,20 @@
 | `ratio_upper`, `ratio_lower`, `ratio_lower_attack`, `ratio_lower_gradient` |                         |
 | `loss`                                                                   | `mean_loss.py`            |
 
-A `torchmetrics.MetricCollection` hands each metric the arguments that its `update` names, of those that
-`wdro_train.training.adversary.BatchEvidence` provides.
+They are used as those of torchmetrics are, and beside them: `update(preds, target, ...)` takes logits and labels, a
+`weight` is optional, `plot` draws values. A `torchmetrics.MetricCollection` hands each metric the arguments that its
+`update` names; in training these are what `wdro_train.training.adversary.BatchEvidence` provides.
+
+>>> import torch
+>>> from torchmetrics import MetricCollection
+>>> from torchmetrics.classification import MulticlassAccuracy
+>>> from wdro_train.theory.ball import WassersteinBall
+>>> ball = WassersteinBall(p=2, norm="inf", delta="8/255")
+>>> metrics = MetricCollection([MulticlassAccuracy(2, average="micro"), CleanAccuracy(), WorstCaseAccuracy(ball)])
+>>> logits, labels = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1])
+>>> metrics.update(preds=logits, target=labels, flips=torch.tensor([0.01, 0.4]))
+>>> sorted(metrics.compute())
+['MulticlassAccuracy', 'clean_acc', 'worst_acc', 'worst_ratio']
 """
 
 from wdro_train.metrics.adversarial_accuracy import AdversarialAccuracy

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from wdro_train.metrics.functional import accuracy_ratio
-from wdro_train.metrics.summed import SummedMetric, check_finite
+from wdro_train.metrics.summed import SummedMetric, counted
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.utils.renamed import renamed_arguments
 
 
 class AdversarialAccuracy(SummedMetric):
@@ -31,6 +32,8 @@ class AdversarialAccuracy(SummedMetric):
         **kwargs: Passed to `torchmetrics.Metric`.
     """
 
+    higher_is_better = True
+    plot_lower_bound = 0.0
     clean_hits: Tensor
     adv_hits: Tensor
     total: Tensor
@@ -42,22 +45,22 @@ class AdversarialAccuracy(SummedMetric):
         self.add_sums(("clean_hits", "adv_hits", "total"), torch.int64)
         self.add_moment("displacement", ball.p)
 
+    @renamed_arguments(clean_logits="preds", labels="target", adv_logits="adv_preds")
     def update(
-        self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, distances: Tensor, weight: Tensor
+        self, preds: Tensor, target: Tensor, adv_preds: Tensor, distances: Tensor, weight: Tensor | None = None
     ) -> None:
         """Count a batch.
 
         Args:
-            clean_logits: Logits of the clean images, shape [B, m].
-            adv_logits: Logits of the perturbed images, shape [B, m].
-            labels: Shape [B].
+            preds: Logits of the clean images, shape [B, m].
+            target: Labels, shape [B].
+            adv_preds: Logits of the perturbed images, shape [B, m].
             distances: ||x' - x||_s of each image, shape [B].
-            weight: Shape [B]; 0 for padding.
+            weight: Shape [B], 0 for padding; None counts all images.
         """
-        counts = weight > 0
-        check_finite(clean_logits, counts)
-        self.clean_hits += (correct(clean_logits, labels) & counts).sum()
-        self.adv_hits += (correct(adv_logits, labels) & counts).sum()
+        counts = counted(preds, target, weight)
+        self.clean_hits += (correct(preds, target) & counts).sum()
+        self.adv_hits += (correct(adv_preds, target) & counts).sum()
         self.total += counts.sum()
         part = moment(distances, weight, self.p)
         self.displacement = merge(torch.stack([self.displacement, part]), self.p)

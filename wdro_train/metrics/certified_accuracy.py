@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wdro_train.metrics.functional import accuracy_ratio
+from wdro_train.metrics.summed import SetMetric, counted
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.renamed import renamed_arguments
 
 
-class CertifiedAccuracy(Metric):
+class CertifiedAccuracy(SetMetric):
     """A lower bound on A_delta of the whole set, by the knapsack over certified radii (theory, section 11).
 
     Certified radii are no larger than the distances to the nearest misclassified points, so what the knapsack leaves
@@ -27,7 +28,7 @@ class CertifiedAccuracy(Metric):
 
     >>> metric = CertifiedAccuracy(WassersteinBall(p=1, norm="inf", delta=0.5))
     >>> logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    >>> metric.update(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.ones(4))
+    >>> metric.update(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([0.0, 1.0, 2.0, 3.0]))
     >>> metric.compute()
     {'certified_acc': tensor(0.3750), 'certified_ratio': tensor(0.5000)}
 
@@ -36,8 +37,9 @@ class CertifiedAccuracy(Metric):
         **kwargs: Passed to `torchmetrics.Metric`.
     """
 
-    full_state_update = False
-    is_differentiable = False
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     certified: list[Tensor]
     right: list[Tensor]
 
@@ -48,18 +50,19 @@ class CertifiedAccuracy(Metric):
         self.add_state("certified", [], dist_reduce_fx="cat")
         self.add_state("right", [], dist_reduce_fx="cat")
 
-    def update(self, clean_logits: Tensor, labels: Tensor, radii: Tensor, weight: Tensor) -> None:
+    @renamed_arguments(clean_logits="preds", labels="target")
+    def update(self, preds: Tensor, target: Tensor, radii: Tensor, weight: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
-            clean_logits: Shape [B, m].
-            labels: Shape [B].
+            preds: Logits of the clean images, shape [B, m].
+            target: Labels, shape [B].
             radii: Certified radii, 0 where the image is misclassified or nothing could be certified, shape [B].
-            weight: 0 for padding, shape [B].
+            weight: Shape [B], 0 for padding; None counts all images.
         """
-        counts = weight > 0
+        counts = counted(preds, target, weight)
         self.certified.append(radii[counts].double())
-        self.right.append(correct(clean_logits, labels)[counts].double())
+        self.right.append(correct(preds, target)[counts].double())
 
     def compute(self) -> dict[str, Tensor]:
         """The guaranteed accuracy over the set as one distribution."""

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdro_train.metrics.summed import SummedMetric, check_finite
+from wdro_train.metrics.summed import SummedMetric, counted
 from wdro_train.theory.losses import correct
+from wdro_train.utils.renamed import renamed_arguments
 
 
 class CleanAccuracy(SummedMetric):
@@ -17,11 +18,14 @@ class CleanAccuracy(SummedMetric):
     Keys: `clean_acc`.
 
     >>> metric = CleanAccuracy()
-    >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.ones(2))
+    >>> metric.update(torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1]))
     >>> metric.compute()
     {'clean_acc': tensor(0.5000)}
     """
 
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     hits: Tensor
     total: Tensor
 
@@ -29,11 +33,17 @@ class CleanAccuracy(SummedMetric):
         super().__init__(**kwargs)
         self.add_sums(("hits", "total"), torch.int64)
 
-    def update(self, clean_logits: Tensor, labels: Tensor, weight: Tensor) -> None:
-        """Count a batch: logits [B, m], labels [B], weight [B]."""
-        counts = weight > 0
-        check_finite(clean_logits, counts)
-        self.hits += (correct(clean_logits, labels) & counts).sum()
+    @renamed_arguments(clean_logits="preds", labels="target")
+    def update(self, preds: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            preds: Logits of the clean images, shape [B, m].
+            target: Labels, shape [B].
+            weight: Shape [B], 0 for padding; None counts all images.
+        """
+        counts = counted(preds, target, weight)
+        self.hits += (correct(preds, target) & counts).sum()
         self.total += counts.sum()
 
     def compute(self) -> dict[str, Tensor]:

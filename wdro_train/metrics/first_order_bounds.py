@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from wdro_train.metrics.functional import first_order_quantities
-from wdro_train.metrics.summed import SummedMetric, check_finite
+from wdro_train.metrics.summed import SummedMetric, counted
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.power_mean import merge, moment, power_mean
+from wdro_train.utils.renamed import renamed_arguments
 
 
 class FirstOrderBounds(SummedMetric):
@@ -57,34 +58,34 @@ class FirstOrderBounds(SummedMetric):
         self.add_moment("gradient", ball.q)
         self.add_moment("displacement", ball.p)
 
+    @renamed_arguments(clean_logits="preds", labels="target", q_logits="q_preds")
     def update(
         self,
-        clean_logits: Tensor,
+        preds: Tensor,
+        target: Tensor,
         clean_losses: Tensor,
-        q_logits: Tensor,
+        q_preds: Tensor,
         q_losses: Tensor,
         dual_norms: Tensor,
         q_distances: Tensor,
-        labels: Tensor,
-        weight: Tensor,
+        weight: Tensor | None = None,
     ) -> None:
         """Count a batch.
 
         Args:
-            clean_logits: Shape [B, m].
+            preds: Logits of the clean images, shape [B, m].
+            target: Labels, shape [B].
             clean_losses: J at the clean images, shape [B].
-            q_logits: Logits of the W-FGSM images, shape [B, m].
+            q_preds: Logits of the W-FGSM images, shape [B, m].
             q_losses: J at the W-FGSM images, shape [B].
             dual_norms: ||grad J||_* at the clean images, shape [B].
             q_distances: Displacement of the W-FGSM images, shape [B].
-            labels: Shape [B].
-            weight: Shape [B]; 0 for padding.
+            weight: Shape [B], 0 for padding; None counts all images.
         """
-        counts = weight > 0
-        check_finite(clean_logits, counts)
-        right = correct(clean_logits, labels)
+        counts = counted(preds, target, weight)
+        right = correct(preds, target)
         self.clean_hits += (right & counts).sum()
-        self.q_hits += (correct(q_logits, labels) & counts).sum()
+        self.q_hits += (correct(q_preds, target) & counts).sum()
         self.total += counts.sum()
         self.clean_loss += clean_losses[counts].double().sum()
         self.wrong_loss += clean_losses[counts & ~right].double().sum()

@@ -28,8 +28,14 @@ class Mean(SummedMetric):
         super().__init__(**kwargs)
         self.add_sums(("value", "total"), torch.float64)
 
-    def update(self, values: Tensor, weight: Tensor) -> None:
-        """Add values with their weights: two tensors of one shape."""
+    def update(self, values: Tensor, weight: Tensor | None = None) -> None:
+        """Add values with their weights.
+
+        Args:
+            values: Any shape.
+            weight: The same shape; None gives each value the weight 1.
+        """
+        weight = torch.ones_like(values) if weight is None else weight
         self.value += (values.detach().double() * weight).sum()
         self.total += weight.sum()
 

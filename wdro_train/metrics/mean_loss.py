@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wdro_train.metrics.summed import SummedMetric
+from wdro_train.metrics.summed import SummedMetric, counted
 from wdro_train.theory.losses import ce
+from wdro_train.utils.renamed import renamed_arguments
 
 
 class MeanLoss(SummedMetric):
@@ -17,11 +18,13 @@ class MeanLoss(SummedMetric):
     Keys: `loss`.
 
     >>> metric = MeanLoss()
-    >>> metric.update(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.ones(2))
+    >>> metric.update(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
     >>> metric.compute()
     {'loss': tensor(0.6931)}
     """
 
+    higher_is_better = False
+    plot_lower_bound = 0.0
     value: Tensor
     total: Tensor
 
@@ -29,10 +32,17 @@ class MeanLoss(SummedMetric):
         super().__init__(**kwargs)
         self.add_sums(("value", "total"), torch.float64)
 
-    def update(self, clean_logits: Tensor, labels: Tensor, weight: Tensor) -> None:
-        """Count a batch: logits [B, m], labels [B], weight [B]."""
-        counts = weight > 0
-        self.value += torch.where(counts, ce(clean_logits, labels).detach().double(), 0.0).sum()
+    @renamed_arguments(clean_logits="preds", labels="target")
+    def update(self, preds: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            preds: Logits of the clean images, shape [B, m].
+            target: Labels, shape [B].
+            weight: Shape [B], 0 for padding; None counts all images.
+        """
+        counts = counted(preds, target, weight)
+        self.value += torch.where(counts, ce(preds, target).detach().double(), 0.0).sum()
         self.total += counts.sum()
 
     def compute(self) -> dict[str, Tensor]:

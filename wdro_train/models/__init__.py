@@ -2,8 +2,9 @@
 
 from wdro_train.models.expectation import ExpectedLogits
 from wdro_train.models.huggingface import huggingface_model
-from wdro_train.models.layers import Normalize
+from wdro_train.models.layers import Normalize, normalized
 from wdro_train.models.lipschitz_networks import lipschitz_cnn, lipschitz_mlp
+from wdro_train.models.onnx_models import onnx_model
 from wdro_train.models.preact_resnet import preact_resnet18
 from wdro_train.models.resnet import resnet18
 from wdro_train.models.robustbench_models import robustbench_model
@@ -20,6 +21,8 @@ __all__ = [
     "lipschitz_cnn",
     "lipschitz_mlp",
     "load_weights",
+    "normalized",
+    "onnx_model",
     "preact_resnet18",
     "resnet18",
     "robustbench_model",

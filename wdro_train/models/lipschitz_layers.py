@@ -112,7 +112,7 @@ class PadChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, channels, ...] of [B, C, ...]."""
         missing = self.channels - x.shape[1]
-        return torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1)
+        return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
 
     def lipschitz_bound(self, shape: Shape) -> LipschitzBound:
         """See `KnownLipschitz`."""

@@ -2,109 +2,105 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from wdro_train.models.weight_forms import Fit, fits, places
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.tensor_files import UnreadableError, read_tensors
 
-# Under which keys programs keep the weights in their checkpoints.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "last", "best")
-# What wrappers put before every name. "1." is the network after the normalisation in an `nn.Sequential`.
-_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "1.")
 _NAMED = 3  # so many keys an error message names; a network has hundreds
+_LIGHTNING = "pytorch-lightning_version"  # a key of every checkpoint that Lightning writes
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load weights that may carry other prefixes than the network's own names.
+def load_weights(model: nn.Module, path: str | Path, key: str | None = None) -> None:
+    """Load the weights of a file, whatever is wrapped around them and their names (see `weight_forms`).
 
-    A wrapper such as `nn.DataParallel`, `torch.compile` or a LightningModule puts a prefix before every name; names
-    are compared without them. What an architecture lists as `unused_weights` is left out.
+    All of the network's weights have to be there, and nothing else beside them, but that a checkpoint of Lightning may
+    also hold weights of losses and metrics: these are left out with a warning. Two different sets of weights that both
+    fit are refused, unless `key` says which.
 
     Args:
         model: The network.
-        path: A `.safetensors` file, or a state dict that `torch.load(..., weights_only=True)` reads, bare or inside
-            a checkpoint.
+        path: A `.safetensors` file, or one that `torch.load(..., weights_only=True)` reads.
+        key: Where in the file the weights are: keys and prefixes joined by dots, such as `ema` or
+            `state_dict.backbone`. None to look everywhere.
 
     Raises:
-        UserError: No such file, unreadable, or another network's: names missing and unexpected weights and shapes.
+        UserError: No such file, unreadable, another network's (names missing and unexpected weights and shapes), or
+            several different ones.
     """
-    ours = model.state_dict()
-    places = _bare(ours)
-    unused = tuple(prefix for part in model.modules() for prefix in getattr(part, "unused_weights", ()))
-    found = read_weights(path)
-    theirs = {bare: found[name] for bare, name in _bare(found).items() if not (unused and bare.startswith(unused))}
-    # Counters of batches are absent from old checkpoints and of no use in evaluation.
-    needed = {bare: name for bare, name in places.items() if not bare.endswith("num_batches_tracked")}
-    missing = [name for bare, name in needed.items() if bare not in theirs]
-    unexpected = sorted(theirs.keys() - places.keys())
-    misfits = [
-        f"{name} has shape {tuple(theirs[bare].shape)}, not {tuple(ours[name].shape)}"
-        for bare, name in places.items()
-        if bare in theirs and theirs[bare].shape != ours[name].shape
-    ]
-    complaints = [
-        f"{what} {_some(names)}"
-        for what, names in (("it lacks", missing), ("it has the unexpected", unexpected), ("in it", misfits))
-        if names
-    ]
-    if complaints:
+    content = _content(path)
+    lightning = isinstance(content, Mapping) and _LIGHTNING in content
+    if lightning and key is None and isinstance(content.get("state_dict"), Mapping):
+        content = {"state_dict": content["state_dict"]}  # what else there is, averaging keeps for itself
+    found = [fit for place in places(content) for fit in fits(model, place)] if _is_tree(content) else []
+    if not found:
+        raise UserError(f"model.weights={path} holds no named weights; save it with torch.save(network.state_dict())")
+    chosen = [fit for fit in found if key is None or fit.where == key or fit.where.startswith(f"{key}.")]
+    if not chosen:
+        raise UserError(f"model.weights={path} has nothing under model.weights_key={key}; it has {_where(found)}")
+    exact = [fit for fit in chosen if fit.is_exact and (lightning or key is not None or not fit.outside)]
+    if not exact:
+        raise _refusal(max(chosen, key=lambda fit: (fit.is_exact, *fit.likeness)), path)
+    differing = [fit for fit in exact if not fit.equals(exact[0])]
+    if differing:
         raise UserError(
-            f"model.weights={path} does not fit this network: {'; '.join(complaints)}; "
-            "choose the model and data it was trained with"
+            f"model.weights={path} has several networks that fit, under {_where([exact[0], *differing])}; choose one "
+            "with model.weights_key=..."
         )
-    model.load_state_dict({name: theirs.get(bare, ours[name]) for bare, name in places.items()})
+    if exact[0].outside and key is None:
+        warnings.warn(f"model.weights={path}: left out {_some(exact[0].outside)}", stacklevel=2)
+    model.load_state_dict(model.state_dict() | exact[0].weights)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, out of whatever wraps it.
-
-    Args:
-        path: See `load_weights`.
+def _content(path: str | Path) -> Any:
+    """The tensors and plain values in a file.
 
     Raises:
-        UserError: No such file, unreadable, or without weights.
+        UserError: No such file, or unreadable.
     """
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no file model.weights={path}; give a .safetensors file or a state dict")
     try:
-        content: Any = read_tensors(file)
+        return read_tensors(file)
     except UnreadableError as error:
         raise UserError(
             f"model.weights={path} cannot be read ({error}); save it as .safetensors or with torch.save(state_dict)"
         ) from error
-    lightning = isinstance(content, Mapping) and "pytorch-lightning_version" in content
-    while isinstance(content, Mapping) and (inner := _wrapped(content)) is not None:
-        content = inner
-    found = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    found.pop("n_averaged", None)  # of `torch.optim.swa_utils.AveragedModel`
-    if lightning and any(name.startswith("model.") for name in found):  # the rest are losses and metrics
-        found = {name: value for name, value in found.items() if name.startswith("model.")}
-    if not found:
-        raise UserError(f"model.weights={path} holds no named weights; save it with torch.save(network.state_dict())")
-    return found
 
 
-def _wrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """The state dict inside a checkpoint, under the first key that usually holds one; None if there is none.
-
-    Some programs keep a list, for cascades of networks (Wong and Kolter 2018); it is read if it holds one network.
-    """
-    inner = [content.get(key) for key in _WRAPPERS]
-    alone = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in inner]
-    return next((value for value in alone if isinstance(value, Mapping)), None)
+def _is_tree(content: Any) -> bool:
+    return isinstance(content, Mapping | list | tuple)
 
 
-def _bare(names: Iterable[str]) -> dict[str, str]:
-    """Names by what is left of them without the prefixes that all of them share."""
-    bare = {name: name for name in names}
-    while prefix := next((one for one in _PREFIXES if bare and all(name.startswith(one) for name in bare)), ""):
-        bare = {short.removeprefix(prefix): name for short, name in bare.items()}
-    return bare
+def _refusal(fit: Fit, path: str | Path) -> UserError:
+    """What is wrong with the weights that come nearest to the network's."""
+    if fit.is_exact and fit.where:
+        return UserError(
+            f"model.weights={path} has this network under {fit.where} and, beside it, {_some(fit.outside)}; if the "
+            f"network needs none of that, give model.weights_key={fit.where}"
+        )
+    unexpected = [*fit.unexpected, *fit.outside]
+    complaints = [
+        f"{what} {_some(names)}"
+        for what, names in (("it lacks", fit.missing), ("it has the unexpected", unexpected), ("in it", fit.misfits))
+        if names
+    ]
+    return UserError(
+        f"model.weights={path} does not fit this network: {'; '.join(complaints)}; "
+        "choose the model and data it was trained with"
+    )
+
+
+def _where(found: Iterable[Fit]) -> str:
+    """Where weights are, for a message."""
+    return _some(dict.fromkeys(fit.where or "the top" for fit in found))
 
 
 def _some(names: Iterable[str]) -> str:

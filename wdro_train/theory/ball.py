@@ -42,14 +42,14 @@ class WassersteinBall:
     delta: float
     ground: GroundNorm = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        """Parse and check the three numbers.
+    def __init__(self, p: float | str, norm: float | str, delta: float | str) -> None:
+        """Parse and check the three numbers, which may be written as people type them: `"inf"`, `"8/255"`.
 
         Raises:
             UserError: p < 1, norm < 1, delta < 0, or any of them NaN; an infinite delta.
         """
-        for name in ("p", "norm", "delta"):
-            object.__setattr__(self, name, parse_number(getattr(self, name), f"attack.{name}"))
+        for name, value in (("p", p), ("norm", norm), ("delta", delta)):
+            object.__setattr__(self, name, parse_number(value, f"attack.{name}"))
         if not self.p >= 1:
             raise UserError(f"attack.p={self.p:g} is not a Wasserstein order; choose p in [1, inf]")
         object.__setattr__(self, "ground", GroundNorm(self.norm))

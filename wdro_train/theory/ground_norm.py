@@ -86,13 +86,13 @@ class GroundNorm:
 
     order: float
 
-    def __post_init__(self) -> None:
-        """Parse and check the order.
+    def __init__(self, order: float | str) -> None:
+        """Parse and check the order, which may be written as people type it: `"inf"`.
 
         Raises:
             UserError: It is not a number in [1, inf].
         """
-        object.__setattr__(self, "order", parse_norm(self.order))
+        object.__setattr__(self, "order", parse_norm(order))
 
     @property
     def dual(self) -> float:

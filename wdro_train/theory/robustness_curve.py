@@ -17,14 +17,20 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wdro_train.theory import curve_views
 from wdro_train.theory.band import Band, Sided, band_width
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.numbers import parse_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 
@@ -54,12 +60,17 @@ class WorstCase:
 class RobustnessCurve:
     """Worst-case accuracy A_delta for every radius delta and every order p, from one vector of distances.
 
+    Radii and orders may be written as people type them: `"8/255"`, `"inf"`.
+
     Args:
         distances: d_i, shape [N]: non-negative, 0 for misclassified images, inf where no flip is known.
 
     >>> curve = RobustnessCurve([0.0, 1.0, 2.0, 3.0])
     >>> curve.accuracy(1.0, p=math.inf), curve.accuracy(0.5, p=1), curve.clean_accuracy
     (0.5, 0.375, 0.75)
+    >>> curve
+    RobustnessCurve(4 images, clean accuracy 0.7500, halved at radius 0.866 under W_2 and at 2 under W_inf, \
+no image without a flip)
     """
 
     def __init__(self, distances: ArrayLike) -> None:
@@ -79,21 +90,26 @@ class RobustnessCurve:
         """Number of images."""
         return int(self.distances.size)
 
+    def __repr__(self) -> str:
+        """The set in one line: its size, its clean accuracy, and the radii that halve it."""
+        halved = {p: self.budget(self.clean_accuracy / 2, p) for p in (2.0, math.inf)}
+        return curve_views.in_one_line(self.distances, self.clean_accuracy, halved)
+
     @property
     def clean_accuracy(self) -> float:
         """Clean accuracy A, the share of images that are not misclassified to begin with."""
         return float((self.distances > 0).mean())
 
-    def accuracy(self, delta: float, p: float) -> float:
+    def accuracy(self, delta: float | str, p: float | str) -> float:
         """Worst-case accuracy A_delta in one ball.
 
         Args:
             delta: Radius, >= 0.
             p: Wasserstein order in [1, inf].
         """
-        return float(self.accuracies([delta], p)[0])
+        return float(self.accuracies([parse_number(delta, "delta")], p)[0])
 
-    def accuracies(self, deltas: ArrayLike, p: float) -> Floats:
+    def accuracies(self, deltas: ArrayLike, p: float | str) -> Floats:
         """Worst-case accuracies A_delta on a grid of radii.
 
         Args:
@@ -103,17 +119,18 @@ class RobustnessCurve:
         Returns:
             Shape [k], in [0, 1].
         """
-        grid = np.atleast_1d(np.asarray(deltas, dtype=np.float64))
+        grid, p = np.atleast_1d(np.asarray(deltas, dtype=np.float64)), parse_number(p, "p")
         _check(grid, p)
         return np.asarray([1 - sum(self._moved(float(delta), p)) / len(self) for delta in grid])
 
-    def worst_case(self, delta: float, p: float) -> WorstCase:
+    def worst_case(self, delta: float | str, p: float | str) -> WorstCase:
         """The worst case inside one ball: weights, multiplier and dual value.
 
         Args:
             delta: Radius, >= 0.
             p: Wasserstein order in [1, inf].
         """
+        delta, p = parse_number(delta, "delta"), parse_number(p, "p")
         _check(np.asarray([delta]), p)
         n = len(self)
         whole, split = self._moved(delta, p)
@@ -136,7 +153,7 @@ class RobustnessCurve:
             accuracy, weights, multiplier, marginal, self._dual(delta, p, marginal), scale * cost ** (1 / p)
         )
 
-    def budget(self, accuracy: float, p: float) -> float:
+    def budget(self, accuracy: float, p: float | str) -> float:
         """The smallest radius that brings the accuracy down to `accuracy`; inf if no radius is known to.
 
         Args:
@@ -145,6 +162,7 @@ class RobustnessCurve:
         """
         if not 0 <= accuracy <= 1:
             raise UserError(f"accuracy={accuracy:g} is not a share; choose one in [0, 1]")
+        p = parse_number(p, "p")
         _check(np.zeros(1), p)
         n = len(self)
         mass = _whole_if_rounded(n * (1 - accuracy), n)
@@ -177,7 +195,7 @@ class RobustnessCurve:
         """
         return Band(band_width(len(self), alpha, sided, networks), 1 - alpha, sided, networks)
 
-    def shifted(self, delta: float, epsilon: float, p: float) -> float:
+    def shifted(self, delta: float | str, epsilon: float, p: float | str) -> float:
         """The paper's out-of-sample bound: A_{delta+eps}(P^) <= A_delta(P) whenever W_p(P^, P) <= eps (section 7).
 
         The paper's probability of that premise, 1 - K exp(-K N eps^n) with n the number of pixels, says nothing for
@@ -190,7 +208,56 @@ class RobustnessCurve:
         """
         if not epsilon >= 0:
             raise UserError(f"epsilon={epsilon:g} is not a distance; choose epsilon >= 0")
-        return self.accuracy(delta + epsilon, p)
+        return self.accuracy(parse_number(delta, "delta") + epsilon, p)
+
+    def to_dict(
+        self, deltas: Sequence[float | str] | None = None, orders: Sequence[float | str] = curve_views.ORDERS
+    ) -> dict[str, list[float]]:
+        """The curve as columns of a table with one row for each order and radius, for any library of tables.
+
+        Args:
+            deltas: Radii; None: 41 from 0 to the radius that leaves nothing under W_inf, as far as it is known.
+            orders: Wasserstein orders.
+
+        Returns:
+            The columns `p`, `delta` and `accuracy`.
+        """
+        return curve_views.columns(*self._lines(deltas, orders))
+
+    def to_frame(
+        self, deltas: Sequence[float | str] | None = None, orders: Sequence[float | str] = curve_views.ORDERS
+    ) -> Any:
+        """The table of `to_dict` as a `pandas.DataFrame`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return curve_views.frame(self.to_dict(deltas, orders))
+
+    def plot(
+        self,
+        deltas: Sequence[float | str] | None = None,
+        orders: Sequence[float | str] = curve_views.ORDERS,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw accuracy against the radius, one line for each order.
+
+        Args:
+            deltas: As for `to_dict`.
+            orders: Wasserstein orders.
+            ax: Where to draw; None makes a figure.
+
+        Returns:
+            The axes, whose `figure` can be saved.
+        """
+        return curve_views.draw(*self._lines(deltas, orders), ax)
+
+    def _lines(
+        self, deltas: Sequence[float | str] | None, orders: Sequence[float | str]
+    ) -> tuple[dict[float, Floats], list[float]]:
+        """Accuracies by the order, and the radii that they are at."""
+        grid = curve_views.radii(deltas, self.distances)
+        return {order: self.accuracies(grid, order) for order in (parse_number(p, "p") for p in orders)}, grid
 
     def _moved(self, delta: float, p: float) -> tuple[int, float]:
         """How many of the nearest images move as a whole, and the share of the next one that still fits."""

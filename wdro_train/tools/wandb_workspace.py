@@ -1,4 +1,4 @@
-"""Lay out the workspace of a project in W&B: accuracy, ratios and bounds, first-order values, sweeps.
+"""Lay out the workspace of a project in W&B: training, accuracy, ratios and bounds, test, images, sweeps.
 
 `python -m wdro_train.tools.wandb_workspace --entity ME` saves it; `--json FILE` writes it to a file and sends nothing.
 """
@@ -31,9 +31,20 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "first-order value and that of Q_delta": ("val/v_first_order", "val/v_q"),
     },
 }
+TRAINING: dict[str, tuple[str, tuple[str, ...]]] = {
+    "loss of every step": ("trainer/global_step", ("train/loss_step",)),
+    "loss": ("epoch", ("train/loss",)),
+    "accuracy of the images trained on": ("epoch", ("train/clean_acc", "train/adv_acc")),
+    "learning rate": ("epoch", ("train/learning_rate",)),
+}
+TEST: dict[str, tuple[str, ...]] = {
+    "accuracy on the test set": ("test/clean_acc", "test/adv_acc", "test/worst_acc", "test/certified_acc"),
+    "ratio on the test set": ("test/worst_ratio", "test/ratio", "test/certified_ratio"),
+}
+IMAGES = ("adversarial_images", "adversarial_examples")
 VARIED = ("attack.p", "attack.delta", "objective._target_", "seed")
-# One plot each: a run that lacks a column is not drawn, and no run need have both. `.max` is the best epoch's.
-JUDGED = ("val/adv_acc.max", "val/worst_acc.max", "val/certified_acc.max")
+# One plot each: a run that lacks a column is not drawn, and no run need have both. The summary is the best epoch's.
+JUDGED = ("val/adv_acc", "val/worst_acc", "val/certified_acc")
 
 
 def workspace(entity: str, project: str) -> Any:
@@ -48,7 +59,9 @@ def workspace(entity: str, project: str) -> Any:
     """
     spaces = optional("wandb_workspaces.workspaces", "dashboard")
     panels = optional("wandb_workspaces.reports.v2", "dashboard")
-    sections = [
+    lines = [panels.LinePlot(title=title, x=x, y=list(keys)) for title, (x, keys) in TRAINING.items()]
+    sections = [spaces.Section(name="training", is_open=True, panels=lines)]
+    sections += [
         spaces.Section(
             name=name,
             is_open=True,
@@ -60,7 +73,10 @@ def workspace(entity: str, project: str) -> Any:
     for judged in JUDGED:
         columns = [panels.ParallelCoordinatesPlotColumn(metric=panels.Config(key)) for key in VARIED]
         columns.append(panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric(judged)))
-        sweeps.append(panels.ParallelCoordinatesPlot(title=judged.removesuffix(".max"), columns=columns))
+        sweeps.append(panels.ParallelCoordinatesPlot(title=judged, columns=columns))
+    bars = [panels.BarPlot(title=title, metrics=list(keys)) for title, keys in TEST.items()]
+    sections.append(spaces.Section(name="test", is_open=True, panels=bars))
+    sections.append(spaces.Section(name="images", is_open=True, panels=[panels.MediaBrowser(media_keys=list(IMAGES))]))
     sections.append(spaces.Section(name="sweeps", is_open=True, panels=sweeps))
     return spaces.Workspace(entity=entity, project=project, name="wdro_train", sections=sections)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -43,7 +44,10 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         logger.log_hyperparams(plain(cfg))
     asked = cfg.trainer.get("plugins")
     plugins = [*(construct(asked) if asked else []), ReplacingCheckpointIO()]
-    trainer: L.Trainer = construct(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
+    options: dict[str, Any] = {"callbacks": callbacks, "logger": loggers, "plugins": plugins}
+    if "enable_progress_bar" not in cfg.trainer:  # without one of ours Lightning would put its own in its place
+        options["enable_progress_bar"] = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    trainer: L.Trainer = construct(cfg.trainer, **options)
     return trainer
 
 

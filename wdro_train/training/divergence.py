@@ -39,6 +39,6 @@ def diverged(loss: float, trainer: L.Trainer, batch_idx: int) -> UserError:
     last = next(filter(None, reversed(saved)), None)
     kept = f"the last good checkpoint is kept: resume it, ckpt_path={last},"
     return UserError(
-        f"the training loss became {loss} in epoch {trainer.current_epoch}, batch {batch_idx}; "
+        f"the training loss became {loss} in epoch {trainer.current_epoch + 1}, batch {batch_idx}; "
         f"{'start again' if last is None else kept} with a smaller optimizer.lr or trainer.gradient_clip_val"
     )

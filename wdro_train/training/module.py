@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wdro_train.attacks.network_check import check_logits
 from wdro_train.objectives import Objective, Standard, unlearning
-from wdro_train.training.adversary import Attacker, BatchEvidence, CleanJudge, Judge
-from wdro_train.training.batches import BatchInspector, is_last_batch
-from wdro_train.training.divergence import diverged, refuse_nonfinite
-from wdro_train.training.epoch_metrics import JudgedMetrics, TrainingMetrics
+from wdro_train.training.adversarial_module import AdversarialModule, AttackedBatch
+from wdro_train.training.divergence import refuse_nonfinite
+from wdro_train.training.epoch_metrics import TrainingMetrics
 from wdro_train.training.optimization import make_optimization
 from wdro_train.training.resuming import TakenUp, take_up
-from wdro_train.utils.contract import NonFiniteLogitsError, images_of, logits_of
+from wdro_train.utils.contract import logits_of
 from wdro_train.utils.distributed import default_reducer
-from wdro_train.utils.errors import UserError
 from wdro_train.utils.learnt import Stateful
 
 CONFIG_KEY = "wdro_train_config"
@@ -41,7 +36,7 @@ class WeightAdversary(Protocol):
         ...
 
 
-class RobustClassifier(L.LightningModule):
+class RobustClassifier(AdversarialModule):
     """Trains a classifier on an objective; with an adversary attached, on and against its images.
 
     Args:
@@ -77,15 +72,8 @@ class RobustClassifier(L.LightningModule):
         self.make_scheduler = scheduler
         self.config = config
         self.weight_adversary: WeightAdversary | None = None
-        self.inspector = BatchInspector()
         self.taken_up: TakenUp | None = None
         self.training_metrics = TrainingMetrics()
-        self.attach(None, CleanJudge())
-
-    def attach(self, attacker: Attacker | None, judge: Judge) -> None:
-        """Train on the attacker's images and listen to this judge from now on; its metrics are logged."""
-        self.attacker, self.judge = attacker, judge
-        self.judged = nn.ModuleDict({stage: JudgedMetrics(stage, judge).to(self.device) for stage in ("val", "test")})
 
     @property
     def trained_network(self) -> nn.Module:
@@ -99,15 +87,10 @@ class RobustClassifier(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Attack the batch if the objective asks for it, and evaluate the objective."""
         here = self.inspector.receive(self, batch, batch_idx, self.trainer)
-        x_adv, importance, terms = here.x, None, {}
-        if self.objective.needs_adversary and self.attacker is not None:
-            try:
-                found = self.attacker.perturb(self, here)
-            except NonFiniteLogitsError as error:
-                raise diverged(math.nan, self.trainer, batch_idx) from error
-            x_adv, importance, terms = found.x_adv, found.importance, self.attacker.terms(found, here)
+        clean = AttackedBatch(here, here.x, None, {})
+        found = self.attack_received(here) if self.objective.needs_adversary else clean
         evaluate = partial(
-            self.objective, self, here.x, x_adv, here.y, importance=importance, reducer=default_reducer()
+            self.objective, self, here.x, found.x_adv, here.y, importance=found.importance, reducer=default_reducer()
         )
         if self.weight_adversary is not None:
             with unlearning(self.objective):
@@ -115,33 +98,13 @@ class RobustClassifier(L.LightningModule):
         result = evaluate()
         refuse_nonfinite(result.loss, self.trainer, batch_idx)
         self.log("train/loss_step", result.loss.detach(), prog_bar=True, sync_dist=True)
-        self.training_metrics.update(result, here, terms)
+        self.training_metrics.update(result, here, found.terms)
         return result.loss
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, BatchEvidence]:
-        """Judge a validation batch."""
-        return self._evaluate("val", batch, batch_idx, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, BatchEvidence]:
-        """Judge a test batch."""
-        return self._evaluate("test", batch, batch_idx, dataloader_idx)
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Logits of a batch, with labels or without, [B, m]."""
-        return self(self.inspector.receive_images(self, images_of(batch)))  # type: ignore[no-any-return]
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch."""
         for key, value in self.training_metrics.take().items():
             self.log(key, value)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the values of the whole set."""
-        self._log_judged("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the values of the whole set."""
-        self._log_judged("test")
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the scheduler if there is one; in a resumed run with the checkpoint's buffers to come."""
@@ -166,26 +129,3 @@ class RobustClassifier(L.LightningModule):
             kept = OBJECTIVE_KEY in checkpoint and self.taken_up.resumption.measures_the_same
             if kept and isinstance(self.objective, Stateful):  # what was learnt of another threat is worth nothing
                 self.objective.load_state_dict(checkpoint[OBJECTIVE_KEY])
-
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> dict[str, BatchEvidence]:
-        if dataloader_idx:
-            raise UserError("several evaluation sets are not supported; pass a single dataloader")
-        here = self.inspector.receive(self, batch, batch_idx, self.trainer)
-        evidence = self.judge.judge(self, here)
-        check_logits(self, here.x, evidence.clean_logits, here.checked.labels)
-        metrics = self._judged_metrics(stage)
-        metrics.update(evidence)
-        if is_last_batch(self.trainer):  # a callback may exchange the weights before the epoch's end, as averaging does
-            metrics.certify(self.judge.rest(self))
-        return {"evidence": evidence}
-
-    def _log_judged(self, stage: str) -> None:
-        metrics = self._judged_metrics(stage)
-        on_the_bar, others = metrics.take()
-        self.log_dict(on_the_bar, prog_bar=True)
-        self.log_dict(others)
-
-    def _judged_metrics(self, stage: str) -> JudgedMetrics:
-        metrics = self.judged[stage]
-        assert isinstance(metrics, JudgedMetrics)
-        return metrics

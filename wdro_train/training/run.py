@@ -11,21 +11,20 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from torch import Tensor
 
 from wdro_train.attacks.network_check import PROBED_IMAGES
 from wdro_train.config import slurm
 from wdro_train.config.build import build_data, plain
-from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb
+from wdro_train.config.loggers import closing_wandb, offline_runs, quiet_offline_wandb, summarize
 from wdro_train.data import ImageDataModule, content_digest
-from wdro_train.training import cost
+from wdro_train.training import cost, run_output
 from wdro_train.training.build import build_callbacks, build_module, build_trainer, check_adversary, check_certificate
 from wdro_train.training.callbacks import KeepListening
 from wdro_train.training.checkpoint import check_weights, read_checkpoint
 from wdro_train.training.finetuning import start_from
 from wdro_train.training.module import CONFIG_KEY, RobustClassifier
-from wdro_train.training.resuming import DATA_DIGEST, Kind, Resumption
+from wdro_train.training.resuming import CLASS_NAMES, DATA_DIGEST, Kind, Resumption
 from wdro_train.training.summary import conclude, present
 
 
@@ -50,14 +49,16 @@ def train(cfg: DictConfig) -> float | None:
     images, labels = _examine(module, data)
     assert module.config is not None
     module.config[DATA_DIGEST] = content_digest(data.arrays("val"))  # the same name may hold other images tomorrow
+    module.config |= _names_of_classes(data)
     if cfg.dry_run:
-        print(OmegaConf.to_yaml(cfg, resolve=True))
         callbacks = build_callbacks(cfg)
         check_adversary(callbacks, module)
         check_certificate(callbacks, module, images, labels)
-        cost.show(cost.estimate(module, data, callbacks))
+        _introduce(cfg, data, module, past)
+        found = cost.measure(module, data, callbacks, cfg.trainer, test=cfg.test)
+        print(f"cost    {found}", *cost.details(found), "", OmegaConf.to_yaml(cfg, resolve=True), sep="\n")
         return None
-    with closing_wandb():
+    with closing_wandb(), run_output.warnings_in_the_log():
         trainer = build_trainer(cfg)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_adversary(callbacks, module)
@@ -69,9 +70,10 @@ def train(cfg: DictConfig) -> float | None:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         summary = conclude(cfg, trainer, module, data)
         if trainer.is_global_zero:
+            summarize(trainer.loggers, summary.epoch, summary.val)
             summary = replace(summary, wandb_offline=offline_runs(trainer.loggers))
     if trainer.is_global_zero:
-        present(summary, Path(cfg.run_dir))
+        present(summary, Path(cfg.run_dir), verbose=cfg.verbose)
     return summary.score
 
 
@@ -84,6 +86,8 @@ def _quiet(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "The number of training batches")
+    # Whose folder it is has been settled when it was claimed.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     if cfg.finetune.freeze:
         warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
@@ -111,14 +115,23 @@ def _examine(module: RobustClassifier, data: ImageDataModule) -> tuple[Tensor, T
     return images, labels
 
 
+def _names_of_classes(data: ImageDataModule) -> dict[str, list[str]]:
+    """What the classes are called, to be kept in checkpoints; nothing where a name would be refused by their reader."""
+    names = data.class_names or []
+    readable = all("${" not in name and name != "???" for name in names)
+    return {CLASS_NAMES: [str(name) for name in names]} if names and readable else {}
+
+
 def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:
     """What is about to happen, in three lines; in four, if a run is resumed."""
     sizes = ", ".join(f"{len(data.arrays(name).labels)} {name}" for name in ("train", "val", "test"))
     weights = sum(p.numel() for p in module.parameters())
-    console = Console()
-    console.print(f"data    {HydraConfig.get().runtime.choices.get('data')}: {sizes} images")
-    console.print(f"model   {HydraConfig.get().runtime.choices.get('model')}: {weights:,} parameters")
-    console.print(f"threat  W_{cfg.attack.p} ball of radius {cfg.attack.delta} in the l_{cfg.attack.norm} norm")
+    choices = HydraConfig.get().runtime.choices
+    run_output.say(
+        f"data    {choices.get('data')}: {sizes} images",
+        f"model   {choices.get('model')}: {weights:,} parameters",
+        f"threat  W_{cfg.attack.p} ball of radius {cfg.attack.delta} in the l_{cfg.attack.norm} norm",
+    )
     if past is not None:
         settings = ", ".join(map(str, past.of_kind(Kind.OPTIMIZER, Kind.SCHEDULE)))
-        console.print(f"resume  at epoch {past.epochs}{', with ' if settings else ''}{settings}", soft_wrap=True)
+        run_output.say(f"resume  at epoch {past.epochs + 1}{', with ' if settings else ''}{settings}")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
-from rich.console import Console
 
 from wdro_train.config.run_folders import METRICS_FILE
-from wdro_train.training.callbacks import ValidationHistory
+from wdro_train.data import ImageDataModule
+from wdro_train.training import run_output
+from wdro_train.training.callbacks import DistributionalAdversary, ValidationHistory
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.checkpoint_io import ReplacingCheckpointIO, check_own
 from wdro_train.utils import tables
@@ -38,6 +39,8 @@ class TrainingSummary:
         val: Validation values of the best epoch, without `val/`.
         test: Test values of its network, without `test/`; None if it was not tested.
         wandb_offline: Folders of runs that W&B has not been sent yet.
+        effort: What the worst case of the test rests on, in words; None where it was not looked for.
+        images: Number of images of `val` and `test`, where all of the set were judged.
     """
 
     command: str
@@ -50,6 +53,8 @@ class TrainingSummary:
     val: Mapping[str, float]
     test: Mapping[str, float] | None
     wandb_offline: list[str]
+    effort: str | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -64,7 +69,7 @@ class TrainingSummary:
     def content(self) -> dict[str, Any]:
         """The fields as they stand in the file: a run that was not tested has no entry `test`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: value for key, value in fields.items() if not (key == "test" and value is None)}
+        return {key: value for key, value in fields.items() if not (key in ("test", "effort") and value is None)}
 
 
 def conclude(
@@ -109,30 +114,70 @@ def conclude(
         val=values,
         test=tested,
         wandb_offline=[],
+        effort=_effort(callbacks, tested),
+        images=_images(trainer, data),
     )
 
 
-def present(summary: TrainingSummary, folder: Path) -> None:
+def present(summary: TrainingSummary, folder: Path, *, verbose: bool = False) -> None:
     """Write `metrics.json` (undefined values as null, infinity as "inf") and print the table.
 
     Args:
         summary: Of the run.
         folder: Of the run.
+        verbose: Print all values; else those that people publish.
     """
     write_json(folder / METRICS_FILE, summary.content(), indent=2)
     threat, stages = summary.threat, summary.stages
-    tables.show(
-        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; best epoch {summary.epoch}",
-        ["metric", *stages],
-        tables.metric_rows(*stages.values()),
+    keys = _published(stages.values())
+    if verbose:
+        keys += [key for values in stages.values() for key in values if key not in keys]
+    rows = [[key, *(_rounded(key, values.get(key)) for values in stages.values())] for key in dict.fromkeys(keys)]
+    run_output.say(
+        f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; "
+        f"best epoch {summary.epoch + 1} of {summary.epochs}",
+        tables.table(["metric", *stages], rows),
     )
-    console = Console()
-    console.print(f"checkpoint  {summary.checkpoint}", soft_wrap=True)
-    console.print(f"run folder  {folder}", soft_wrap=True)
-    for run in summary.wandb_offline:
-        console.print(f"dashboard   wandb sync {run}", soft_wrap=True)
+    if summary.effort is not None:
+        run_output.say(summary.effort)
+    run_output.say(f"checkpoint  {summary.checkpoint}", f"run folder  {folder}")
+    run_output.say(*(f"dashboard   wandb sync {run}" for run in summary.wandb_offline))
     if any(math.isnan(value) for values in stages.values() for value in values.values()):
-        console.print("nan: undefined on this set; the warning above names the cause")
+        run_output.say("nan: undefined on this set; the warning above names the cause")
+
+
+def _published(stages: Iterable[Mapping[str, float]]) -> list[str]:
+    """The keys of the values that people publish: accuracies, and the ratio that goes with the lowest of them."""
+    found = {key for values in stages for key in values}
+    ratio = "worst_ratio" if "worst_ratio" in found else "ratio"
+    return [key for key in ("clean_acc", "adv_acc", "worst_acc", ratio, "certified_acc") if key in found]
+
+
+def _rounded(key: str, value: float | None) -> str:
+    """A value with four decimals: upper bounds are not rounded down, and lower bounds not up."""
+    if value is None:
+        return "-"
+    if key in ("worst_acc", "worst_ratio"):
+        return tables.rounded_up(value)
+    return tables.rounded_down(value) if key.startswith("certified") else tables.four_decimals(value)
+
+
+def _effort(callbacks: Iterable[L.Callback], tested: Mapping[str, float] | None) -> str | None:
+    """What `worst_acc` of the test is, in one line."""
+    for callback in callbacks:
+        if isinstance(callback, DistributionalAdversary) and tested is not None and "worst_acc" in tested:
+            return callback.worst_case_of_the_test
+    return None
+
+
+def _images(trainer: L.Trainer, data: L.LightningDataModule) -> dict[str, int]:
+    """Number of images of the sets that were judged as a whole."""
+    if not isinstance(data, ImageDataModule):
+        return {}
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    # Lightning's 1.0 is the whole set, and its 1 is one batch.
+    whole = [name for name, limit in limits.items() if isinstance(limit, float) and limit == 1]
+    return {name: len(data.arrays(name).labels) for name in whole}
 
 
 def _own_checkpoint(trainer: L.Trainer, path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names under which earlier versions stored this package's constructors, and the names they have now.
+"""Names of earlier versions, and the names they have now: of stored constructors, and of arguments.
 
 A checkpoint keeps the configuration of its run, and that names classes and functions by where they were when it was
 written. Whoever reads one asks here, so that moving a class makes no checkpoint unreadable and is no change of what was
@@ -7,8 +7,14 @@ configured. The list is exact: a name that is not in it means what it says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Returned = TypeVar("Returned")
 
 _CALLBACKS = (
     "AdversarialImages",
@@ -29,6 +35,9 @@ RENAMED: Mapping[str, str] = {
     "wdro_train.attacks.WorstCase": "wdro_train.attacks.BoundaryAttack",
 }
 """Stored name -> present name. A class that is moved or renamed adds a line here, and no line is ever taken out."""
+
+FORMER_POSTER: Mapping[str, str] = {"pgd_steps": "steps"}
+"""Keys of `poster`, as `first_order` of evaluate.py was called, that have another name now."""
 
 
 def present_name(name: str) -> str:
@@ -84,3 +93,38 @@ def _present(tree: Any, defaults: Mapping[str, Mapping[str, Any]]) -> Any:
         parts["_target_"] = present_name(named)
         parts |= {key: value for key, value in defaults.get(parts["_target_"], {}).items() if key not in parts}
     return parts
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, Returned]], Callable[P, Returned]]:
+    """Let a function be called by former names of its arguments too, with a warning that says the present ones.
+
+    Former names stand in its signature, so that whoever hands on only what a signature names, as
+    `torchmetrics.MetricCollection` does, hands them on as well.
+
+    Args:
+        **names: Present name by former name.
+
+    >>> @renamed_arguments(labels="target")
+    ... def count(target):
+    ...     return len(target)
+    >>> count([1, 2])
+    2
+    """
+
+    def decorate(function: Callable[P, Returned]) -> Callable[P, Returned]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Returned:
+            former = names.keys() & kwargs.keys()
+            if not former:
+                return function(*args, **kwargs)
+            told = ", ".join(f"{name} is {names[name]}" for name in names if name in former)
+            warnings.warn(f"arguments have the names of torchmetrics now: {told}", FutureWarning, stacklevel=3)
+            return function(*args, **{names.get(key, key): value for key, value in kwargs.items()})  # type: ignore[arg-type]
+
+        signature = inspect.signature(function)
+        kept = list(signature.parameters.values())
+        added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+        call.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        return call
+
+    return decorate

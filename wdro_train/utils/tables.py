@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from io import StringIO
 
@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 
 def show(
@@ -25,20 +26,32 @@ def show(
         caption: Stands below it; None for nothing.
         texts: The first so many columns hold text and are set flush left, the others numbers and flush right.
     """
-    table = Table()
-    for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k < texts else "right")
-    for row in rows:
-        table.add_row(*row)
+    made = table(header, rows, texts)
     console = Console()
     # Where words do not fit, too wide a table is better than figures cut off.
-    natural = Measurement.get(console, console.options.update(max_width=10_000), table)
+    natural = Measurement.get(console, console.options.update(max_width=10_000), made)
     if natural.minimum > console.width:
         console.width = natural.maximum
-    console.print(title, style="bold", highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(title, style="bold", highlight=False, soft_wrap=True, markup=False)
+    console.print(made)
     if caption is not None:
-        console.print(caption, style="dim", highlight=False, soft_wrap=True)
+        console.print(caption, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:
+    """A table, to be printed.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells, as they are printed.
+        texts: The first so many columns hold text and are set flush left, the others numbers and flush right.
+    """
+    made = Table()
+    for k, name in enumerate(header):
+        made.add_column(Text(name), justify="left" if k < texts else "right")
+    for row in rows:
+        made.add_row(*map(Text, row))  # as it is: brackets in a name are no markup
+    return made
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,9 +61,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         header: Names of the columns.
         rows: Their cells.
     """
-    table = Table(*header, box=box.MARKDOWN)
+    table = Table(box=box.MARKDOWN)
+    for name in header:
+        table.add_column(Text(name))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(file=StringIO(), width=10_000)
     console.print(table)
     assert isinstance(console.file, StringIO)
@@ -99,13 +114,3 @@ def four_decimals(value: float | None) -> str:
         value: The number, or None.
     """
     return "-" if value is None else f"{value:.4f}"
-
-
-def metric_rows(*columns: Mapping[str, float]) -> list[list[str]]:
-    """One row for each metric: its name, and its value in every column.
-
-    Args:
-        *columns: The metrics of one column each, by name; one that a column lacks is a dash there.
-    """
-    keys = list(dict.fromkeys(key for column in columns for key in column))
-    return [[key, *(four_decimals(column.get(key)) for column in columns)] for key in keys]

@@ -19,6 +19,9 @@ class AdversarySettings(Part):
     val_attack: fields.Node | None = None
     first_order: fields.Node | None = None
     distances: fields.Node | None = None
+    test_distances: Annotated[
+        Literal["default"] | fields.Node | None, Said("is no attack", "choose default, null or one with its _target_")
+    ] = "default"
     certificate: Annotated[
         PlainName | fields.Node | None,
         Said("is no certificate", f"choose {one_of(PlainName)} or null"),
@@ -73,15 +76,17 @@ class SeedEpochSettings(Part):
 class ProgressSettings(Part):
     """Settings of `ProgressBar`."""
 
-    leave: fields.Flag = False
-    refresh_rate: fields.Natural = 1
-    theme: fields.Node | None = None
+    test: fields.Flag = True
 
 
-class ThemeSettings(Part):
-    """Settings of Rich's theme."""
+class PruningSettings(Part):
+    """Settings of `TrialPruning`."""
 
-    metrics_text_delimiter: Annotated[str, Field(strict=True), Said("is not a text", "give one")] = " "
+    folder: fields.Path
+    run_dir: fields.Path
+    monitor: fields.Text = "val/worst_acc"
+    mode: Annotated[Literal["min", "max"], Said("is no direction", "choose min or max")] = "max"
+    pruner: fields.Node | None = None
 
 
 class WeightPerturbationSettings(Part):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -18,12 +15,14 @@ from wdro_train.cli.schemas.constructors import COMMON, part_of
 from wdro_train.cli.schemas.fields import SAID, is_node
 from wdro_train.cli.schemas.top_level import TOP_LEVELS
 from wdro_train.cli.schemas.trial import try_out
+from wdro_train.config.own_networks import NOT_FOR_CONSTRUCTORS
+from wdro_train.config.signatures import described, located, required, taken
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.plain_values import SHOWN_CHARACTERS
 from wdro_train.utils.renamed import present_name
 
 _HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-_OURS = {"model": ("weights",)}  # what is not handed to the constructor
+_OURS = {"model": NOT_FOR_CONSTRUCTORS}  # what is not handed to the constructor
 _OWNER = {"data": "these images have", "model": "this model has"}
 Path = tuple[str | int, ...]
 
@@ -74,6 +73,8 @@ def refusal(
     wrong = list(_wrong(TOP_LEVELS[command], plain, ()))
     for path, node in _nodes(plain, ()):
         wrong += _wrong_node(path, node)
+    if command == "train" or plain.get("ckpt_path") is None:  # a checkpoint has the arguments of its network
+        wrong += _lacking(plain.get("model"))
     typed = [(path, text) for path, text in wrong if not _follows(path, derived)]
     return next((text for _, text in [*typed, *(failures or {}).items(), *wrong]), None)
 
@@ -169,7 +170,7 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
         yield where, f"{_dotted(where)}={_shown(target)} is not a name; give package.module.Constructor"
         return
     try:
-        made = _located(target)
+        made = located(target)
     except Exception as error:
         reason = " ".join(str(error).split())
         renamed = present_name(target)
@@ -180,44 +181,29 @@ def _wrong_node(path: Path, node: Mapping[str, Any]) -> Iterator[tuple[Path, str
     part = part_of(made) or (COMMON.get(str(path[0])) if len(path) == 1 else None)
     if part is not None and not node.get("_args_"):
         yield from _wrong(part, settings, path)
-    taken = _parameters(made)
+    parameters = taken(made)
+    names = None if parameters is None else [parameter.name for parameter in parameters]
+    ours = _OURS.get(str(path[0]), ())
     for key in settings:
-        if taken is not None and key not in (*taken, *_OURS.get(str(path[0]), ())):
-            known = nearest(key, taken)
-            hint = f"did you mean {known}?" if known else f"it takes {', '.join(taken)}"
+        if names is not None and key not in (*names, *ours):
+            known = nearest(key, names)
+            hint = f"did you mean {known}?" if known else f"it takes {described(made)}"
             yield (*path, key), f"{_dotted((*path, key))} is not a setting of {_short(target)}; {hint}"
 
 
-@functools.cache
-def _located(target: str) -> Any:
-    """What a dotted name stands for: as for Hydra, a name in a package comes before a module of the same name."""
-    name, *parts = target.split(".")
-    found = importlib.import_module(name)
-    for part in parts:
-        name = f"{name}.{part}"
-        if not hasattr(found, part):
-            importlib.import_module(name)
-        found = getattr(found, part)
-    return found
-
-
-@functools.cache
-def _parameters(made: Any) -> list[str] | None:
-    """The settings that a constructor takes, those handed on to its base classes included; None if nobody knows."""
-    classes = made.__mro__ if isinstance(made, type) else ()
-    lines = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)] or [made]
-    found: list[str] = []
-    for line in lines:
-        try:
-            parameters = list(inspect.signature(line).parameters.values())
-        except (TypeError, ValueError):
-            return None
-        found += [
-            p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"
-        ]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return found
-    return None
+def _lacking(node: Any) -> Iterator[tuple[Path, str]]:
+    """The arguments that the constructor of a network needs and is not given."""
+    if not is_node(node) or node.get("_args_"):
+        return
+    target = node["_target_"]
+    try:
+        made = located(target)
+    except Exception:  # it is refused by `_wrong_node`
+        return
+    for key in required(made):
+        if key not in node or key in _OURS["model"]:
+            text = f"model._target_={target} needs {key}; give model.{key}=... (it takes {described(made)})"
+            yield ("model", key), text
 
 
 def _follows(path: Path, derived: Collection[Path]) -> bool:

@@ -25,7 +25,7 @@ from wdro_train.training import callbacks, csv_logger
 
 COMMON: dict[str, type[Part]] = {
     "data": image_settings.ImagesSettings,
-    "model": image_settings.NetworkSettings,
+    "model": image_settings.AnyNetworkSettings,
     "attack": attack_settings.AttackSettings,
     "objective": attack_settings.ObjectiveSettings,
     "optimizer": fit_settings.OptimizerSettings,
@@ -55,6 +55,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     ],
     image_settings.LipschitzCnnSettings: [models.lipschitz_cnn],
     image_settings.ResNetSettings: [models.resnet18],
+    image_settings.OnnxSettings: [models.onnx_model],
     image_settings.NamedNetworkSettings: [
         models.torchvision_model,
         models.timm_model,
@@ -88,7 +89,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     callback_settings.PicturesSettings: [callbacks.AdversarialImages],
     callback_settings.SeedEpochSettings: [callbacks.SeedEpoch],
     callback_settings.ProgressSettings: [callbacks.ProgressBar],
-    callback_settings.ThemeSettings: [lightning_callbacks.progress.rich_progress.RichProgressBarTheme],
+    callback_settings.PruningSettings: [callbacks.TrialPruning],
     callback_settings.WeightPerturbationSettings: [callbacks.AdversarialWeightPerturbation],
     callback_settings.WarmupSettings: [callbacks.RadiusWarmup],
     callback_settings.GradualWarmupSettings: [callbacks.GradualWarmup],

@@ -160,6 +160,15 @@ Deviations = Annotated[
     Field(strict=True, min_length=1),
     Said("is not a list of numbers above 0", "give one a channel, as [0.5,0.5,0.5]", "is not a list of positive ones"),
 ]
+_Means = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Deviations = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Normalization = Annotated[
+    tuple[
+        _Means | Annotated[list[_Means], Field(min_length=1)],
+        _Deviations | Annotated[list[_Deviations], Field(min_length=1)],
+    ],
+    Said("is no normalisation", "give [mean,std], as [0.5,0.25] or [[0.49,0.48,0.45],[0.25,0.24,0.26]]"),
+]
 Milestones = Annotated[
     list[Annotated[int, Field(strict=True, ge=0)]],
     Field(strict=True),
@@ -173,6 +182,11 @@ Checkpoints = Annotated[
     Annotated[str, Field(strict=True, min_length=1)]
     | Annotated[list[Annotated[str, Field(strict=True, min_length=1)]], Field(min_length=1)],
     Said("is not a checkpoint", "give the path of a .ckpt file, or a list of them", "is empty"),
+]
+Labels = Annotated[
+    Annotated[str, Field(strict=True, min_length=1)]
+    | Annotated[list[Annotated[str, Field(strict=True, min_length=1)]], Field(min_length=1)],
+    Said("is not a list of names", "give one for each network, as [ours,baseline]", "is empty"),
 ]
 Folders = Annotated[
     dict[Literal["train", "val", "test"], str | None],

@@ -59,8 +59,16 @@ class HubImagesSettings(ImagesSettings):
     resize: fields.Count | None = None
 
 
-class NetworkSettings(Part):
-    """What networks have in common."""
+class AnyNetworkSettings(Part):
+    """What can be said of any network, whatever makes it."""
+
+    weights: fields.Path | None = None
+    weights_key: fields.Text | None = None
+    normalize: fields.Normalization | None = None
+
+
+class NetworkSettings(AnyNetworkSettings):
+    """What networks of this package have in common."""
 
     shape: fields.Shape | None = None
     num_classes: fields.Classes = 10
@@ -72,7 +80,6 @@ class NetworkSettings(Part):
     final_bn: fields.Flag = True
     active_shortcut: fields.Flag = False
     pretrained: fields.Flag = False
-    weights: fields.Path | None = None
 
 
 class LipschitzCnnSettings(NetworkSettings):
@@ -86,6 +93,13 @@ class ResNetSettings(NetworkSettings):
     """Settings of `resnet18`."""
 
     small_stem: fields.Flag | None = None
+
+
+class OnnxSettings(AnyNetworkSettings):
+    """Settings of `onnx_model`."""
+
+    path: fields.Path
+    shape: fields.Shape
 
 
 class NamedNetworkSettings(NetworkSettings):

@@ -34,9 +34,11 @@ class TrainKeys(Keys):
     name: fields.Text
     seed: fields.Seed
     ckpt_path: fields.Path | None
+    resume: fields.Flag
     finetune: FinetuneKeys
     test: fields.Flag
     dry_run: fields.Flag
+    verbose: fields.Flag
     run_dir: fields.Path
     data: fields.Node
     model: fields.Node
@@ -75,14 +77,26 @@ class CurveKeys(Keys):
     sided: Annotated[Literal["two", "lower", "upper"], Said("is unknown", "choose two, lower or upper")]
 
 
-class PosterKeys(Keys):
-    """Losses, orders and radii of the first-order values and bounds: `poster`."""
+class FirstOrderKeys(Keys):
+    """Losses, orders, radii and effort of the first-order values, W-PGD and bounds: `first_order`."""
 
     losses: fields.Losses
     p: fields.Orders | None
     deltas: fields.PositiveRadii | None
-    pgd_steps: fields.Count
+    shares: fields.PositiveRadii
+    steps: fields.Count
     box: fields.Flag
+    passes: fields.Positive | None
+
+
+class PosterKeys(Keys):
+    """The former name of `first_order`: what is not null is given."""
+
+    losses: fields.Losses | None = None
+    p: fields.Orders | None = None
+    deltas: fields.PositiveRadii | None = None
+    pgd_steps: fields.Count | None = None
+    box: fields.Flag | None = None
 
 
 class CertificateKeys(Keys):
@@ -109,9 +123,11 @@ class EvaluateKeys(Keys):
 
     name: fields.Text
     ckpt_path: fields.Checkpoints | None
+    labels: fields.Labels | None
     attack: ThreatKeys
     distances: DistancesKeys
     curve: CurveKeys
+    first_order: FirstOrderKeys | None
     poster: PosterKeys | None
     certificate: CertificateKeys | None
     peers: PeersKeys

@@ -17,8 +17,10 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.cli.error_messages import root_cause, sentence
 from wdro_train.cli.schemas.fields import is_node
 from wdro_train.config.one_sentence import one_sentence
+from wdro_train.config.own_networks import NOT_FOR_CONSTRUCTORS
 from wdro_train.evaluation.certified_curve import make_certificate
 from wdro_train.evaluation.effort import chosen_effort
+from wdro_train.evaluation.labels import check_labels, listed
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.build import check_adversary
 from wdro_train.training.module import RobustClassifier
@@ -39,6 +41,8 @@ def try_out(plain: Mapping[str, Any], command: str) -> None:
     Raises:
         UserError: Settings that do not go together.
     """
+    if is_node(plain.get("model")):
+        _refuse_other_channels(plain["model"].get("normalize"), plain)
     for group in ("data", "model", "attack", "objective", "optimizer", "scheduler", "trainer"):
         if is_node(plain.get(group)) and _harmless(plain[group]):
             with _quiet(), _refusals_of(group, plain[group]):
@@ -63,9 +67,20 @@ def _network(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
             )
         if node["_target_"] in _NETWORKS:
             with torch.device("meta"):
-                instantiate({key: value for key, value in node.items() if key != "weights"})
+                instantiate({key: value for key, value in node.items() if key not in NOT_FOR_CONSTRUCTORS})
 
     return make
+
+
+def _refuse_other_channels(normalize: Any, plain: Mapping[str, Any]) -> None:
+    """Refuse a normalisation for other channels, which would make colours of grey images."""
+    shape = plain["data"].get("shape") if is_node(plain.get("data")) else None
+    given = {len(values) for values in normalize or () if isinstance(values, list)}
+    if shape is not None and given - {shape[0]}:
+        raise UserError(
+            f"model.normalize={normalize} is for {max(given)} channels, but data.shape={list(shape)} has {shape[0]}; "
+            "give one number a channel"
+        )
 
 
 def _optimizer(plain: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -115,7 +130,7 @@ def _callbacks(plain: Mapping[str, Any]) -> None:
 
 
 def _judging(plain: Mapping[str, Any]) -> None:
-    """The threat, the distances and the certificate, as far as no checkpoint decides, and the devices."""
+    """The threat, the distances and the certificate, as far as no checkpoint decides, the labels and the devices."""
     threat = {
         key: value for key, value in plain["attack"].items() if value is not None and key in ("p", "norm", "delta")
     }
@@ -128,6 +143,9 @@ def _judging(plain: Mapping[str, Any]) -> None:
         # Their units are read with the ball of the checkpoint; here it matters whether there are any.
         radii = None if certificate.get("radii") is None else [1.0]
         make_certificate(**{**certificate, "radii": radii}, norm=norm, images=1, batch_size=1)
+    if plain.get("labels") is not None:
+        networks = 1 if plain.get("ckpt_path") is None else len(listed(plain["ckpt_path"]))
+        check_labels(listed(plain["labels"]), networks)
     devices = plain["devices"]
     L.Fabric(accelerator=plain["accelerator"], devices=devices, strategy="auto" if devices == 1 else "ddp")
 

@@ -18,6 +18,7 @@ from wdro_train.evaluation.distances import FoundDistances
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.first_order import RowWithWorstCase
 from wdro_train.evaluation.networks import JudgedNetwork
+from wdro_train.evaluation.passes import Passes
 from wdro_train.evaluation.report.curves import curve_rows, histogram
 from wdro_train.evaluation.report.intervals import differences, interval
 from wdro_train.evaluation.report.published import published
@@ -27,6 +28,7 @@ from wdro_train.evaluation.report.schema import (
     ConvergenceBlock,
     Header,
     ModelReport,
+    PassesRow,
     PeerRow,
     PosterRow,
     PublishedRow,
@@ -139,6 +141,7 @@ def model(
         ),
         "interval": interval(evidence, band),
         "worst_case": _worst_case(evidence, movers),
+        "passes": [_passes_row(name, passes) for name, passes in evidence.passes],
         "poster": [_poster_row(row) for row in evidence.rows],
         "certificate": None if evidence.certificate is None else _certificate(evidence, evidence.certificate),
         "peers": [_peer_row(reference) for reference in evidence.references],
@@ -210,6 +213,10 @@ def _worst_case(evidence: NetworkEvidence, movers: int) -> WorstCaseBlock:
     }
 
 
+def _passes_row(measurement: str, passes: Passes) -> PassesRow:
+    return {"measurement": measurement, "forward": passes.forward, "backward": passes.backward}
+
+
 def _poster_row(judged: RowWithWorstCase) -> PosterRow:
     row, found = judged.row, judged.row.quantities
     return {
@@ -217,6 +224,7 @@ def _poster_row(judged: RowWithWorstCase) -> PosterRow:
         "p": row.ball.p,
         "norm": row.ball.norm,
         "delta": row.ball.delta,
+        "pgd_steps": row.steps,
         "v0": found.v0,
         "w0": found.w0,
         "upsilon": found.upsilon,

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Number, PosterRow, Report
-from wdro_train.evaluation.report.search import effort
 from wdro_train.theory.band import level_with_certificates
 from wdro_train.utils.tables import rounded_down, rounded_up
 
@@ -67,6 +66,11 @@ def loss_name(loss: str) -> str:
     return {"ce": "CE", "dlr": "DLR", "redlr": "ReDLR"}.get(loss, label(loss))
 
 
+def unit_of(loss: str) -> str:
+    """The unit of a loss: cross-entropy is in nats, DLR and ReDLR are ratios of logits (theory, section 3)."""
+    return "nats" if loss == "ce" else "no unit"
+
+
 def label(name: str, length: int = 36) -> str:
     """A model's name, cut in the middle where a figure has no room for it."""
     half = (length - 1) // 2
@@ -110,8 +114,20 @@ def first_order_lines(model: ModelReport, loss: str) -> Iterator[tuple[Number, l
 
 def upsilon_name(report: Report) -> str:
     """Which of the two Upsilons the numbers of a report use (theory, section 2)."""
-    box = (report["config"].get("poster") or {}).get("box", True)
+    config = report["config"]
+    box = {**(config.get("first_order") or {}), **_given(config.get("poster"))}.get("box", True)
     return "box Υ (free gradient in [0, 1]ⁿ)" if box else "free Υ (the paper's formula, no box)"
+
+
+def _given(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (settings or {}).items() if value is not None}
+
+
+def passes_an_image(model: ModelReport) -> str | None:
+    """What each measurement took, in pairs of a forward and a backward pass of one image; None in older reports."""
+    rows = [row for row in model.get("passes", []) if row["forward"]]
+    shares = [f"{row['measurement']} {(row['forward'] + row['backward']) / 2 / model['images']:.3g}" for row in rows]
+    return "passes (forward and backward) an image: " + ", ".join(shares) if rows else None
 
 
 def encloses(model: ModelReport) -> bool:
@@ -146,35 +162,6 @@ def certificate_note(report: Report) -> str | None:
     if all(map(encloses, certified)):
         return note + "; the truth lies between the two, in the area"
     return note + "; only where there is an area between the two, the truth lies in it"
-
-
-def headline(model: ModelReport) -> str:
-    """Between which accuracies the truth lies in the ball of the threat, in one sentence."""
-    found, certificate = model["interval"], model["certificate"]
-    ball = f"W_{short(found['p'])} {short(found['delta'])}"
-    attack, images = f"{at_most(found['attacked'])} (attack{effort(model)})", f"{model['images']:,} images"
-    if certificate is None:
-        return f"accuracy left under {ball} is at most {attack}, {images}; how far below, no attack can say"
-    if not encloses(model):
-        why = f"what {certificate['method']} certifies ({certificate['about']}) does not enclose it"
-        why += ", as an attack contradicts it" if contradicted(model) else ""
-        return f"accuracy left under {ball} is at most {attack}, {images}; {why}"
-    sure = "certified" if certificate["level"] == 1 else f"certified, level {short(certificate['level'])}"
-    least = f"{at_least(found['certified'])} ({certificate['method']}, {sure})"
-    return f"accuracy left under {ball} lies between {least} and {attack}, {images}"
-
-
-def beyond_the_images(report: Report, model: ModelReport) -> str:
-    """What the band says of the distribution of the images in the ball of the threat: of accuracy and ratio."""
-    found, band = model["interval"], model["band"]
-    jointly = f", for all {band['networks']} networks jointly" if band["networks"] > 1 else ""
-    level = f"at {100 * (band['level'] if found['lower_end'] is None else lower_level(report)):.4g} %{jointly}"
-    high, ratio = at_most(found["upper_end"]), at_most(found["ratio_upper_end"])
-    if found["lower_end"] is None:
-        return f"on the distribution of the images at most {high}, ratio to clean accuracy at most {ratio}, {level}"
-    low = at_least(found["lower_end"])
-    ratios = f"{at_least(found['ratio_lower_end'])} .. {ratio}"
-    return f"on the distribution of the images {low} .. {high}, ratio to clean accuracy {ratios}, {level}"
 
 
 def lower_level(report: Report) -> float:

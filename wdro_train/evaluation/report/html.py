@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 from torchvision.io import encode_png
 
-from wdro_train.evaluation.report import fields, plotly_figures, search
+from wdro_train.evaluation.report import comparison, fields, plotly_figures, search, sentences
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import ModelReport, Report
 from wdro_train.utils.files import write_text
@@ -76,6 +76,7 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
     )
     environment.filters |= {
         "short": fields.short,
+        "radius": lambda value: sentences.written_radii(report)(fields.to_float(value)),
         "percent": fields.percent,
         "at_least": fields.at_least,
         "at_most": fields.at_most,
@@ -90,6 +91,8 @@ def render(report: Report, pictures: Sequence[Pairs | None]) -> str:
     page = environment.get_template("report.html").render(
         report=report,
         models=[_model(report, model, pairs) for model, pairs in zip(report["models"], pictures, strict=True)],
+        networks=comparison.side_by_side(report),
+        pairs=comparison.paired_differences(report),
         curves=plotly_figures.robustness_curves(report),
         ratios=plotly_figures.ratios(report) if fields.losses(report) else [],
         grid=fields.grid(report),
@@ -108,10 +111,13 @@ def _model(report: Report, model: ModelReport, pairs: Pairs | None) -> dict[str,
     """A model's block with its plots, pictures and side tables."""
     return {
         **model,
-        "histogram_plot": plotly_figures.distance_histogram(model),
+        "histogram_plot": plotly_figures.distance_histogram(report, model),
         "first_order_plots": plotly_figures.first_order(report, model) if model["poster"] else [],
-        "headline": fields.headline(model),
-        "beyond": fields.beyond_the_images(report, model),
+        "headline": sentences.headline(report, model),
+        "beyond": sentences.beyond_the_images(report, model),
+        "moved": sentences.moved(report, model),
+        "left": comparison.left(model, model["worst_case"]["p"], model["worst_case"]["delta"]),
+        "passes_note": fields.passes_an_image(model),
         "search": search.convergence(model),
         "search_rows": search.convergence_rows(model),
         "peer_rows": _table(model["peers"]),

@@ -1,4 +1,4 @@
-"""The figures of a report as PNG files, made from `report.json` and the pictures that go with it alone."""
+"""The figures of a report as PNG, PDF and SVG files, made from `report.json` and the pictures that go with it alone."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from wdro_train.evaluation.report import fields
 from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, PosterRow, Report, WorstCaseBlock
+from wdro_train.evaluation.report.sentences import written_radii
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
 
 _PANEL = (5.6, 4.2)  # inches of a panel: three side by side fill a page of a paper, with legible text
 _DPI = 150  # a panel is then 840 pixels wide: three fill a wide screen, and print sharply at half their size
+# By format, what it would otherwise say of the day, so that the same report gives the same file.
+_FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> list[Path]:
@@ -29,10 +34,10 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
     Args:
         report: As `report.json` holds it.
         pictures: One entry a model: its movers' images, or None.
-        folder: Where the PNG files go.
+        folder: Where the files go.
 
     Returns:
-        The files.
+        The files, each figure as PNG, PDF and SVG.
     """
     figures: dict[str, Figure] = {
         "robustness_curves": robustness_curves(report),
@@ -43,11 +48,27 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
         figures["ratios"] = ratios(report)
     for k, (model, pairs) in enumerate(zip(report["models"], pictures, strict=True)):
         if pairs is not None:
-            figures["moved_first" + (f"_{k + 1}" if len(pictures) > 1 else "")] = moved_first(model, pairs)
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        with replacing(path) as file:
-            figure.savefig(file, format="png", dpi=_DPI)
+            name = "moved_first" + (f"_{k + 1}" if len(pictures) > 1 else "")
+            figures[name] = moved_first(report, model, pairs)
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG, to look at, and as PDF and SVG, for papers and pages.
+
+    Args:
+        figure: What is drawn.
+        path: Of the files, without a suffix.
+
+    Returns:
+        The three files.
+    """
+    paths = []
+    # Publishers ask for TrueType fonts (42) in PDF files; the salt gives the parts of an SVG the same names every time.
+    for kind, metadata in _FORMATS.items():
+        paths.append(path.with_name(f"{path.name}.{kind}"))
+        with replacing(paths[-1]) as file, rc_context({"pdf.fonttype": 42, "svg.hashsalt": "wdro_train"}):
+            figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
     return paths
 
 
@@ -68,9 +89,13 @@ def robustness_curves(report: Report) -> Figure:
                 _curve(ax, curve, colour(j if alone else k), name, model)
         if not alone:
             ax.set_title(_order(p), fontsize=10)
+    if alone:
+        panels[0].set_title(_plain(models[0]["name"]), fontsize=10)
     level = fields.lower_level(report)
     for ax in panels:
-        ax.set(xlabel=_radius(report), ylabel=r"worst-case accuracy $A_\delta$", ylim=(-0.02, 1.02))
+        ax.set(xlabel=_radius(report), ylabel=r"worst-case accuracy $A_\delta$ (share of images)", ylim=(-0.02, 1.02))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _mark_radii(ax, report)
     _legend(figure, panels)
     note = fields.certificate_note(report)
     lines = ["solid: attack, an upper bound on the sample"]
@@ -88,9 +113,11 @@ def distance_histograms(report: Report) -> Figure:
         ax.stairs(found["counts"], found["edges"], fill=True, color=colour(0), alpha=0.75)
         marginal = to_float(model["worst_case"]["marginal_distance"])
         if math.isfinite(marginal):
-            ax.axvline(marginal, color=colour(1), linestyle="--", label=f"moved in {_ball(model['worst_case'])}: left")
+            where = _ball(report, model["worst_case"])
+            ax.axvline(marginal, color=colour(1), linestyle="--", label=f"moved in {where}: left")
             ax.legend(fontsize=8)
-        ax.set(xlabel=f"distance to the nearest flip found ({_norm(model['norm'])})", ylabel="correct images")
+        ax.set(xlabel=f"distance to the nearest flip found ({_unit(model['norm'])})", ylabel="number of correct images")
+        _mark_radii(ax, report)
         ax.set_title(
             f"{_plain(model['name'])}\n{found['misclassified']} misclassified, {found['not_flipped']} not flipped",
             fontsize=9,
@@ -108,9 +135,10 @@ def first_order(report: Report) -> Figure:
             for k, (p, rows) in enumerate(fields.first_order_lines(model, loss)):
                 _first_order_lines(ax, p, rows, colour(k))
             title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
-            ax.set_title(title if len(models) == 1 else f"{_plain(model['name'])}\n{title}", fontsize=9)
-            ax.set(xlabel=_radius(report), ylabel=r"mean loss $V(\delta)$")
+            ax.set_title(f"{_plain(model['name'])}\n{title}", fontsize=9)
+            ax.set(xlabel=_radius(report), ylabel=rf"mean loss $V(\delta)$ ({fields.unit_of(loss)})")
             if ax.has_data():
+                _mark_radii(ax, report)
                 ax.legend(fontsize=8)
     return figure
 
@@ -139,18 +167,20 @@ def ratios(report: Report) -> Figure:
                 ax.scatter(*zip(*above, strict=True), **ring, label="$R^l > R$: no certificate")
         if ends:
             ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color="0.6", linewidth=1, label="equal to $R$")
-        ax.set(xlabel=r"$R = A_\delta / A$ (attack: an upper bound)", ylabel="bounds on $R$")
-        ax.set_title(f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}", fontsize=9)
+        ax.set(xlabel=r"ratio $R = A_\delta / A$ (attack: an upper bound)", ylabel="bounds on the ratio $R$")
+        title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}, {_norm(report['threat']['norm'])}"
+        alone = len(report["models"]) == 1
+        ax.set_title(f"{_plain(report['models'][0]['name'])}\n{title}" if alone else title, fontsize=9)
     _legend(figure, panels)
     return figure
 
 
-def moved_first(model: ModelReport, pairs: Pairs) -> Figure:
+def moved_first(report: Report, model: ModelReport, pairs: Pairs) -> Figure:
     """The images the worst case moves first, and what they become."""
     movers = model["worst_case"]["movers"]
     labels = torch.tensor([mover["label"] for mover in movers])
     becomes = torch.tensor([mover["becomes"] for mover in movers])
-    title = f"{_plain(model['name'])}: what the worst case in {_ball(model['worst_case'])} moves first"
+    title = f"{_plain(model['name'])}: what the worst case in {_ball(report, model['worst_case'])} moves first"
     return draw_pairs(pairs.clean, pairs.adversarial, labels, labels, becomes, title)
 
 
@@ -220,9 +250,21 @@ def _norm(norm: Any) -> str:
     return r"$\ell_\infty$" if math.isinf(to_float(norm)) else rf"$\ell_{{{to_float(norm):g}}}$"
 
 
+def _unit(norm: Any) -> str:
+    """What distances are measured in."""
+    return f"{_norm(norm)} norm, pixels in [0, 1]"
+
+
 def _radius(report: Report) -> str:
-    return rf"radius $\delta$ ({_norm(report['threat']['norm'])})"
+    return rf"radius $\delta$ ({_unit(report['threat']['norm'])})"
 
 
-def _ball(block: WorstCaseBlock) -> str:
-    return rf"{_order(block['p'])}, $\delta$ = {to_float(block['delta']):.4g}"
+def _mark_radii(ax: Axes, report: Report) -> None:
+    """Mark the axis of radii in the fractions that the user typed, if any."""
+    marks = written_radii(report).marks(ax.get_xlim()[1])
+    if marks:
+        ax.set_xticks([place for place, _ in marks], [text for _, text in marks])
+
+
+def _ball(report: Report, block: WorstCaseBlock) -> str:
+    return rf"{_order(block['p'])}, $\delta$ = {written_radii(report)(block['delta'])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from wdro_train.evaluation.report import fields
 from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Report
+from wdro_train.evaluation.report.sentences import written_radii
 
 Plot = dict[str, Any]
 
@@ -27,14 +29,15 @@ def robustness_curves(report: Report) -> list[Plot]:
             if curve is not None:
                 name = _order(p) if alone else escape(fields.label(model["name"]))
                 traces += _curve(curve, colour(k), name, model)
-        title = "" if alone else f"order p = {fields.short(group[0][1])}"
+        title = models[0]["name"] if alone else f"order p = {fields.short(group[0][1])}"
         layout = _layout(_radius(report), "worst-case accuracy A<sub>δ</sub>")
+        _mark_radii(layout, report, [x for trace in traces for x in trace["x"]])
         layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
         plots.append({"title": title, "data": traces, "layout": layout})
     return plots
 
 
-def distance_histogram(model: ModelReport) -> Plot:
+def distance_histogram(report: Report, model: ModelReport) -> Plot:
     """How far the correct images are from their nearest flip; the worst case moves those left of the line."""
     found = model["distances"]["histogram"]
     edges = to_floats(found["edges"])
@@ -46,15 +49,16 @@ def distance_histogram(model: ModelReport) -> Plot:
         "marker": {"color": colour(0)},
         "hovertemplate": "d ≈ %{x:.4g}: %{y} images<extra></extra>",
     }
-    layout = _layout(f"distance to the nearest flip found ({_norm(model['norm'])})", "correct images")
+    layout = _layout(f"distance to the nearest flip found ({_unit(model['norm'])})", "number of correct images")
     layout |= {"bargap": 0, "showlegend": False}
+    _mark_radii(layout, report, edges)
     marginal = to_float(model["worst_case"]["marginal_distance"])
     if math.isfinite(marginal):
         line = {"color": colour(1), "dash": "dash"}
         layout["shapes"] = [
             {"type": "line", "x0": marginal, "x1": marginal, "y0": 0, "y1": 1, "yref": "paper", "line": line}
         ]
-    return {"title": "", "data": [bars], "layout": layout}
+    return {"title": model["name"], "data": [bars], "layout": layout}
 
 
 def first_order(report: Report, model: ModelReport) -> list[Plot]:
@@ -76,9 +80,11 @@ def first_order(report: Report, model: ModelReport) -> list[Plot]:
                 values = [v0, *column(rows, key)]
                 style = {"line": line | {"dash": dash}, "marker": {"symbol": symbol, "size": 8}}
                 traces.append(_trace(deltas, values, f"{name}: {label}", mode="lines+markers", **style))
-        title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
+        title = f"{model['name']}: {fields.loss_name(loss)}, {fields.upsilon_name(report)}"
         if traces:
-            plots.append({"title": title, "data": traces, "layout": _layout(_radius(report), "mean loss V(δ)")})
+            layout = _layout(_radius(report), f"mean loss V(δ) ({fields.unit_of(loss)})")
+            _mark_radii(layout, report, [x for trace in traces for x in trace["x"]])
+            plots.append({"title": title, "data": traces, "layout": layout})
     return plots
 
 
@@ -94,7 +100,7 @@ def ratios(report: Report) -> list[Plot]:
             prefix = f"{escape(model['name'])}: " if len(report["models"]) > 1 else ""
             r = column(rows, "ratio")
             values += r
-            where = [f"{_order(row['p'])}, δ = {fields.short(row['delta'])}" for row in rows]
+            where = [f"{_order(row['p'])}, δ = {written_radii(report)(row['delta'])}" for row in rows]
             for key, name, symbol in (
                 ("ratio_upper", "R<sup>u</sup>, upper bound (W-FGSM)", "triangle-up"),
                 ("ratio_lower", "R<sup>l</sup>, asymptotic lower bound", "triangle-down"),
@@ -110,8 +116,9 @@ def ratios(report: Report) -> list[Plot]:
         finite = [v for v in values if math.isfinite(v)] or [0.0]
         ends = [min(finite), max(finite)]
         diagonal = _trace(ends, ends, "equal to R", mode="lines", line={"color": "#8f8f8f", "width": 1})
-        title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
-        layout = _layout("R = A<sub>δ</sub>/A (attack: an upper bound)", "bounds on R")
+        name = f"{report['models'][0]['name']}: " if len(report["models"]) == 1 else ""
+        title = f"{name}{fields.loss_name(loss)}, {fields.upsilon_name(report)}"
+        layout = _layout("ratio R = A<sub>δ</sub>/A (attack: an upper bound)", "bounds on the ratio R")
         plots.append({"title": title, "data": [diagonal, *traces], "layout": layout})
     return plots
 
@@ -171,5 +178,19 @@ def _norm(norm: Any) -> str:
     return f"ℓ<sub>{fields.short(norm)}</sub>"
 
 
+def _unit(norm: Any) -> str:
+    """What distances are measured in."""
+    return f"{_norm(norm)} norm, pixels in [0, 1]"
+
+
 def _radius(report: Report) -> str:
-    return f"radius δ ({_norm(report['threat']['norm'])})"
+    return f"radius δ ({_unit(report['threat']['norm'])})"
+
+
+def _mark_radii(layout: Plot, report: Report, x: Sequence[float | None]) -> None:
+    """Mark the axis of radii in the fractions that the user typed, if any."""
+    highest = max((one for one in x if one is not None), default=0.0)
+    marks = written_radii(report).marks(highest)
+    if marks:
+        layout["xaxis"]["range"] = [0.0, 1.01 * highest]  # with room for the last mark
+        layout["xaxis"] |= {"tickvals": [place for place, _ in marks], "ticktext": [text for _, text in marks]}

@@ -1,4 +1,4 @@
-"""Publish a report: `report.json`, `report.html` and figures in a folder, and the same in the loggers (W&B, say)."""
+"""Publish a report: JSON, page, summary and figures in a folder, and the same in the loggers (W&B, say)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from wdro_train.config.loggers import build_loggers, closing_wandb, offline_runs, quiet_offline_wandb
 from wdro_train.evaluation.report import build as reports
-from wdro_train.evaluation.report import fields, html, matplotlib_figures
+from wdro_train.evaluation.report import fields, html, markdown, matplotlib_figures
 from wdro_train.evaluation.report.fields import to_float
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import Report
@@ -24,7 +24,7 @@ _NAMES_OF_A_ROW = ("loss", "p", "norm", "delta")
 def publish(
     report: Report, pictures: Sequence[Pairs | None], folder: Path, loggers: Mapping[str, Any] | None = None
 ) -> list[tuple[str, str]]:
-    """Write report, page and figures, and log them.
+    """Write report, page, summary and figures, and log them.
 
     The report is written first, so that the numbers are safe whatever happens to the rest.
 
@@ -40,8 +40,9 @@ def publish(
     path = reports.write(report, folder)
     content = as_json(report)
     page = html.write(content, pictures, folder)
+    summary = markdown.write(content, folder)
     drawn = matplotlib_figures.write(content, pictures, folder / FIGURES)
-    made = [("report", str(path)), ("page", str(page)), ("figures", str(folder / FIGURES))]
+    made = [("report", str(path)), ("page", str(page)), ("summary", str(summary)), ("figures", str(folder / FIGURES))]
     if not loggers:
         return made
     quiet_offline_wandb(loggers)
@@ -115,7 +116,7 @@ def _log(logger: Logger, report: Report, path: Path, page: Path, drawn: Sequence
         import wandb  # which takes most of a second; a report that goes into no W&B run does without
 
         logger.experiment.log({"robustness_curves": _curves(report)})
-        for file in drawn:
+        for file in (one for one in drawn if one.suffix == ".png"):
             logger.log_image(f"{FIGURES}/{file.stem}", [str(file)])
         logger.experiment.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
         artifact = wandb.Artifact("report", type="evaluation")

@@ -157,6 +157,14 @@ class WorstCaseBlock(TypedDict):
     movers: list[MoverBlock]
 
 
+class PassesRow(TypedDict):
+    """How many images one measurement sent through the network."""
+
+    measurement: str
+    forward: int
+    backward: int
+
+
 class PosterRow(TypedDict):
     """W-FGSM and W-PGD of one loss in one ball."""
 
@@ -164,6 +172,7 @@ class PosterRow(TypedDict):
     p: Number
     norm: Number
     delta: float
+    pgd_steps: NotRequired[int]
     v0: Number
     w0: Number
     upsilon: Number
@@ -241,6 +250,7 @@ class ModelReport(TypedDict):
     curves: list[CurveBlock]
     interval: IntervalBlock
     worst_case: WorstCaseBlock
+    passes: NotRequired[list[PassesRow]]
     poster: list[PosterRow]
     certificate: CertificateBlock | None
     peers: list[PeerRow]

@@ -7,46 +7,46 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from wdro_train.evaluation.report import comparison
 from wdro_train.evaluation.report.fields import (
     at_most,
-    between,
-    beyond_the_images,
     by_loss,
     column,
     contradicted,
-    headline,
     lower_level,
-    percent,
+    passes_an_image,
     to_float,
     to_floats,
 )
-from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, Report
+from wdro_train.evaluation.report.schema import BandBlock, DifferencesBlock, ModelReport, PosterRow, Report
 from wdro_train.evaluation.report.search import convergence
+from wdro_train.evaluation.report.sentences import ball, beyond_the_images, headline, moved, written_radii
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils import tables
+from wdro_train.utils.written import WrittenRadii
 
 _SHARES = (0.25, 0.5, 1, 2)  # of the threat's radius: where the tables show the curves
-_NO_COLUMN = ("loss", "p", "norm", "delta")  # they name a row of the poster's table
+_NO_COLUMN = ("loss", "p", "norm", "delta", "pgd_steps")  # they name a row of the first-order table
 
 
 def show(report: Report, made: Sequence[tuple[str, str]]) -> None:
-    """Print what came out for every network, and where the files are.
+    """Print what came out, and where the files are: several networks side by side first, then each by itself.
 
     Args:
         report: In memory or as read from `report.json`.
         made: What was made and where, from `publish`.
     """
-    console = Console()
+    console = Console(markup=False)  # names are printed as they are
+    if report["differences"] is not None:
+        _show_side_by_side(console, report, report["differences"])
     for model in report["models"]:
         _show_model(console, report, model)
-    if report["differences"] is not None:
-        _show_differences(console, report["differences"])
     for what, where in made:
         console.print(f"{what:<9} {where}", soft_wrap=True)
 
 
 def _show_model(console: Console, report: Report, model: ModelReport) -> None:
-    delta, worst = report["threat"]["delta"], model["worst_case"]
+    delta, written = report["threat"]["delta"], written_radii(report)
     console.print(
         f"\n{model['name']}: {model['images']} {report['split']} images ({model.get('sample')}) as one distribution, "
         f"l_{to_float(model['norm']):g} norm, clean accuracy {model['clean_accuracy']:.4f}",
@@ -55,21 +55,19 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
     curve = RobustnessCurve(to_floats(model["distances"]["values"]))
     orders = to_floats(row["p"] for row in model["curves"])
     _show_curves(
-        f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}", curve, orders, delta, tables.rounded_up
-    )
+        f"worst-case accuracy (attack, upper bound){_upper_end(model['band'])}",
+        curve, orders, delta, written, tables.rounded_up,
+    )  # fmt: skip
     sure = model["certificate"]
     if sure is not None:
         title = f"certified worst-case accuracy of {sure['about']} ({sure['method']}, level {sure['level']:g})"
         title += (
             ", contradicted by an attack" if contradicted(model) else _lower_end(model["band"], lower_level(report))
         )
-        _show_curves(title, RobustnessCurve(to_floats(sure["radii"])), orders, delta, tables.rounded_down)
-    console.print(
-        f"W_{to_float(worst['p']):g}, radius {worst['delta']:.4g}: the worst case moves {worst['images_moved']} "
-        f"correct images, up to distance {to_float(worst['marginal_distance']):.4g}",
-        soft_wrap=True,
-    )
-    console.print(headline(model), soft_wrap=True)
+        certified = RobustnessCurve(to_floats(sure["radii"]))
+        _show_curves(title, certified, orders, delta, written, tables.rounded_down)
+    console.print(f"{ball(written, report['threat']['p'], delta)}: {moved(report, model)}", soft_wrap=True)
+    console.print(headline(report, model), soft_wrap=True)
     console.print(beyond_the_images(report, model), soft_wrap=True)
     searched = convergence(model)
     if searched is not None:
@@ -81,66 +79,78 @@ def _show_model(console: Console, report: Report, model: ModelReport) -> None:
             f"are decided, with {asked['budget']:g} s an image",
             soft_wrap=True,
         )
-    _show_first_order(model)
-    _show_published(model, curve, delta)
+    _show_first_order(model, written)
+    _show_published(model, curve, delta, written)
     for peer in model["peers"]:
         console.print(
-            f"{peer['name']} at p = inf, radius {peer['delta']:.4g}: leaves {peer['accuracy']:.4f} of "
+            f"{peer['name']} at p = inf, radius {written(peer['delta'])}: leaves {peer['accuracy']:.4f} of "
             f"{peer['images']} images, in {peer['seconds']:.1f} s",
             soft_wrap=True,
         )
+    passes = passes_an_image(model)
+    if passes is not None:
+        console.print(passes, soft_wrap=True)
     for warning in model["warnings"]:
         console.print(f"warning: {warning['text']}", soft_wrap=True)
 
 
 def _show_curves(
-    title: str, curve: RobustnessCurve, orders: Sequence[float], delta: float, written: Callable[[float], str]
+    title: str,
+    curve: RobustnessCurve,
+    orders: Sequence[float],
+    delta: float,
+    written: WrittenRadii,
+    rounded: Callable[[float], str],
 ) -> None:
     """Accuracies around the threat's radius, one row an order, rounded to the side that keeps a bound one."""
     wanted = [share * delta for share in _SHARES]
-    rows = [[f"W_{p:g}", *(written(a) for a in curve.accuracies(wanted, p))] for p in orders]
-    tables.show(title, ["ball", *(f"delta {radius:.4g}" for radius in wanted)], rows)
+    rows = [[f"W_{p:g}", *(rounded(a) for a in curve.accuracies(wanted, p))] for p in orders]
+    tables.show(title, ["ball", *(f"delta {written(radius)}" for radius in wanted)], rows)
 
 
-def _show_first_order(model: ModelReport) -> None:
-    """The poster's values, a table a loss and a column a ball."""
+def _show_first_order(model: ModelReport, written: WrittenRadii) -> None:
+    """First-order values, a table a loss and a column a ball."""
     for loss, rows in by_loss(model).items():
         keys = [key for key in rows[0] if key not in _NO_COLUMN]
         tables.show(
-            f"first-order values and W-PGD, {loss} (ratio_lower* are asymptotic)",
-            ["", *(f"W_{to_float(row['p']):g} {row['delta']:.4g}" for row in rows)],
+            f"first-order values and W-PGD{_steps(rows)}, {loss} (ratio_lower* are asymptotic)",
+            ["", *(ball(written, row["p"], row["delta"]) for row in rows)],
             [[key, *map(tables.four_decimals, column(rows, key))] for key in keys],
         )
 
 
-def _show_differences(console: Console, found: DifferencesBlock) -> None:
-    """Networks against one another on the same images, and what holds for attacks only."""
-    ball = f"W_{to_float(found['p']):g} {found['delta']:.4g}"
-    for row in found["rows"]:
-        attacks = between(row["attacked_low"], row["attacked_high"])
-        truths = (
-            "; how the truths differ, no attack can say"
-            if row["enclosed_low"] is None
-            else f"; the truths by {between(row['enclosed_low'], row['enclosed_high'])} (distribution: "
-            f"{between(row['lower_end'], row['upper_end'])})"
-        )
-        console.print(
-            f"{row['first']} minus {row['second']} under {ball}, same images: the attacks' upper bounds differ by "
-            f"{percent(row['attacked'])} (distribution: {attacks}){truths}",
-            soft_wrap=True,
-        )
-    if found["rows"]:
-        console.print(
-            f"intervals on the distribution are normal ones of the images in pairs, all {len(found['rows'])} of a kind "
-            f"jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once they are "
-            f"within {at_most(found['width'])} of what is seen here (attacks' upper bounds)",
-            soft_wrap=True,
+def _steps(rows: Sequence[PosterRow]) -> str:
+    """How many steps W-PGD took; reports of earlier versions do not say it."""
+    steps = sorted({row["pgd_steps"] for row in rows if "pgd_steps" in row})
+    return f" of {', '.join(map(str, steps))} steps" if steps else ""
+
+
+def _show_side_by_side(console: Console, report: Report, found: DifferencesBlock) -> None:
+    """Networks beside one another, and what they differ by on the same images."""
+    head, *rows = comparison.side_by_side(report)
+    tables.show(
+        f"\n{len(report['models'])} networks on {report['split']} images",
+        head,
+        rows,
+        "left of the accuracy in each ball: at most what an attack leaves, or between a certificate and an attack",
+    )
+    paired = comparison.paired_differences(report)
+    if paired is not None:
+        console.print()
+        tables.show(
+            "differences on the same images",
+            paired[0],
+            paired[1:],
+            "those of the attacks' upper bounds say nothing of the truths; those of the truths need certificates (a "
+            "dash: there is none). Intervals on the distribution are normal ones of the images in pairs, those of a "
+            f"row jointly at {100 * found['level']:.4g} %; for all radii, orders and pairs at once the attacks' bounds "
+            f"differ by what is seen here within {at_most(found['width'])}",
         )
     for sentence in found["left_out"]:
         console.print(sentence, soft_wrap=True)
 
 
-def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float) -> None:
+def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float, written: WrittenRadii) -> None:
     """Published accuracies beside those of this evaluation."""
     rows = model.get("published")
     if not rows:
@@ -155,7 +165,7 @@ def _show_published(model: ModelReport, curve: RobustnessCurve, delta: float) ->
         ]
         body.append([f"W_{p:g}", tables.four_decimals(row["accuracy"]) + error, *ours, row["source"]])
     head = ["ball", "published", "ours, worst case", "ours, W-PGD ReDLR", "source"]
-    tables.show(f"published beside ours, radius {delta:.4g}", head, body)
+    tables.show(f"published beside ours, radius {written(delta)}", head, body)
 
 
 def _pgd(model: ModelReport, p: float, delta: float) -> float:

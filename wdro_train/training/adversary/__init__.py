@@ -3,7 +3,8 @@
 `attacker` and `judge` are the two; `evidence` is what the judge hands to the metrics, `certified_groups` certifies many
 images at a time, `whole_set` measures Upsilon of a set before it is judged, and `random_numbers` seeds the random
 starts of both.
-`wdro_train.training.callbacks.DistributionalAdversary` attaches them to a `RobustClassifier`.
+`wdro_train.training.callbacks.DistributionalAdversary` attaches them to an `AdversarialModule`, such as
+`RobustClassifier`.
 """
 
 from wdro_train.training.adversary.attacker import Attacker

@@ -66,8 +66,8 @@ class CertifiedEvidence:
     def arguments(self) -> dict[str, Tensor]:
         """Arguments of the metrics' `update` by name."""
         return {
-            "clean_logits": self.clean_logits,
-            "labels": self.labels,
+            "preds": self.clean_logits,
+            "target": self.labels,
             "weight": self.weight,
             "radii": self.radii,
         }
@@ -95,17 +95,17 @@ class BatchEvidence:
 
     def arguments(self) -> dict[str, Tensor]:
         """Arguments of the metrics' `update` by name, of which a `MetricCollection` gives each metric its own."""
-        found = {"clean_logits": self.clean_logits, "labels": self.labels, "weight": self.weight}
+        found = {"preds": self.clean_logits, "target": self.labels, "weight": self.weight}
         if self.first_order is not None:
             found |= {
                 "clean_losses": self.first_order.clean_losses,
                 "dual_norms": self.first_order.dual_norms,
-                "q_logits": self.first_order.logits,
+                "q_preds": self.first_order.logits,
                 "q_losses": self.first_order.losses,
                 "q_distances": self.first_order.distances,
             }
         if self.attacked is not None:
-            found |= {"adv_logits": self.attacked.logits, "flips": self.attacked.flips}
+            found |= {"adv_preds": self.attacked.logits, "flips": self.attacked.flips}
             if self.attacked.distances is not None:
                 found |= {"distances": self.attacked.distances}
         return found

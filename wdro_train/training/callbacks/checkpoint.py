@@ -48,7 +48,12 @@ class RunCheckpoint(ModelCheckpoint):
             kwargs["auto_insert_metric_name"] = False
         super().__init__(dirpath, filename, monitor, save_top_k=save_top_k, **kwargs)
         self._restored = False
+        self._best_epoch: int | None = None
         self._written: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Lightning keeps, and the epoch of the best file, which tells it where it holds weights only."""
+        return super().state_dict() | {"best_epoch": self._best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if the best one so far is still there."""
@@ -61,7 +66,7 @@ class RunCheckpoint(ModelCheckpoint):
             if reason is None:
                 kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).is_file()}
                 super().load_state_dict(state_dict | {"dirpath": self.dirpath, "best_k_models": kept})
-                self._restored = True
+                self._restored, self._best_epoch = True, state_dict.get("best_epoch")
             else:
                 rank_zero_warn(f"the best checkpoint so far, {best}, {reason}; the best epoch from now on is kept")
 
@@ -71,6 +76,9 @@ class RunCheckpoint(ModelCheckpoint):
             return "is gone"
         try:
             content = torch.load(best, map_location="cpu", weights_only=True)
+            if "callbacks" not in content:  # written with `save_weights_only`, which leaves out the scores too
+                same = content["epoch"] == state_dict.get("best_epoch")
+                return None if same else "has been replaced by another epoch"
             score = content["callbacks"][self.state_key]["best_model_score"]
         except Exception:  # whatever is wrong with it, it is not the one
             return "cannot be read"
@@ -81,6 +89,8 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Write a file, and the best one under its own name too."""
         self._make_room(trainer, filepath)
+        if filepath == self.best_model_path:
+            self._best_epoch = trainer.current_epoch
         super()._save_checkpoint(trainer, filepath)
         if self._best_name is not None and filepath == self.best_model_path:
             best = str(Path(filepath).with_name(f"{self._best_name}{self.FILE_EXTENSION}"))

@@ -1,4 +1,4 @@
-"""Clean and adversarial images with predictions: grids as PNG files and to W&B, there also as a table."""
+"""Clean and adversarial images with predictions: grids as PNG files, to TensorBoard and to W&B, there also a table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.training.adversarial_module import AdversarialModule
 from wdro_train.training.adversary import AdversarialJudge, BatchEvidence
-from wdro_train.training.module import RobustClassifier
 from wdro_train.utils.contract import unpack
 from wdro_train.utils.files import replacing
 from wdro_train.utils.image_grid import draw_pairs
@@ -47,10 +48,10 @@ class AdversarialImages(L.Callback):
     ) -> None:
         """Keep the first images of the first batch."""
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not trainer.sanity_checking
-        if batch_idx or not due or not trainer.is_global_zero or not outputs:
+        evidence = outputs.get("evidence") if isinstance(outputs, dict) else None
+        if batch_idx or not due or not trainer.is_global_zero:
             return
-        evidence: BatchEvidence = outputs["evidence"]
-        if evidence.attacked is not None:
+        if isinstance(evidence, BatchEvidence) and evidence.attacked is not None:
             x, y = unpack(batch)
             clean, adv = evidence.clean_logits.argmax(1), evidence.attacked.logits.argmax(1)
             parts = (x, evidence.attacked.x_adv, y, clean, adv)
@@ -58,12 +59,12 @@ class AdversarialImages(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, save and log."""
-        if self._shown is None or not isinstance(pl_module, RobustClassifier):
+        if self._shown is None or not isinstance(pl_module, AdversarialModule):
             return
         if not isinstance(pl_module.judge, AdversarialJudge):
             return
         ball = pl_module.judge.ball
-        title = f"epoch {trainer.current_epoch}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
+        title = f"epoch {trainer.current_epoch + 1}: W_{ball.p:g}, l_{ball.norm:g}, delta {ball.delta:.4g}"
         shown, self._shown = self._shown, None
         figure = draw_pairs(*shown, title=title)
         path = self.folder / f"epoch_{trainer.current_epoch:03d}.png"
@@ -73,6 +74,9 @@ class AdversarialImages(L.Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_image("adversarial_images", [str(path)])
                 logger.log_table("adversarial_examples", COLUMNS, table_rows(*shown, ball=ball))
+            elif isinstance(logger, TensorBoardLogger):
+                picture = pil_to_tensor(Image.open(path).convert("RGB"))
+                logger.experiment.add_image("adversarial_images", picture, trainer.global_step)
 
 
 def table_rows(

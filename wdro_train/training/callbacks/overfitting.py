@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
+
+from wdro_train.utils.contract import unpack
 
 
 class OverfittingWarning(L.Callback):
@@ -16,8 +19,8 @@ class OverfittingWarning(L.Callback):
     is better than free").
 
     Args:
-        tolerance: How far the multi-step accuracy may fall without a warning. 0.02 is 2 points, which is two standard
-            errors of an accuracy near one half on 2,500 images; with fewer validation images choose more.
+        tolerance: How far the multi-step accuracy may fall without a warning: 0.02 is 2 points. With n validation
+            images it may always fall by two standard errors of an accuracy near one half, 1 / sqrt(n).
         one_step: Key of the one-step accuracy.
         multi_step: Key of the multi-step accuracy.
     """
@@ -28,8 +31,25 @@ class OverfittingWarning(L.Callback):
         self.tolerance = tolerance
         self.one_step = one_step
         self.multi_step = multi_step
+        self._images = 0
         self._best = -math.inf
         self._one_step_at_best = math.inf
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count the images."""
+        self._images = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the images of a batch."""
+        self._images += len(unpack(batch)[1]) * trainer.world_size
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best one."""
@@ -37,11 +57,12 @@ class OverfittingWarning(L.Callback):
             return
         one = float(trainer.callback_metrics[self.one_step])
         many = float(trainer.callback_metrics[self.multi_step])
+        epoch, noise = trainer.current_epoch + 1, 1 / math.sqrt(self._images) if self._images else 0.0
         if many > self._best:
             self._best, self._one_step_at_best = many, one
-        elif many < self._best - self.tolerance and one > self._one_step_at_best:
+        elif many < self._best - max(self.tolerance, noise) and one > self._one_step_at_best:
             rank_zero_warn(
-                f"epoch {trainer.current_epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
+                f"epoch {epoch}: {self.one_step} rose from {self._one_step_at_best:.3f} to {one:.3f} "
                 f"while {self.multi_step} fell from {self._best:.3f} to {many:.3f}; the network is hiding its "
                 "gradients (catastrophic overfitting): use attack.random_start=true and more attack.steps"
             )

@@ -9,11 +9,12 @@ decided and said by one object (`resumption`), and what no longer holds is taken
 from wdro_train.training.resuming.comparison import Change, compare
 from wdro_train.training.resuming.earlier_files import set_aside
 from wdro_train.training.resuming.forgetting import forget
-from wdro_train.training.resuming.kinds import DATA_DIGEST, Kind
+from wdro_train.training.resuming.kinds import CLASS_NAMES, DATA_DIGEST, Kind
 from wdro_train.training.resuming.resumption import Resumption
 from wdro_train.training.resuming.taking_up import Continuable, TakenUp, take_up
 
 __all__ = [
+    "CLASS_NAMES",
     "DATA_DIGEST",
     "Change",
     "Continuable",

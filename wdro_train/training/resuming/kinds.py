@@ -15,6 +15,8 @@ from wdro_train.training.resuming.values import same_value
 
 DATA_DIGEST = "data_digest"
 """Key of the configuration in a checkpoint: a digest of the validation images and labels."""
+CLASS_NAMES = "class_names"
+"""Key of the configuration in a checkpoint: what the classes are called, in the order of the logits."""
 
 
 class Kind(Enum):
@@ -54,12 +56,13 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (
         Kind.OTHER,
         (
-            *("name", "seed", "ckpt_path", "test", "dry_run", "run_dir", "hydra.*", "logger", "logger.*"),
+            *("name", "seed", "ckpt_path", "resume", "test", "dry_run", "verbose", "run_dir"),
+            *("hydra.*", "logger", "logger.*", CLASS_NAMES, f"{CLASS_NAMES}.*"),
             *("finetune.*", "objective", "objective.*", "model.weights", "model.pretrained"),
             *("data.seed", "data.num_workers", "data.download", "data.delta.*", "data.augment", "data.augment.*"),
-            *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose"),
+            *("callbacks.checkpoint.dirpath", "callbacks.checkpoint.verbose", "callbacks.checkpoint.save_weights_only"),
             *("callbacks.checkpoint.save_on_train_epoch_end", "callbacks.checkpoint.enable_version_counter"),
-            "callbacks.overfitting_warning.tolerance",
+            *("callbacks.overfitting_warning.tolerance", "callbacks.adversary.test_distances*"),
             *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
             *("trainer.sync_batchnorm", "trainer.use_distributed_sampler", "trainer.default_root_dir"),
             *("trainer.deterministic", "trainer.benchmark", "trainer.profiler", "trainer.profiler.*"),
@@ -71,8 +74,8 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 )
 # Callbacks that neither judge nor remember a score, by the name of their class, whatever the configuration calls them.
 _SCORELESS = {
-    *("AdversarialImages", "AdversarialWeightPerturbation", "GradualWarmup", "ProgressBar", "RadiusWarmup"),
-    "SeedEpoch",
+    *("AdversarialImages", "AdversarialWeightPerturbation", "GradualWarmup", "LearningRate", "ProgressBar"),
+    *("RadiusWarmup", "SeedEpoch", "TrialPruning"),
     *("ValidationHistory", "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
     *("RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar"),
 }

@@ -1,0 +1,175 @@
+"""The tools on a network that `train.py` wrote a moment ago: what they print is what they measured."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from in_process import short_run
+
+from wdro_train.attacks import WPGD, MinimalDistance
+from wdro_train.certificates import LinearRelaxation
+from wdro_train.evaluation.networks import load_arrays, load_network
+from wdro_train.theory.losses import correct
+from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.tools import (
+    certificate_tightness,
+    compare_attacks,
+    compare_methods,
+    gradient_masking,
+    step_cost,
+    wandb_workspace,
+)
+from wdro_train.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of two methods, named as those of a study; their networks have learnt for a few steps."""
+    folder = tmp_path_factory.mktemp("study")
+    learn = ["optimizer.lr=0.03", "attack.steps=2", "trainer.limit_train_batches=8"]
+    for name, method in (("pgd_at_0", "pgd_at"), ("pgd_at_1", "pgd_at"), ("standard_0", "standard")):
+        short_run(folder, f"method={method}", f"seed={name[-1]}", *learn, f"hydra.run.dir={name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(runs):
+    return runs / "pgd_at_0/checkpoints/best.ckpt"
+
+
+def test_steps_are_counted(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(step_cost, "_ADAPTATION", 1)
+    found = step_cost.main([str(checkpoint), "--steps", "3", "--repeats", "1", "--batch", "16"])
+    passes = {name: pairs for name, pairs, _ in found}
+    assert passes["PGD-AT, 3 steps"] == 4
+    assert passes["standard"] == 1
+    assert passes["one step, random start"] == 2
+    assert passes["first-order penalty"] == 1.5
+    assert found[0][2] == 1
+    printed = capsys.readouterr().out
+    for name, pairs, _ in found:
+        assert name in printed
+        assert f"{pairs:.2f}" in printed
+
+
+def test_masking_is_measured_on_the_validation_set(checkpoint, capsys):
+    """The rows hold what the attacks leave, and their differences from what training reported."""
+    found = dict(gradient_masking.main([str(checkpoint), "--steps", "2", "--limit", "40"]))
+    network = load_network(checkpoint)
+    arrays = load_arrays(network.config, "val", 40)
+    x, y = arrays.batch(torch.arange(40)), arrays.labels[:40]
+    ball = network.threat()
+    attack = WPGD(p=math.inf, norm=ball.norm, delta=ball.delta, loss="ce", steps=2, keep="best", random_start=False)
+    left = correct(attack(network.model, x, y).adv_logits, y).double().mean().item()
+    assert found["PGD-2, pointwise, ce, clean start"] == pytest.approx(left, abs=1e-9)
+    reported = json.loads((checkpoint.parents[1] / "metrics.json").read_text())["val"]["adv_acc"]
+    printed = capsys.readouterr().out
+    assert f"{reported:.4f}" in printed
+    assert f"{100 * (left - reported):+.1f}" in printed
+
+
+def test_attacks_are_compared_on_the_same_images(checkpoint, capsys):
+    command = [str(checkpoint), "--norm", "2", "--delta", "0.3", "--limit", "20", "--steps", "3", "--p", "2"]
+    first, *others = compare_attacks.main(command)
+    assert first.name == "MinimalDistance"
+    assert "DDN" in {other.name for other in others}
+    printed = capsys.readouterr().out
+    assert "20 test images, l_2" in printed
+    for found in (first, *others):
+        assert (found.distances == 0).tolist() == (first.distances == 0).tolist()  # the same images are misclassified
+        left = RobustnessCurve(found.distances).accuracy(0.3, 2)
+        assert f"{left:.4f}" in printed
+
+
+def test_methods_are_judged_alike(runs, tmp_path, capsys, monkeypatch):
+    """Attack, certificate and effort of every run; what was judged before is not judged again."""
+    monkeypatch.setenv("COLUMNS", "200")
+    options = ["--deltas", "0.02,0.05", "--limit", "30", "--certificate", "ibp", "--certificate-images", "20"]
+    command = [str(runs), "--out", str(tmp_path), *options, "--effort", "standard", "--effort-images", "8"]
+    compare_methods.main(command)
+    table = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert {name: row["seeds"] for name, row in table.items()} == {"pgd_at": "2", "standard": "1"}
+    attacked, certified = [], []
+    for seed in (0, 1):
+        network = load_network(runs / f"pgd_at_{seed}/checkpoints/best.ckpt")
+        arrays = load_arrays(network.config, "test", 30)
+        x, y = arrays.batch(torch.arange(30)), arrays.labels[:30]
+        attacked.append(
+            RobustnessCurve(MinimalDistance(norm=math.inf)(network.model, x, y).distances).accuracy(0.05, 2)
+        )
+        radii = LinearRelaxation(norm=math.inf, method="ibp")(network.model, x[:20], y[:20]).radii
+        certified.append(RobustnessCurve(radii).accuracy(0.05, 2))
+    mean, spread = map(float, table["pgd_at"]["W_2 0.05"].split(" ± "))
+    assert (mean, spread) == pytest.approx((100 * np.mean(attacked), 100 * np.std(attacked, ddof=1)), abs=0.3)
+    assert float(table["pgd_at"]["certified W_2 0.05"].split(" ± ")[0]) <= 100 * np.mean(certified) + 1e-6
+    more = json.loads((tmp_path / "runs/standard_0.json").read_text())["effort"]
+    assert more["images"] == 8
+    assert all(more["more"][p][d] <= more["usual"][p][d] for p in more["more"] for d in more["more"][p])
+    printed = capsys.readouterr().out
+    assert all(value in printed for row in table.values() for value in row.values())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+    def never(*arguments):
+        raise AssertionError("judged again")
+
+    for name in ("judge_run", "attacked_curve", "certify", "effort"):
+        monkeypatch.setattr(compare_methods, name, never)
+    compare_methods.main(command)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    for wrong, message in (
+        (["--deltas", "0.1"], "--deltas 0.02,0.05"),
+        (["--limit", "20"], "--limit 30"),
+        (["--effort-images", "9"], "standard_0 has its effort on 8 images; give --effort-images 8"),
+        (["--certificate", "crown"], "was certified by ibp on 20 images"),
+        (["--curves", "pgd"], "--curves: no run of pgd; choose from pgd_at, standard"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_methods.main([*command, *wrong])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+
+def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
+    (tmp_path / "best").symlink_to(runs / "pgd_at_0")
+    with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):
+        compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_the_table_of_tightness_has_what_was_measured(capsys, monkeypatch):
+    asked = []
+
+    def measured(*arguments):
+        asked.append(arguments)
+        row = certificate_tightness.Tightness("crown", 0.25, 0.5, 0.875, 0, 7)
+        return [row], certificate_tightness.LeftOut(1, 2, 3)
+
+    monkeypatch.setattr(certificate_tightness, "tightness", measured)
+    monkeypatch.setattr("sys.argv", ["certificate_tightness", "--networks", "5", "--images", "2", "--seed", "4"])
+    certificate_tightness.main()
+    assert asked == [(5, 2, 4)]
+    printed = capsys.readouterr().out
+    assert "7 images of 5 random networks" in printed
+    assert [value for value in ("0.250", "0.500", "0.875") if value not in printed] == []
+
+
+def test_a_workspace_is_sent_or_refused_in_a_sentence(capsys, monkeypatch):
+    class Refused:
+        url = "https://example.com/me/robust"
+
+        def save(self):
+            if not self.taken:
+                raise wandb_workspace.wandb.Error("no such\nteam")
+
+    monkeypatch.setattr(wandb_workspace, "workspace", lambda entity, project: Refused())
+    monkeypatch.setattr("sys.argv", ["wandb_workspace", "--entity", "me", "--project", "robust"])
+    Refused.taken = False
+    with pytest.raises(UserError, match=r"not take the workspace for me/robust \(no such team\); run wandb login"):
+        wandb_workspace.main()
+    Refused.taken = True
+    wandb_workspace.main()
+    assert Refused.url in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["wandb_workspace"])
+    with pytest.raises(UserError, match="--entity is missing"):
+        wandb_workspace.main()
