@@ -25,9 +25,9 @@ from wdro_train.utils.image_grid import draw_pairs
 
 _PANEL = (5.6, 4.2)  # inches of a panel: three side by side fill a page of a paper, with legible text
 _DPI = 150  # a panel is then 840 pixels wide: three fill a wide screen, and print sharply at half their size
-# By format, what it would otherwise say of the day, so that the same report gives the same file.
-# Matplotlib embeds fonts into PDF by fontTools, which tells its root logger of every table of every font.
+# Matplotlib embeds fonts into PDF by fontTools, which logs every table of every font.
 logging.getLogger("fontTools").setLevel(logging.WARNING)
+# By format, what it would otherwise say of the day, so that the same report gives the same file.
 _FORMATS: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
