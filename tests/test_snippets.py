@@ -37,6 +37,7 @@ def write_snippets(pages, folder):
         for number, body in enumerate(snippets):
             named = re.match(r"# (\S+/\S+\.py)\n", body)
             path = folder / (named[1] if named else f"snippets/{page.stem}_{number}.py")
+            assert not path.exists(), f"two pages have a file {path.name}"
             path.parent.mkdir(parents=True, exist_ok=True)
             (path.parent / "__init__.py").touch()
             path.write_text(body if named else PREAMBLE + body)
