@@ -284,9 +284,8 @@ def test_the_file_for_sweeps_of_wandb(tmp_path):
     """What an agent types, by the client's own code, is a run whose summary has the metric that the sweep looks at."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     content = yaml.safe_load((ROOT / "docs/wandb_sweep.yaml").read_text())
-    suggested = {
-        key: {"value": round((one["min"] * one["max"]) ** 0.5, 6)} for key, one in content["parameters"].items()
-    }
+    ranges = {key: (one["min"], one["max"]) for key, one in content["parameters"].items()}
+    suggested = {key: {"value": round((low * high) ** 0.5, 6)} for key, (low, high) in ranges.items()}
     filled = {"env": [], "interpreter": [], "program": []} | utils.create_sweep_command_args({"args": suggested})
     typed = []
     for word in content["command"]:
