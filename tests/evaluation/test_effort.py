@@ -11,6 +11,7 @@ from oracles import on_ranks, reference_images, reference_network
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round
+from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
 from wdro_train.evaluation.engine import Engine, Place
@@ -121,6 +122,18 @@ def test_goes_on_where_it_was_killed(tmp_path, after):
     assert not set(before) & set(saved)
     np.testing.assert_array_equal(again.distances, whole.distances)
     assert again.rounds == whole.rounds
+
+
+@pytest.mark.slow
+def test_from_python_a_threat_makes_the_search_go_on():
+    model = reference_network("adversarial")
+    ball = WassersteinBall(INF, INF, 0.1)
+    once = robustness_curve(model, batches(), norm=INF, steps=3)
+    more = robustness_curve(model, batches(), norm="inf", steps=3, threat=ball)
+    assert (more.distances <= once.distances).all()
+    assert more.accuracy(0.1, INF) < once.accuracy(0.1, INF)
+    with pytest.raises(UserError, match="norm=2 is not that of the threat"):
+        robustness_curve(model, batches(), norm=2, threat=ball)
 
 
 def test_the_budget_ends_it(tmp_path):

@@ -442,6 +442,27 @@ def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, w
             shutil.rmtree(place, ignore_errors=True)
 
 
+@pytest.mark.slow
+def test_killed_in_any_round_of_auto_effort_is_the_same_report(trained, tmp_path):
+    """Further rounds build on the flips of those before: killed five times among them, the report is the same."""
+    line = ["evaluate.py", *(key for key in DIGITS if not key.startswith("distances")), "poster=null"]
+    done = run(*line, f"store={tmp_path / 'whole'}", f"hydra.run.dir={tmp_path / 'report'}", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    whole = evaluated(tmp_path / "report")
+    rounds = len(whole["models"][0]["distances"]["convergence"]["rounds"])
+    assert rounds > 5
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    line += [f"store={store}", f"hydra.run.dir={killed}"]
+    rng = np.random.default_rng(2)
+    counts = np.sort(rng.choice(np.arange(1, 8 * rounds), size=5, replace=False))  # 8 batches a round
+    for count in counts:
+        assert kill_after(start(*line, cwd=trained), store, count, delay=float(rng.uniform(0, 0.02)))
+    assert pieces(store) >= counts[-1]
+    done = run(*line, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert evaluated(killed) == whole
+
+
 def _swap_classes(folder):
     for split in ("train", "test"):
         (folder / "images" / split / "dark").rename(folder / "swap")

@@ -120,7 +120,7 @@ def test_nan_gradients_are_counted(tmp_path):
     assert warning_signs.nonfinite_gradients(rooted).figure == 8 * rooted.correct.sum()
     assert warning_signs.zero_gradients(rooted).figure == 1.0
     assert np.isinf(rooted.distances[rooted.correct]).all()
-    assert "raise distances.steps" in warning_signs.never_flipped(rooted).text
+    assert "distances.effort=publish" in warning_signs.never_flipped(rooted).text
 
 
 def test_a_constant_network_is_never_flipped(tmp_path):

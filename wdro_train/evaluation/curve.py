@@ -15,10 +15,12 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.evaluation import warning_signs
 from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.identity import identity
 from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.models import Normalize, normalized
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.contract import check_batch, unpack
 from wdro_train.utils.distributed import default_reducer
@@ -36,6 +38,7 @@ def robustness_curve(
     steps: int = 30,
     restarts: int = 1,
     targets: int = 0,
+    threat: WassersteinBall | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     store: str | Path | None = None,
@@ -56,6 +59,9 @@ def robustness_curve(
         steps: Gradient steps of the minimum-norm attack; see `MinimalDistance`.
         restarts: Restarts of that attack.
         targets: Target classes of that attack.
+        threat: After that attack go on in rounds of further search, as `distances.effort=auto` of `evaluate.py` does,
+            until the worst case in this ball no longer moves; the batches are gone through once a round. Its norm is
+            `norm`. None for the attack alone.
         device: Where the model is; by default where its first parameter is.
         seed: Seeds the random starts.
         store: Folder in which to keep finished batches, so that a killed call goes on, and another call with the same
@@ -67,6 +73,8 @@ def robustness_curve(
     if (mean is None) != (std is None):
         raise UserError(f"mean={mean}, std={std}: give both, or neither for a network that takes images in [0, 1]")
     attack = MinimalDistance(norm=parse_number(norm, "norm"), steps=steps, restarts=restarts, targets=targets)
+    if threat is not None and threat.norm != attack.ground.order:
+        raise UserError(f"norm={norm} is not that of the threat, {threat.norm:g}; give the same norm twice")
     place = torch.device(device if device is not None else next((p.device for p in model.parameters()), "cpu"))
     channels: int | None = None
     if mean is not None and std is not None:
@@ -80,7 +88,10 @@ def robustness_curve(
         try:
             checked = _CheckedBatches(model, batches, place, channels)
             engine = Engine(model, checked, pieces, place, seed, default_reducer())
-            found = find_distances(engine, attack)
+            if threat is None:
+                found = find_distances(engine, attack)
+            else:
+                found = chosen_effort("auto").effort(engine, attack, threat)
         finally:
             pieces.close()
     alarms = [

@@ -71,7 +71,7 @@ def never_flipped(found: FoundDistances) -> WarningSign | None:
         return None
     text = (
         f"{share:.1%} of the images were flipped nowhere in [0, 1]^n; either the network says the same everywhere "
-        "or the attack does not see it: raise distances.steps, distances.restarts and distances.targets"
+        "or the attack does not see it: choose distances.effort=publish, or more steps, restarts and targets by hand"
     )
     return WarningSign("never_flipped", share, text)
 
@@ -85,7 +85,8 @@ def cheaper_elsewhere(
         return None
     text = (
         f"other attacks lower the worst-case accuracy at W_{p:g}, radius {written(delta)}, by {100 * gap:.1f} points; "
-        "the minimum-norm attack was too weak: raise distances.steps, distances.restarts and distances.targets"
+        "the minimum-norm attack was too weak: choose distances.effort=publish, or more steps, restarts and targets by "
+        "hand"
     )
     return WarningSign("cheaper_elsewhere", gap, text)
 
