@@ -121,6 +121,7 @@ class ExactRobustness:
             low, high, flips = low.double().clone(), high.double().clone(), x.clone()
             counts = torch.zeros(3, len(x), dtype=torch.int64)
             for i in range(len(x)):
+                network.require_agreement(x[i])
                 known = _Interval(float(low[i]), float(high[i]))
                 flip = known.narrow(network, x[i], y[i], question, self.budget)
                 low[i], high[i] = known.low, known.high
@@ -171,6 +172,23 @@ class _ReadNetwork:
         self._relaxed = RelaxedNetwork(model, like, torch.float64)
         self._intervals = ComputedIntervals(model, arithmetic=arithmetic)
 
+    def require_agreement(self, x: Tensor) -> None:
+        """Refuse a network that computes something else than its layers one after another.
+
+        Args:
+            x: An image at which both are compared, shape [C, H, W].
+
+        Raises:
+            UserError: The logits differ by more than rounding.
+        """
+        logits = forward(self._model, x[None])
+        gap = float((self._pieces.logits(x[None]) - logits.double().cpu()).abs().amax())
+        if gap > AGREEMENT * float(logits.abs().amax()):
+            raise UserError(
+                f"the network's layers, one after another, miss its logits by {gap:g}; certify a float32 network "
+                "without hooks that change what it computes"
+            )
+
     def decide(self, x: Tensor, y: Tensor, radius: float, limit: float) -> _Answer:
         """Whether an image is robust within a radius, in the sense of <= and a little beyond it.
 
@@ -181,8 +199,6 @@ class _ReadNetwork:
             limit: Seconds.
         """
         deadline = time.monotonic() + limit
-        logits = forward(self._model, x[None])
-        self._check_read(x, logits)
         reach = radius * DISTANCE_ROUNDING
         radii = x.new_full((1,), reach, dtype=torch.float64)
         rounding = float(self._intervals.parts(x[None], y[None], radii)[1])
@@ -217,11 +233,3 @@ class _ReadNetwork:
         near = torch.where(beyond, torch.nextafter(near, x), near)
         flipped = not bool(correct(forward(self._model, near[None]), y[None]))
         return near if flipped else None
-
-    def _check_read(self, x: Tensor, logits: Tensor) -> None:
-        gap = float((self._pieces.logits(x[None]) - logits.double().cpu()).abs().amax())
-        if gap > AGREEMENT * float(logits.abs().amax()):
-            raise UserError(
-                f"the network's layers, one after another, miss its logits by {gap:g}; certify a float32 network "
-                "without hooks that change what it computes"
-            )

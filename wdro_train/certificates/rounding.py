@@ -171,8 +171,8 @@ class ComputedBounds(Protocol):
         ...
 
 
-class _RoundedNetwork:
-    """A network that is run on boxes together with the rounding errors of its values.
+class ComputedIntervals:
+    """Interval bounds and rounding errors of a network that is run on both together; `ComputedBounds`.
 
     One call costs about three forward passes.
 
@@ -183,11 +183,22 @@ class _RoundedNetwork:
         arithmetic: In which the network is computed.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, norm: float, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float64,
+        norm: float = math.inf,
+        arithmetic: Arithmetic = FLOAT32,
+    ) -> None:
         self._network = BoxInterpreter(model, dtype)
         self._dtype, self._norm, self._arithmetic = dtype, norm, arithmetic
 
-    def differences(self, x: Tensor, y: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `ComputedBounds`."""
+        bounds, errors = self._differences(x, y, radii)
+        return smallest(bounds, y).double(), largest(errors, y).double()
+
+    def _differences(self, x: Tensor, y: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         """Lower bounds of the exact f_y - f_j for each class j, and by how much the computed ones can miss them.
 
         Returns:
@@ -206,31 +217,6 @@ class _RoundedNetwork:
         differences = (layer.weight[:, None] - layer.weight).abs()  # [m, m, F]: row y, column j
         passed_on = torch.einsum("bjf,bf->bj", differences[y], found.error)
         return bounds, passed_on + own + own.gather(1, y[:, None])
-
-
-class ComputedIntervals:
-    """Interval bounds and rounding errors in one pass; `ComputedBounds`.
-
-    Args:
-        model: Any network whose operations have interval bounds; see `wdro_train.certificates.intervals`.
-        dtype: In which the bounds are.
-        norm: Ground norm s, one of 1, 2, inf.
-        arithmetic: In which the network is computed.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        dtype: torch.dtype = torch.float64,
-        norm: float = math.inf,
-        arithmetic: Arithmetic = FLOAT32,
-    ) -> None:
-        self._network = _RoundedNetwork(model, dtype, norm, arithmetic)
-
-    def parts(self, x: Tensor, y: Tensor, radii: Tensor, enough: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See `ComputedBounds`."""
-        bounds, errors = self._network.differences(x, y, radii)
-        return smallest(bounds, y).double(), largest(errors, y).double()
 
 
 class ComputedRelaxation:

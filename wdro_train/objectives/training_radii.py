@@ -57,11 +57,8 @@ class TrainingRadii(Protocol):
         ...
 
 
-class OneRadius:
-    """The marginal distance D for all images.
-
-    With `Fixed(delta)` this is certified training at a fixed radius, as it is usually done (Gowal et al. 2018, arXiv
-    1810.12715). With `DualAscent` D follows from the ball, at the cost of one bound more, without gradient.
+class _WithMarginal:
+    """What rules share that follow a marginal distance: it is all that they learn, and all that grows.
 
     Args:
         marginal: Says how far the worst case reaches; `DualAscent` by default.
@@ -69,15 +66,6 @@ class OneRadius:
 
     def __init__(self, marginal: Marginal | None = None) -> None:
         self.marginal = marginal if marginal is not None else certified_ascent()
-
-    def __call__(
-        self, ball: WassersteinBall, x: Tensor, clean: Tensor, margins_at: MarginsAt, reducer: Reducer | None = None
-    ) -> Tensor:
-        """D for each image; see `TrainingRadii`."""
-        reach = self.marginal.reach(ball, x)
-        if not isinstance(self.marginal, Fixed) and not math.isinf(ball.p):  # else there is nothing to learn
-            learn(self.marginal, ball, estimated_radii(clean, margins_at, reach), reducer)
-        return reach.expand(len(x))
 
     def warm_up(self, share: float) -> None:
         """Reach no farther than this share."""
@@ -92,7 +80,27 @@ class OneRadius:
         self.marginal.load_state_dict(state_dict)
 
 
-class RadiusOfImage:
+class OneRadius(_WithMarginal):
+    """The marginal distance D for all images.
+
+    With `Fixed(delta)` this is certified training at a fixed radius, as it is usually done (Gowal et al. 2018, arXiv
+    1810.12715). With `DualAscent` D follows from the ball, at the cost of one bound more, without gradient.
+
+    Args:
+        marginal: Says how far the worst case reaches; `DualAscent` by default.
+    """
+
+    def __call__(
+        self, ball: WassersteinBall, x: Tensor, clean: Tensor, margins_at: MarginsAt, reducer: Reducer | None = None
+    ) -> Tensor:
+        """D for each image; see `TrainingRadii`."""
+        reach = self.marginal.reach(ball, x)
+        if not isinstance(self.marginal, Fixed) and not math.isinf(ball.p):  # else there is nothing to learn
+            learn(self.marginal, ball, estimated_radii(clean, margins_at, reach), reducer)
+        return reach.expand(len(x))
+
+
+class RadiusOfImage(_WithMarginal):
     """For each image a little more than it has, min(D, factor r_i + share D), with r_i its certified radius.
 
     An image that cannot be certified as far as D would only cost clean accuracy if it were asked to be. On
@@ -110,7 +118,7 @@ class RadiusOfImage:
             raise UserError(
                 f"objective.radius: factor={factor}, share={share}; choose factor >= 1 and share between 0 and 1"
             )
-        self.marginal = marginal if marginal is not None else certified_ascent()
+        super().__init__(marginal)
         self.factor, self.share = float(factor), float(share)
 
     def __call__(
@@ -121,18 +129,6 @@ class RadiusOfImage:
         radii = estimated_radii(clean, margins_at, reach)
         learn(self.marginal, ball, radii, reducer)
         return torch.minimum(self.factor * radii + self.share * reach, reach)
-
-    def warm_up(self, share: float) -> None:
-        """Reach no farther than this share."""
-        self.marginal.warm_up(share)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the marginal distance."""
-        return self.marginal.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint's marginal distance."""
-        self.marginal.load_state_dict(state_dict)
 
 
 def certified_ascent() -> DualAscent:
