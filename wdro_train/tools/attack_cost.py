@@ -81,7 +81,9 @@ def passes_alone(model: nn.Module, x: Tensor, y: Tensor, pairs: int, forwards: i
             model(x)
 
 
-def cost(name: str, attack: Job, model: nn.Module, x: Tensor, y: Tensor, repeats: int) -> AttackCost:
+def cost(
+    name: str, attack: Job, model: nn.Module, x: Tensor, y: Tensor, repeats: int, *, processor: bool = False
+) -> AttackCost:
     """Time an attack and its limit in turn.
 
     Args:
@@ -91,7 +93,9 @@ def cost(name: str, attack: Job, model: nn.Module, x: Tensor, y: Tensor, repeats
         x: Images [B, C, H, W].
         y: Labels [B].
         repeats: Turns.
+        processor: Compare the processor time of all threads instead of the time on the clock.
     """
+    clock = time.process_time if processor else time.perf_counter
     with PassCounter(model) as counted:
         attack(model, x, y)
     # As many images as the attack passes, in whole batches: what is rounded off is put right in the time.
@@ -99,17 +103,17 @@ def cost(name: str, attack: Job, model: nn.Module, x: Tensor, y: Tensor, repeats
     scale = (counted.forward + counted.backward) / len(x) / (2 * pairs + forwards)
     ratios = []
     for _ in range(repeats):
-        alone = _seconds(x.device, lambda: passes_alone(model, x, y, pairs, forwards))
-        ratios.append(_seconds(x.device, lambda: attack(model, x, y)) / (scale * alone))
+        alone = _seconds(clock, x.device, lambda: passes_alone(model, x, y, pairs, forwards))
+        ratios.append(_seconds(clock, x.device, lambda: attack(model, x, y)) / (scale * alone))
     return AttackCost(name, counted.pairs / len(x), statistics.median(ratios))
 
 
-def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
+def _seconds(clock: Callable[[], float], device: torch.device, work: Callable[[], Any]) -> float:
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main(arguments: list[str] | None = None) -> list[AttackCost]:
@@ -129,6 +133,11 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
     parser.add_argument(
         "--repeats", type=command_line.whole(1), default=15, help="So many turns of attack and limit, by default 15."
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="Compare processor time instead of the time on the clock, on a CPU that has other work to do.",
+    )
     add_loading_options(parser)
     given = parser.parse_args(arguments)
     network = chosen_network(given, given.checkpoint)
@@ -137,7 +146,8 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
     network.model.eval()
     kinds = list(attacks(ball, given.steps))
     found = [
-        cost(name, attack, network.model, x, y, given.repeats) for name, attack in track(kinds, description="timing")
+        cost(name, attack, network.model, x, y, given.repeats, processor=given.processor_time)
+        for name, attack in track(kinds, description="timing")
     ]
     tables.show(
         f"{network.path}: attacks on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}, "
