@@ -273,7 +273,7 @@ def test_a_sweep_says_one_line_a_job_and_can_be_resumed(tmp_path):
 @pytest.mark.slow
 def test_resuming_needs_a_folder(tmp_path):
     for more in ((), ("-m", "seed=0,1")):
-        done = run("train.py", "resume=true", *more, cwd=tmp_path)
+        done = run("train.py", *more, "resume=true", cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert "resume=true goes on in a folder that is there; name it with hydra." in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -284,7 +284,9 @@ def test_the_file_for_sweeps_of_wandb(tmp_path):
     """What an agent types, by the client's own code, is a run whose summary has the metric that the sweep looks at."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     content = yaml.safe_load((ROOT / "docs/wandb_sweep.yaml").read_text())
-    suggested = {key: {"value": (one["min"] * one["max"]) ** 0.5} for key, one in content["parameters"].items()}
+    suggested = {
+        key: {"value": round((one["min"] * one["max"]) ** 0.5, 6)} for key, one in content["parameters"].items()
+    }
     filled = {"env": [], "interpreter": [], "program": []} | utils.create_sweep_command_args({"args": suggested})
     typed = []
     for word in content["command"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from datafiles import write_folder, write_vit
+from datafiles import write_folder, write_onnx, write_vit
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,8 +48,11 @@ NEEDS = {
     ("objective", "lipschitz_dual"): ["model=lipschitz_mlp", "attack.norm=2"],
     ("scheduler", "one_cycle"): ["scheduler.total_steps=2"],
     ("model", "robustbench"): ["model.name=Wong2020Fast", "model.pretrained=false", "data=cifar10"],
+    ("model", "own"): ["model._target_=shell.network"],
+    ("model", "onnx"): ["model.path={onnx}"],
 }
 EXTRA_PACKAGE = {"timm": "timm", "huggingface": "transformers", "robustbench": "robustbench"}
+EXTRA_PACKAGE["onnx"] = "onnx2torch"
 
 
 @pytest.fixture
@@ -88,6 +91,7 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     if group == "model" and find_spec(EXTRA_PACKAGE.get(option, "torch")) is None:
         pytest.skip(f"{EXTRA_PACKAGE[option]} is not installed")
     made = {"config": write_vit(tmp_path / "vit"), "folder": write_folder(tmp_path / "images")}
+    made["onnx"] = write_onnx(tmp_path / "net.onnx") if option == "onnx" else None
     extra += [need.format(**made) for need in NEEDS.get((group, option), [])]
     extra += ["scheduler.total_steps=2"] if group == "study" else []  # there is no run to count them in
     cfg = configure(f"{group}={option}", *logger, *extra)
@@ -222,6 +226,19 @@ def test_default_delta_reads_fractions():
 def test_unknown_key_is_named(key, configure):
     with pytest.raises(ConfigCompositionException, match=f"Could not override '{key}'"):
         configure(f"{key}=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "network"),
+    [
+        ((), "small_cnn"),
+        (("model=wrn_28_10",), "wrn_28_10"),
+        (("model=torchvision", "model.name=resnet50"), "resnet50"),
+        (("model=small_cnn", "model._target_=my_package.Net"), "Net"),
+    ],
+)
+def test_a_run_is_named_after_its_network(overrides, network, configure):
+    assert configure(*overrides).name == f"digits_{network}_adversarial_W2"
 
 
 def test_unknown_option_lists_the_known_ones(configure):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from wdro_train.evaluation import news, warning_signs
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.choices import CurveGrid
 from wdro_train.evaluation.distances import FoundDistances
@@ -22,6 +24,7 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import as_json
+from wdro_train.utils.written import WrittenRadii
 
 DELTA = 8 / 255
 TRAINED = {"attack": {"delta": DELTA}, "data": {"name": "digits", "delta": {"linf": "8/255"}}}
@@ -258,3 +261,14 @@ def test_which_images_are_moved(found, p, said):
     one = report("ours", found=np.asarray(found), p=p)
     assert moved(one, one["models"][0]) == f"the worst case {said}"
     assert "distance inf" not in html.render(one, [None])
+
+
+def test_warnings_and_news_write_radii_as_typed():
+    written, ball = WrittenRadii("8/255"), WassersteinBall(2, math.inf, DELTA)
+    found = judged(distances(0), ball)
+    better = RobustnessCurve(distances(0) / 2)
+    said = [warning_signs.cheaper_elsewhere(found.found, better, 2, DELTA, written).text]
+    said += [news.worst_case("ours", replace(found, written=written))]
+    assert "radius 8/255" in said[0]
+    assert "W_2 8/255" in said[1]
+    assert all("0.03" not in text for text in said)

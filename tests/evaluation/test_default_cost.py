@@ -176,13 +176,13 @@ FOLDER += ["+model._target_=counted.net", "+model.weights=w.pt", "distances.step
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["data.num_workers=2"], ["devices=2", "batch_size=30"]])
-def test_each_file_is_decoded_once(images, options):
+def test_each_file_is_decoded_once(images, options, tmp_path):
     (images / "opened").unlink(missing_ok=True)
     abandoned = images / "store" / "images-of-a-killed-run"
     abandoned.mkdir(parents=True, exist_ok=True)
     abandoned.with_suffix(".lock").touch()
     here = {"PYTHONPATH": f"{images}:{ROOT / 'tests/helpers'}:{ROOT}"}
-    done = run("evaluate.py", *FOLDER, *options, "store=store", "hydra.run.dir=out", cwd=images, env=here)
+    done = run("evaluate.py", *FOLDER, *options, "store=store", f"hydra.run.dir={tmp_path}/out", cwd=images, env=here)
     assert done.returncode == 0, done.stderr
     opened = (images / "opened").read_text().splitlines()
     tests = sorted(path for path in opened if "/test/" in path or path.startswith("images/test"))
@@ -191,6 +191,6 @@ def test_each_file_is_decoded_once(images, options):
     else:  # each rank's check of the shape decodes one image before it knows of the others
         assert len(set(tests)) == 90 <= len(tests) <= 92
     assert not list((images / "store").iterdir())
-    report = json.loads((images / "out/report.json").read_text())
+    report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["models"][0]["passes"][0]["measurement"] == "distances"
     assert "accuracy left under W_2 0.02 is at most" in done.stdout.splitlines()[0]

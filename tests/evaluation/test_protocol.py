@@ -35,7 +35,7 @@ def test_recipes_compose(name):
     assert cfg.first_order.losses == ["ce", "dlr", "redlr"]
     assert cfg.model.threat == ("L2" if cfg.attack.norm == 2 else "Linf")
     assert cfg.data.num_classes in (10, 100, 1000)
-    assert cfg.distances.steps == 30
+    assert cfg.distances.effort == "auto"
 
 
 def test_published_figures():

@@ -81,3 +81,19 @@ def write_vit(folder, channels=1, size=8, mean=None, std=None):
 def _pickle(path, content):
     path.write_bytes(pickle.dumps(content))
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_onnx(path):
+    """A linear network of digits, as another program would write it."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32), "weight")
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("Gemm", ["flat", "weight"], ["logits"])]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["batch", 1, 8, 8]), ("logits", ["batch", 10]))
+    ]
+    graph = helper.make_graph(nodes, "linear", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path

@@ -241,7 +241,7 @@ def test_command(folder, monkeypatch, capsys):
     assert "40 test images, l_2" in printed
     assert "in the ball of radius 5/16" in printed
     data = json.loads(Path("compared/attacks.json").read_text())
-    assert [run["steps"] for run in data["runs"]] == [5, 3]
+    assert [run["steps"] for run in data["runs"]] == [3, 5]
     assert str(folder) not in Path("compared/attacks.json").read_text()
     table = Path("compared/table.md").read_text()
     for one in outcomes:

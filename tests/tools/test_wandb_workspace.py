@@ -90,9 +90,9 @@ def test_workspace_shows_what_training_logs(trained, tmp_path):
 
 
 def test_summary_is_the_best_epoch(tmp_path):
-    """All of its values, and not the best of each; the loss of a step has an axis of its own; runs name the network."""
+    """All of its values, and not the best of each; the loss of a step has an axis of its own."""
     more = ["trainer.max_epochs=4", "trainer.limit_val_batches=2", "callbacks.images=null", "hydra.run.dir=out"]
-    done = run("train.py", *QUICK, *more, "model=torchvision", "model.name=resnet18", cwd=tmp_path)
+    done = run("train.py", *QUICK, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out/metrics.json").read_text())
     summary = items(tmp_path / "out", "summary", "update")
@@ -110,7 +110,6 @@ def test_summary_is_the_best_epoch(tmp_path):
             )
     assert axes["train/loss_step"] == "trainer/global_step"
     assert axes["val/*"] == axes["train/*"] == "epoch"
-    assert "digits_resnet18_adversarial_W2" in json.dumps(records(tmp_path / "out"))
 
 
 def test_tensorboard_has_the_same_keys(tmp_path):

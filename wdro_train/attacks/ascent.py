@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import climb, free_gradient, move
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.power_mean import merge, moment, power_mean
 from wdro_train.theory.sensitivity import Scope
@@ -113,7 +113,7 @@ class ProjectedStep:
     def _ascent(self, x: Tensor, x_adv: Tensor, slope: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
         """The displacement and its norms, for the images of a block."""
         if self.box:
-            u = ascend(self.ball.ground, x_adv, slope, radii).sub_(x)
+            u = climb(self.ball.ground, x_adv, slope, radii).sub_(x)
         else:
             u = self.ball.ground.direction(slope).mul_(per_image(radii, x)).add_(x_adv).sub_(x)
         return u, self.ball.ground.distances(u)

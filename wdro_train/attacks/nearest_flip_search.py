@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.ascent import steepness
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.box import ascend, free_gradient
+from wdro_train.theory.box import ascend, climb
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
+from wdro_train.utils.blocks import by_blocks
 
 # What the constants are worth was measured by the mean distance of the correct ones among the first 200 images of
 # tests/reference, at 30 steps, on the adversarially and the normally trained network there. Where no number is given,
@@ -110,15 +112,14 @@ class NearestFlipSearch:
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)
-                distances = self.ground.distances(point - self.x)
+                distances = self.ground.between(point, self.x)
                 self.flips.take(point, distances, flipped)
                 found = torch.where(flipped, torch.minimum(found, distances), found)
-                slope = free_gradient(here.gradient, point)
-                steepness = self.ground.dual_norms(slope)
+                slope, steep = steepness(self.ground, here.gradient, point, box=True)
                 # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
-                linear = distances + here.losses.double().abs() / torch.where(steepness > 0, steepness, 1.0)
+                linear = distances + here.losses.double().abs() / torch.where(steep > 0, steep, 1.0)
                 if radii is None:
-                    self.zero += (steepness == 0).sum() * first
+                    self.zero += (steep == 0).sum() * first
                     radii = _FIRST_RADIUS * linear
                 else:
                     grown = radii * (1 + rate)
@@ -130,7 +131,7 @@ class NearestFlipSearch:
                         torch.where(found < math.inf, torch.minimum(grown, found), searching),
                     )
                 radii = radii.clamp(max=self.ground.diameter(self.x))
-                point = self._move(self.x, point, distances, slope, radii, share)
+                point = by_blocks(self._move, self.x, point, distances, slope, radii, share, into=slope)
         self.flips.check(point)
 
     def _none(self) -> NearestFlips:
@@ -146,10 +147,8 @@ class NearestFlipSearch:
             u = torch.lerp(point, ascend(self.ground, x, slope, radii), share).sub_(x)
         else:
             length = torch.maximum(share * self.effort.step_size * radii, radii - distances)
-            u = ascend(self.ground, point, slope, length).sub_(x)
-        # In l_inf coordinates are clipped, whatever the distance is.
-        far = distances if math.isinf(self.ground.order) else self.ground.distances(u)
-        return self.ground.shrink(u, far, radii).add_(x).clamp_(0, 1)
+            u = climb(self.ground, point, slope, length).sub_(x)
+        return self.ground.shrink(u, None, radii).add_(x).clamp_(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """Random points nearer than the nearest flip known, or, where none is, than a share of the box."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.enclosure import Enclosure
 from wdro_train.theory.robustness_curve import Floats, RobustnessCurve, WorstCase
+from wdro_train.utils.written import WrittenRadii
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class NetworkEvidence:
         warnings: Reasons not to believe the numbers.
         exact: Proofs and counterexamples of an exact method; None if not asked for.
         passes: Passes through the network of each measurement, by its name, in the order in which they were made.
+        written: How sentences write radii.
     """
 
     ball: WassersteinBall
@@ -66,6 +68,7 @@ class NetworkEvidence:
     warnings: tuple[WarningSign, ...] = ()
     exact: ExactIntervals | None = None
     passes: tuple[tuple[str, Passes], ...] = ()
+    written: WrittenRadii = field(default_factory=WrittenRadii)
 
     @cached_property
     def curve_of_own_attacks(self) -> RobustnessCurve:

@@ -21,6 +21,7 @@ from wdro_train.evaluation.progress_bars import progress_display
 from wdro_train.evaluation.report.image_pairs import Pairs, flipped_pairs
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.distributed import default_reducer
+from wdro_train.utils.written import WrittenRadii
 
 
 def measure_network(
@@ -31,6 +32,7 @@ def measure_network(
     ball: WassersteinBall,
     store: PieceStore,
     device: torch.device,
+    written: WrittenRadii | None = None,
 ) -> tuple[NetworkEvidence, Pairs | None]:
     """Measure everything that the configuration asks for, and print what each measurement has found as it is made.
 
@@ -42,6 +44,7 @@ def measure_network(
         ball: The threat.
         store: Keeps finished pieces.
         device: Where to compute.
+        written: How sentences write radii; None for decimals.
 
     Returns:
         The evidence, and the `pictures` images that the worst case moves first, with their flips. Only the first rank
@@ -56,7 +59,8 @@ def measure_network(
         engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=progress)
         found = chosen.effort(engine, attack, ball)
         passes = (("distances", engine.ledger.total),)
-        evidence = NetworkEvidence(ball, describe_sample(arrays, cfg.limit), engine.images_digest, found, passes=passes)
+        sample, texts = describe_sample(arrays, cfg.limit), written or WrittenRadii()
+        evidence = NetworkEvidence(ball, sample, engine.images_digest, found, passes=passes, written=texts)
         progress.tell(worst_case(name, evidence))
         for measurement in measurements:
             before, spent = evidence, engine.ledger.total

@@ -174,7 +174,8 @@ class AutoAttack(Measurement):
 
     def sign(self, evidence: NetworkEvidence) -> WarningSign | None:
         """A warning if it is stronger than the attacks of this package."""
-        return warning_signs.peer_wins(evidence.curve_of_own_attacks, _reference(evidence, self.name))
+        reference = _reference(evidence, self.name)
+        return warning_signs.peer_wins(evidence.curve_of_own_attacks, reference, evidence.written)
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,8 @@ def concluded(evidence: NetworkEvidence, made: Iterable[Measurement]) -> Network
         warning_signs.zero_gradients(found),
         warning_signs.nonfinite_gradients(found),
         warning_signs.never_flipped(found),
-        warning_signs.cheaper_elsewhere(found, evidence.curve, ball.p, ball.delta),
-        warning_signs.stronger_does_worse(evidence.first_order),
+        warning_signs.cheaper_elsewhere(found, evidence.curve, ball.p, ball.delta, evidence.written),
+        warning_signs.stronger_does_worse(evidence.first_order, evidence.written),
         warning_signs.bound_above_ratio(evidence.rows),
         warning_signs.certificate_contradicted(evidence.certificate, evidence.curve),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from wdro_train.evaluation.evidence import NetworkEvidence
-from wdro_train.evaluation.report.fields import at_least, at_most, percent, short
+from wdro_train.evaluation.report.fields import at_least, at_most, percent
 from wdro_train.theory.ball import WassersteinBall
 
 
@@ -16,8 +16,9 @@ def worst_case(name: str, evidence: NetworkEvidence) -> str:
         name: The network.
         evidence: With the distances.
     """
+    where, left = _ball(evidence, evidence.ball), at_most(evidence.worst_case.accuracy)
     return (
-        f"{name}: accuracy left under {_written(evidence.ball)} is at most {at_most(evidence.worst_case.accuracy)} "
+        f"{name}: accuracy left under {where} is at most {left} "
         f"(attack), clean {percent(evidence.curve.clean_accuracy)}, {len(evidence.curve):,} images"
     )
 
@@ -34,20 +35,20 @@ def news(before: NetworkEvidence, after: NetworkEvidence) -> list[str]:
     if after.certificate is not None and (before.certificate is None or after.exact is not before.exact):
         sure = after.certificate
         least = at_least(sure.curve.accuracy(ball.delta, ball.p))
-        lines.append(f"certified ({sure.method}): at least {least} of {sure.about} under {_written(ball)}")
+        lines.append(f"certified ({sure.method}): at least {least} of {sure.about} under {_ball(after, ball)}")
     for reference in after.references[len(before.references) :]:
         ends = f"leaves {percent(reference.accuracy)} of {len(reference.flips):,} images"
-        lines.append(f"{reference.name} {ends} under W_inf {short(reference.ball.delta)}")
+        lines.append(f"{reference.name} {ends} under W_inf {after.written(reference.ball.delta)}")
     for row in after.first_order[len(before.first_order) :]:
         lines.append(
-            f"W-PGD ({row.loss}, {row.steps} steps) leaves {percent(row.pgd_acc)} under {_written(row.ball)}, "
+            f"W-PGD ({row.loss}, {row.steps} steps) leaves {percent(row.pgd_acc)} under {_ball(after, row.ball)}, "
             f"W-FGSM {percent(row.quantities.fgsm_acc)}"
         )
     if after.worst_case.accuracy < before.worst_case.accuracy:
-        lines.append(f"so at most {at_most(after.worst_case.accuracy)} is left under {_written(ball)} (attack)")
+        lines.append(f"so at most {at_most(after.worst_case.accuracy)} is left under {_ball(after, ball)} (attack)")
     return lines
 
 
-def _written(ball: WassersteinBall) -> str:
+def _ball(evidence: NetworkEvidence, ball: WassersteinBall) -> str:
     order = "inf" if math.isinf(ball.p) else f"{ball.p:g}"
-    return f"W_{order} {short(ball.delta)}"
+    return f"W_{order} {evidence.written(ball.delta)}"

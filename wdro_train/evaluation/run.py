@@ -17,6 +17,7 @@ from wdro_train.evaluation.judged_images import JudgedImages
 from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.evaluation.report import build, terminal
 from wdro_train.evaluation.report.publish import publish
+from wdro_train.evaluation.typed_radii import typed_radii
 from wdro_train.models import ExpectedLogits
 
 
@@ -35,6 +36,7 @@ def evaluate(cfg: DictConfig) -> float:
     networks = chosen_networks(cfg, fabric)
     ball = networks[0].threat(**{key: cfg.attack[key] for key in ("p", "norm", "delta")})
     grid = chosen_grid(cfg, ball)
+    written = typed_radii(made_by["config"], [network.config for network in networks], ball.delta)
     models, pictures, stores, found = [], [], [], []
     with JudgedImages(cfg, fabric) as images:
         for network in networks:
@@ -43,7 +45,9 @@ def evaluate(cfg: DictConfig) -> float:
             model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
             stores.append(open_store(cfg, model, fabric))
             arrays = images.whole(network)
-            evidence, pairs = measure_network(cfg, network.name, model, arrays, ball, stores[-1], fabric.device)
+            evidence, pairs = measure_network(
+                cfg, network.name, model, arrays, ball, stores[-1], fabric.device, written
+            )
             attack = chosen_effort(**cfg.distances).described()
             models.append(
                 build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks))

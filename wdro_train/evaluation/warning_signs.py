@@ -22,8 +22,10 @@ from wdro_train.evaluation.first_order import FirstOrderRow, RowWithWorstCase
 from wdro_train.models import ExpectedLogits
 from wdro_train.theory.enclosure import Enclosure
 from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.written import WrittenRadii
 
 _SHARE = 0.01  # of the images: a hundredth is more than chance in any set worth judging
+_PLAIN = WrittenRadii()  # decimals
 _POINT = 0.005  # of accuracy: half a point, less than half of what 10,000 images can be off by (theory, section 7)
 _ROUNDING = 1e-9  # of a ratio, far above what the sums of float64 lose
 
@@ -74,19 +76,21 @@ def never_flipped(found: FoundDistances) -> WarningSign | None:
     return WarningSign("never_flipped", share, text)
 
 
-def cheaper_elsewhere(found: FoundDistances, curve: RobustnessCurve, p: float, delta: float) -> WarningSign | None:
+def cheaper_elsewhere(
+    found: FoundDistances, curve: RobustnessCurve, p: float, delta: float, written: WrittenRadii = _PLAIN
+) -> WarningSign | None:
     """Another attack of the pool found much cheaper flips than the minimum-norm attack."""
     gap = found.curve.accuracy(delta, p) - curve.accuracy(delta, p)
     if gap <= _POINT:
         return None
     text = (
-        f"other attacks lower the worst-case accuracy at W_{p:g}, radius {delta:.4g}, by {100 * gap:.1f} points; the "
-        "minimum-norm attack was too weak: raise distances.steps, distances.restarts and distances.targets"
+        f"other attacks lower the worst-case accuracy at W_{p:g}, radius {written(delta)}, by {100 * gap:.1f} points; "
+        "the minimum-norm attack was too weak: raise distances.steps, distances.restarts and distances.targets"
     )
     return WarningSign("cheaper_elsewhere", gap, text)
 
 
-def stronger_does_worse(rows: Sequence[FirstOrderRow]) -> WarningSign | None:
+def stronger_does_worse(rows: Sequence[FirstOrderRow], written: WrittenRadii = _PLAIN) -> WarningSign | None:
     """W-PGD, of many steps, leaves more accuracy than one step of W-FGSM.
 
     With CE or DLR and p < inf this says nothing: the budget goes where the loss grows, which is on images that are
@@ -99,7 +103,7 @@ def stronger_does_worse(rows: Sequence[FirstOrderRow]) -> WarningSign | None:
     row = rows[int(np.argmax(gaps))]
     text = (
         f"W-PGD leaves {100 * max(gaps):.1f} points more than W-FGSM ({row.loss}, W_{row.ball.p:g}, radius "
-        f"{row.ball.delta:.4g}): the gradients mislead"
+        f"{written(row.ball.delta)}): the gradients mislead"
     )
     return WarningSign("stronger_does_worse", max(gaps), text)
 
@@ -170,15 +174,17 @@ def black_box_wins(curve: RobustnessCurve, flips: Sequence[float], delta: float)
     return WarningSign("black_box_wins", missed, text)
 
 
-def peer_wins(curve: RobustnessCurve, reference: ReferenceResult) -> WarningSign | None:
+def peer_wins(curve: RobustnessCurve, reference: ReferenceResult, written: WrittenRadii = _PLAIN) -> WarningSign | None:
     """A reference attack leaves less accuracy than the curve did without it.
 
     Args:
         curve: Without the flips of the reference attack.
         reference: What the reference attack left.
+        written: How to write its radius.
     """
     gap = curve.accuracy(reference.ball.delta, math.inf) - reference.accuracy
     if gap <= _POINT:
         return None
-    text = f"{reference.name} leaves {100 * gap:.1f} points less than the curve at radius {reference.ball.delta:.4g}"
+    radius = written(reference.ball.delta)
+    text = f"{reference.name} leaves {100 * gap:.1f} points less than the curve at radius {radius}"
     return WarningSign("peer_wins", gap, text)

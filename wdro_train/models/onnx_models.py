@@ -26,7 +26,8 @@ def onnx_model(path: str, shape: Sequence[int]) -> nn.Module:
     """The network of an ONNX file, by onnx2torch, once its logits agree with those of ONNX's own interpreter.
 
     onnx2torch knows the operations as they were up to opset 16. Where a file of a later opset says the same in another
-    form, it is rewritten; the comparison on noise images finds out if it says something else.
+    form, it is rewritten; the comparison on noise images finds out if it says something else. Trained on, it learns the
+    weights of its convolutions, linear layers (Gemm) and normalisations; other numbers in the file are constants to it.
 
     Args:
         path: The file. Weights that it keeps in a second file are looked for beside it.

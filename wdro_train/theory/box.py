@@ -22,6 +22,7 @@ from wdro_train.utils.errors import UserError
 _NEWTON_LIMIT = 50
 _NEWTON_STEPS = 8  # on a device, where looking whether to stop would wait for it
 _NEWTON_TOLERANCE = 1e-6  # of the stretch, relative: about eight roundings of a float32 number
+_REACH_TOLERANCE = 1e-12  # the same iteration in float64, in `reach`; it starts lower and may take more steps
 _FAR = 1e30  # the largest stretch: takes every pixel that moves at all to the edge, and is finite in float32
 
 
@@ -35,10 +36,12 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
     Returns:
         Same shape: 0 where (x = 0 and g < 0) or (x = 1 and g > 0).
     """
-    # The bounds are 0 on the side that is closed and out of reach on the other. Comparisons and `torch.where` would
-    # take seven times as long: on a CPU they go through an image pixel by pixel, arithmetic goes by vectors.
-    most = torch.finfo(x.dtype).max
-    return g.clamp(x.ceil().mul_(-most).to(g), x.floor().sub_(1).mul_(-most).to(g))
+    # The bounds -c x and c (1 - x) are 0 where the way is closed, and elsewhere beyond any gradient; c is a power of
+    # two, so that c - c x is exact. Comparisons and `torch.where` would take seven times as long, as on a CPU they go
+    # through an image pixel by pixel; arithmetic goes by vectors.
+    beyond = 2.0 ** (math.frexp(torch.finfo(x.dtype).max)[1] - 2)
+    least = x * -beyond
+    return g.clamp(least.to(g), (least + beyond).to(g))
 
 
 def move(x: Tensor, u: Tensor) -> Tensor:
@@ -76,12 +79,22 @@ def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     Returns:
         Images in [0, 1], same shape as x.
     """
-    if ground.order == 1:
-        return _fill_in_order(x, g, radii)
-    h = ground.direction(g)
-    if math.isfinite(ground.order):
-        radii = radii * _stretch(x, h, radii, ground.order)
-    return move(x, h.mul_(per_image(radii, x)))
+    return move(x, _steepest(ground, x, g, radii))
+
+
+def climb(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+    """`ascend`, but rounded to the nearest pixel values: for a step that is brought back to a radius afterwards.
+
+    Args:
+        ground: The norm ||.||_s.
+        x: Images in [0, 1], shape [B, ...].
+        g: Free gradients, same shape.
+        radii: Length per image, shape [B]; roundings may exceed it.
+
+    Returns:
+        Images in [0, 1], same shape as x.
+    """
+    return _steepest(ground, x, g, radii).add_(x).clamp_(0, 1)
 
 
 def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, lengths: Tensor, radii: Tensor) -> Tensor:
@@ -102,6 +115,16 @@ def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, leng
     return move(x, ground.shrink(u, ground.distances(u), radii))
 
 
+def _steepest(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+    """The displacement of `ascend`, before it is clamped to the box, shape of x."""
+    if ground.order == 1:
+        return _fill_in_order(x, g, radii)
+    h = ground.direction(g)
+    if math.isfinite(ground.order):
+        radii = radii * _stretch(x, h, radii, ground.order)
+    return h.mul_(per_image(radii, x))
+
+
 def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     """How much longer a step must aim to be as long as asked: k >= 1 with ||clamp(x + k r h) - x||_s = r.
 
@@ -119,7 +142,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     unit = per_image(torch.where(radii > 0, radii, 1.0), size)
     room = torch.lerp(x, 1 - x, ahead).flatten(1).div_(unit).clamp_(max=2 * _FAR)  # 1 - x where h > 0, x elsewhere
     k = torch.ones_like(radii)
-    on_host = x.device.type == "cpu"
+    on_host = _may_look(x)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         moving = (room - k.to(size)[:, None] * size).sign_().clamp_min_(0)  # 1, or 0 for pixels at the edge
         left = 1 - _power_sum(room * (1 - moving), s)
@@ -131,6 +154,11 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     return k
 
 
+def _may_look(x: Tensor) -> bool:
+    """Whether the program may look at numbers without waiting for them: on a CPU they are there."""
+    return x.device.type == "cpu"
+
+
 def _power_sum(values: Tensor, s: float) -> Tensor:
     """sum_j v_j^s of every row of non-negative numbers, [B, n] -> [B], float64."""
     total = torch.linalg.vector_norm(values, dim=1).square() if s == 2 else values.pow(s).sum(1)
@@ -138,23 +166,22 @@ def _power_sum(values: Tensor, s: float) -> Tensor:
 
 
 def _fill_in_order(x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
-    """The best step for s = 1: pixels are moved to the edge by decreasing |g| until the radius is used up."""
+    """The best displacement for s = 1: pixels are moved to the edge by decreasing |g| until the radius is used up."""
     slope = g.flatten(1)
     room = torch.where(slope > 0, 1 - x.flatten(1), torch.where(slope < 0, x.flatten(1), 0.0))
     order = slope.abs().argsort(dim=1, descending=True, stable=True)
     sorted_room = room.gather(1, order).double()
     before = sorted_room.cumsum(1) - sorted_room
     used = torch.minimum(sorted_room, (radii[:, None] - before).clamp_min(0.0)).to(x.dtype)
-    moves = torch.zeros_like(slope).scatter(1, order, used) * slope.sign()
-    return move(x, moves.view_as(x))
+    return (torch.zeros_like(slope).scatter(1, order, used) * slope.sign()).view_as(x)
 
 
 def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
     """The shortest displacement that gains what is asked: min ||u_i||_s with <g_i, u_i> = gain_i, x_i + u_i in the box.
 
     The inverse of `ascend`. Along the solutions of `ascend` the gain is a concave, piecewise linear function of one
-    number (the radius for s = inf, the multiplier of |g| for s = 2, the pixels filled for s = 1), which is inverted
-    exactly by sorting its breakpoints.
+    number (the radius for s = inf, the multiplier of |g| for s = 2, the pixels filled for s = 1). It is inverted by
+    Newton's iteration from below, which ends after finitely many steps; for s = 1 by sorting the pixels.
 
     Args:
         ground: The norm ||.||_s, s one of 1, 2, inf.
@@ -184,19 +211,20 @@ def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
         take = ((wanted - before).clamp_min(0.0) / torch.where(weight > 0, weight, 1.0)).minimum(space)
         size = torch.zeros_like(steep).scatter(1, order, take)
     else:
-        # u = min(t rate, room): a pixel grows at its rate until t reaches its breakpoint room / rate.
-        rate = torch.ones_like(steep) if math.isinf(ground.order) else steep
-        ends = torch.where(steep > 0, room / torch.where(steep > 0, rate, 1.0), 0.0)
-        end, order = ends.sort(dim=1)
-        growth = (steep * rate).gather(1, order)
-        saturated = (steep * room).gather(1, order).cumsum(1)
-        growing = (growth.sum(1, keepdim=True) - growth.cumsum(1)).clamp_min(0.0)
-        last = (saturated + end * growing < wanted).sum(1, keepdim=True)  # breakpoints passed
-        start = (last - 1).clamp_min(0)
-        passed = last > 0
-        base = torch.where(passed, saturated.gather(1, start), 0.0)
-        speed = torch.where(passed, growing.gather(1, start), growth.sum(1, keepdim=True))
-        t = torch.minimum((wanted - base) / torch.where(speed > 0, speed, 1.0), end[:, -1:])
-        t = torch.where(speed > 0, t, end[:, -1:])
-        size = torch.minimum(t * rate, room)
+        # u = min(t rate, room): a pixel grows at its rate until it is at the edge. Newton's iteration from t = 0.
+        rate = steep.sign() if math.isinf(ground.order) else steep
+        t = torch.zeros_like(wanted)
+        size = torch.zeros_like(steep)
+        on_host = _may_look(x)
+        for _ in range(_NEWTON_LIMIT):
+            growing = (room - t * rate).sign_().clamp_min_(0)  # 1 or 0
+            left = wanted - (steep * size).sum(1, keepdim=True)
+            speed = growing.mul_(steep).mul_(rate).sum(1, keepdim=True)
+            on = (left > 0) & (speed > 0)
+            further = t + torch.where(on, left / torch.where(on, speed, 1.0), 0.0)
+            if on_host and bool((further <= t * (1 + _REACH_TOLERANCE)).all()):
+                break
+            t = further
+            size = torch.minimum(t * rate, room)
+        size = torch.where((steep * room).sum(1, keepdim=True) > wanted, size, room * steep.sign())
     return (size * slope.sign()).to(x.dtype).view_as(x)

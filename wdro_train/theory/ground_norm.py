@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wdro_train.utils.blocks import by_blocks
 from wdro_train.utils.numbers import parse_norm
 
 # The distance between two float32 images is known up to this factor: a pixel rounds to within 3e-8, which is 1e-6 of
@@ -102,6 +103,10 @@ class GroundNorm:
         """Lengths ||u_i||_s of displacements [B, ...], shape [B], float64."""
         return image_norms(u, self.order)
 
+    def between(self, these: Tensor, others: Tensor) -> Tensor:
+        """Distances ||x'_i - x_i||_s between images [B, ...], shape [B], float64."""
+        return by_blocks(lambda a, b: self.distances(a - b), these, others)
+
     def dual_norms(self, g: Tensor) -> Tensor:
         """Dual norms ||g_i||_* of gradients [B, ...], shape [B], float64."""
         return image_norms(g, self.dual)
@@ -137,7 +142,7 @@ class GroundNorm:
         unit = ratio / per_image(_nonzero(image_norms(ratio, self.dual)), g)
         return unit.sign() * unit.abs().pow(self.dual - 1)
 
-    def shrink(self, u: Tensor, distances: Tensor, radii: Tensor) -> Tensor:
+    def shrink(self, u: Tensor, distances: Tensor | None, radii: Tensor) -> Tensor:
         """The displacements brought to at most `radii`, image by image.
 
         s = inf: coordinates are clipped (the nearest point, and the one that keeps most of the displacement);
@@ -145,7 +150,7 @@ class GroundNorm:
 
         Args:
             u: Displacements, shape [B, ...].
-            distances: Their norms, shape [B].
+            distances: Their norms, shape [B]; None if they are not known, for s = inf does not need them.
             radii: Allowed norms, shape [B].
 
         Returns:
@@ -154,6 +159,7 @@ class GroundNorm:
         if math.isinf(self.order):
             bound = per_image(radii, u)
             return u.clamp_max(bound).clamp_min_(-bound)
+        distances = self.distances(u) if distances is None else distances
         return u * per_image((radii / _nonzero(distances)).clamp(max=1.0), u)
 
 

@@ -124,7 +124,7 @@ def draw(runs: Mapping[int, Sequence[Outcome]], ball: WassersteinBall, title: st
         ax.set(xlabel="passes (forward and backward) per correct image, counted", xscale="log")
         ax.grid(alpha=0.3, which="both")
     for axis in (left.xaxis, left.yaxis, right.xaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)

