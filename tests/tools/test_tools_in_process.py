@@ -73,7 +73,8 @@ def test_masking_is_measured_on_the_validation_set(checkpoint, capsys):
 
 def test_attacks_are_compared_on_the_same_images(checkpoint, capsys):
     command = [str(checkpoint), "--norm", "2", "--delta", "0.3", "--limit", "20", "--steps", "3", "--p", "2"]
-    first, *others = compare_attacks.main(command)
+    [compared] = compare_attacks.main(command).values()
+    first, *others = compared.outcomes
     assert first.name == "MinimalDistance"
     assert "DDN" in {other.name for other in others}
     printed = capsys.readouterr().out

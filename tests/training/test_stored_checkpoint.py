@@ -22,6 +22,7 @@ from wdro_train.utils.renamed import RENAMED, present_name, with_present_names
 STORED = ROOT / "tests/reference/checkpoint_0.1.0.ckpt"
 SAME = [
     "method=worst_case",
+    "data.eval_batch_size=512",  # the default of the time
     "model.width=4",
     "trainer.limit_train_batches=10",
     "logger=csv",

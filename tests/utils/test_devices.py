@@ -64,6 +64,7 @@ class Precisions(TorchDispatchMode):
 def chosen(request):
     """What a user may have chosen; undone afterwards."""
     matmul, before = torch.get_float32_matmul_precision(), precisions()
+    legacy = torch.backends.cudnn.allow_tf32
     if request.param in ("high", "medium"):
         torch.set_float32_matmul_precision(request.param)
     if request.param == "cudnn off":
@@ -71,6 +72,7 @@ def chosen(request):
     if request.param == "one by one":
         torch.backends.cudnn.conv.fp32_precision = "tf32"
     yield precisions()
+    torch.backends.cudnn.allow_tf32 = legacy  # else PyTorch finds that the two ways to choose disagree
     torch.set_float32_matmul_precision(matmul)
     for operation, precision in zip(operations(), before, strict=True):
         operation.fp32_precision = precision
