@@ -30,7 +30,7 @@ from wdro_train.utils.errors import UserError, user_error_in
 
 CONF = Path(__file__).parents[2] / "conf"
 # Hydra's own settings, what evaluate.py alone takes, what options have in common, and what this machine adds.
-UNBUILT = {"hydra", "protocol", "base", "local"}
+UNBUILT = {"hydra", "protocol", "first_order", "base", "local"}
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in UNBUILT)
 # What has no default, and sizes that a test can bear.
 NEEDS = {
@@ -143,7 +143,8 @@ def test_top_files_are_short(name):
 def test_every_yaml_is_reachable():
     """No file lies in a folder or depth that no test above looks at, and what options share is shared by some."""
     listed = {CONF / group / f"{option}.yaml" for group, option in OPTIONS} | set((CONF / "hydra").glob("*.yaml"))
-    listed |= set((CONF / "protocol").glob("*.yaml")) | set((CONF / "base").glob("*.yaml"))
+    for beside in ("protocol", "first_order", "base"):
+        listed |= set((CONF / beside).glob("*.yaml"))
     found = set(CONF.rglob("*.yaml")) - set(CONF.glob("local/*.yaml"))
     assert found == listed | {CONF / "train.yaml", CONF / "evaluate.yaml"}
     texts = {path: path.read_text() for path in found}

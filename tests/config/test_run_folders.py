@@ -90,7 +90,7 @@ def test_two_evaluations_at_once(trained):
     for text, delta in zip(said, (0.1, 0.2), strict=True):
         report = json.loads((trained / re.search(r"report +(.*)", text).group(1)).read_text())
         assert report["threat"]["delta"] == delta
-    assert len(list((trained / "judged").iterdir())) == 2
+    assert len([folder for folder in (trained / "judged").iterdir() if not folder.is_symlink()]) == 2
 
 
 @pytest.mark.parametrize("folder", ["hydra.sweep.dir=sweeps/${now:%Y}", "hydra.sweep.dir=sweeps/same"])
@@ -99,10 +99,11 @@ def test_two_sweeps_at_once(folder, tmp_path):
     common = ["train.py", "-m", *CLEAN, "test=false", "hydra.sweep.subdir=seed${seed}", folder]
     codes, said, errors = together([*common, "seed=0,1"], [*common, "seed=2,3"], cwd=tmp_path)
     assert codes == [0, 0], errors
-    tables = [table(tmp_path / re.search(r"more in (.*)", text).group(1)) for text in said]
+    files = [tmp_path / re.search(r"more in (.*)", text).group(1) for text in said]
+    tables = [table(file) for file in files]
     assert [[row["job"] for row in rows] for rows in tables] == [["seed0", "seed1"], ["seed2", "seed3"]]
-    for rows, text in zip(tables, said, strict=True):
-        folders = [tmp_path / re.search(rf"run folder +(.*/{row['job']})\n", text).group(1) for row in rows]
+    for rows, file in zip(tables, files, strict=True):
+        folders = [file.parent / row["job"] for row in rows]
         assert [float(row["val/clean_acc"]) for row in rows] == [metrics(one)["val"]["clean_acc"] for one in folders]
     assert not list(tmp_path.rglob(".sweep-*"))
 

@@ -347,6 +347,8 @@ BLOCKS = {
     "model": schema.ModelReport,
     "distances": schema.DistancesBlock,
     "histogram": schema.HistogramBlock,
+    "convergence": schema.ConvergenceBlock,
+    "round": schema.RoundBlock,
     "band": schema.BandBlock,
     "curve": schema.CurveBlock,
     "worst_case": schema.WorstCaseBlock,

@@ -35,7 +35,8 @@ def test_help_is_written_in_sentences(tool, tmp_path, monkeypatch):
         parsers.append(parser)
         raise SystemExit
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", caught)
+    for parse in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, parse, caught)
     with pytest.raises(SystemExit):
         module.main()
     explained = {action.dest: action.help for action in parsers[0]._actions if action.dest != "help"}
