@@ -518,7 +518,7 @@ def test_the_user_names_constructors_of_others(tmp_path):
     assert "name it yourself, with model._target_=shell.dropout_cnn (evaluate.py)" in refused.stderr
     for sign in ("", "+"):
         given = ["ckpt_path=own.ckpt", f"{sign}model._target_=shell.dropout_cnn"]
-        trusted = run("evaluate.py", *given, *JUDGE, cwd=tmp_path)
+        trusted = run("evaluate.py", *given, *JUDGE, f"hydra.run.dir=judged{sign}", cwd=tmp_path)
         assert trusted.returncode == 0, trusted.stderr
     named = OmegaConf.create(config["model"])
     assert load_network(path, model=named).config["model"]["_target_"] == "shell.dropout_cnn"
