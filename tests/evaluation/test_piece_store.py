@@ -445,7 +445,12 @@ def test_killed_at_random_moments_is_the_same_report(trained, whole, tmp_path, w
 @pytest.mark.slow
 def test_killed_in_any_round_of_auto_effort_is_the_same_report(trained, tmp_path):
     """Further rounds build on the flips of those before: killed five times among them, the report is the same."""
-    line = ["evaluate.py", *(key for key in DIGITS if not key.startswith("distances")), "poster=null"]
+    line = [
+        "evaluate.py",
+        *(key for key in DIGITS if not key.startswith("distances")),
+        "poster=null",
+        "attack.delta=0.02",
+    ]
     done = run(*line, f"store={tmp_path / 'whole'}", f"hydra.run.dir={tmp_path / 'report'}", cwd=trained)
     assert done.returncode == 0, done.stderr
     whole = evaluated(tmp_path / "report")
