@@ -96,7 +96,7 @@ def test_kinds(composed, overrides, kinds):
 )
 def test_evaluation_batches_matter_where_they_share_a_budget_or_are_counted(composed, overrides, kind):
     common = overrides.split()
-    (change,) = compare(composed(*common), composed(*common, "data.eval_batch_size=64"))
+    (change,) = compare(composed(*common), composed(*common, "data.eval_batch_size=32"))
     assert change.kind == kind
 
 
