@@ -241,7 +241,9 @@ def test_a_damaged_piece_is_an_absent_one(tmp_path, damage, at_join):
         spoil()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        again = found(progress=(lambda stage, done, total=None: done == last and spoil()) if at_join else lambda *_: None)
+        again = found(
+            progress=(lambda stage, done, total=None: done == last and spoil()) if at_join else lambda *_: None
+        )
     for mine, theirs in zip(again, whole, strict=True):
         assert np.array_equal(mine, theirs)
     told = [str(one.message) for one in said if "computed again" in str(one.message)]
