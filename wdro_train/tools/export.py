@@ -135,8 +135,8 @@ def main() -> None:
         "run", nargs="?", type=Path, metavar="RUN", help="Folder of a run, or a checkpoint. By default the newest run."
     )
     parser.add_argument(
-        "--format", required=True, choices=list(FORMATS), help="The formats state_dict and safetensors hold weights, onnx "
-        "and torch_export a program that runs without this package."
+        "--format", required=True, choices=list(FORMATS), help="The formats state_dict and safetensors hold weights, "
+        "onnx and torch_export a program that runs without this package."
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="By default export/FORMAT in the run's folder.")
     parser.add_argument(
