@@ -17,6 +17,8 @@ from wdro_train.cli import processes
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training import run as training_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
+
 SCHEMA = ROOT / "wdro_train/evaluation/report/schema.json"
 SHORT = [*LIGHT, "trainer.limit_train_batches=3", "attack.steps=3", "optimizer.lr=0.02"]
 SHORT.remove("callbacks.images=null")

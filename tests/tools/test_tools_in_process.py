@@ -24,6 +24,8 @@ from wdro_train.tools import (
 )
 from wdro_train.utils.errors import UserError
 
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -79,6 +79,7 @@ def test_a_stored_checkpoint_brings_its_attack():
     assert attack.steps == 8
 
 
+@pytest.mark.slow
 def test_a_stored_checkpoint_is_judged(tmp_path):
     quick = ["limit=20", "distances.steps=5", "poster=null", "hydra.run.dir=judged"]
     done = run("evaluate.py", f"ckpt_path={STORED}", *quick, cwd=tmp_path)
@@ -87,6 +88,7 @@ def test_a_stored_checkpoint_is_judged(tmp_path):
     assert 0 < model["clean_accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_a_stored_checkpoint_is_resumed_as_the_same_configuration(tmp_path):
     """Scores and history go on: a new name is no change of the measurement. So does what the attack has learnt."""
     path = tmp_path / "old/checkpoints/last.ckpt"
