@@ -257,6 +257,28 @@ def test_gradients_that_are_not_finite_are_counted_and_poison_nothing():
     torch.testing.assert_close(found.distances[~dark], alone.distances, rtol=1e-5, atol=0)
 
 
+class Hole(nn.Module):
+    """Logits are NaN, which is a mistake, wherever a pixel is further than 0.3 from grey."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + 0 * (0.3 - (x - 0.5).flatten(1).abs().amax(1, keepdim=True)).sqrt()
+
+
+@pytest.mark.parametrize("extra", [{}, {"restarts": 3}])
+@pytest.mark.parametrize("s", NORMS)
+def test_flips_to_nan_are_images_that_lie_where_they_are_said_to(s, extra):
+    model = linear(3, scale=20.0)
+    x, _ = in_the_middle(model)
+    found = MinimalDistance(norm=s, steps=10, **extra)(Hole(model), x, model(x).argmax(1))
+    assert torch.isfinite(found.distances).all()
+    assert torch.isnan(Hole(model)(found.x_adv)).any()
+    torch.testing.assert_close(norm(found.x_adv - x, s), found.distances, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("extra", [{}, {"restarts": 3}, {"targets": 2}])
 def test_vanished_gradients_count_once_an_image(extra):
     model = linear(3)

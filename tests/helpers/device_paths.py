@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
 from wdro_train.evaluation.distances import find_distances
+from wdro_train.evaluation.effort import UntilConverged, chosen_effort
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.piece_store import PieceStore
@@ -46,6 +48,7 @@ from wdro_train.objectives import (
     Standard,
     WTrades,
 )
+from wdro_train.theory.ball import WassersteinBall
 from wdro_train.training.callbacks import DistributionalAdversary
 
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1}
@@ -133,6 +136,21 @@ def evaluation(size, device):
         compare(everything, device)
 
 
+def rounds(norm, device):
+    """The search that finds its own end, from the first search on."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def distances(reducer, model):
+            place = next(model.parameters()).device
+            ours = Engine(model, batches(4, 8), PieceStore(folder, {"at": place.type}), place, reducer=reducer)
+            turn = tuple(replace(one, steps=11) for one in chosen_effort("auto").effort.turns[0])
+            effort = UntilConverged((turn,), tolerance=1.0)  # two turns
+            found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(2, norm, 0.1))
+            return found.distances, found.rivals
+
+        compare(distances, device)
+
+
 def attack(make, device):
     def attacked(reducer, model):
         place = next(model.parameters()).device
@@ -217,6 +235,7 @@ PATHS = {
     "refusal": refusal,
     "evaluation": partial(evaluation, 12),
     "evaluation, fewer batches than ranks": partial(evaluation, 30),
+    **{f"rounds, norm {norm}": partial(rounds, norm) for norm in (math.inf, 1.0)},
     "robustness_curve": curve,
     **{f"attack {name}": partial(attack, make) for name, make in ATTACKS.items()},
     **{f"objective {type(one).__name__}": partial(objective, lambda one=one: one) for one in OBJECTIVES},

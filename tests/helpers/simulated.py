@@ -87,7 +87,7 @@ class _Constructors(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (torch.tensor, torch.as_tensor) and _is_ours(kwargs.get("device")):
+        if function in (torch.tensor, torch.as_tensor, torch.arange) and _is_ours(kwargs.get("device")):
             return function(*args, **kwargs | {"device": _CPU}).to(kwargs["device"])
         if function is torch.Tensor.tolist and isinstance(args[0], SimulatedTensor):
             return args[0].raw.tolist()
