@@ -197,6 +197,8 @@ def sweep(*overrides, **sweeper):
         (sweep("method=pgd_at", params={"seed": "0,1,2"}), 3, {"seed"}),
         (sweep("test=false", params={"optimizer.lr": "interval(1e-3,1e-2)"}, n_trials=20), 20, {"optimizer.lr"}),
         (sweep("attack.p=2"), 1, set()),
+        (sweep("method=glob(*)", "seed=0,1"), None, {"method", "seed"}),
+        (sweep("optimizer.lr=interval(1e-3,1e-2)", max_trials=9), None, {"optimizer.lr"}),
     ],
 )
 def test_how_many_jobs_there_are(config, total, varied):
