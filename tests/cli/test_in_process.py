@@ -145,6 +145,15 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert not list(tmp_path.rglob("metrics.json"))
 
 
+def test_a_dry_run_leaves_the_log_of_a_finished_run_alone(tmp_path):
+    short_run(tmp_path)
+    before = (tmp_path / "run/train.log").read_text()
+    done = call("train", *SHORT, "dry_run=true", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data    digits")
+    assert (tmp_path / "run/train.log").read_text() == before
+
+
 def test_a_sweep_outlives_a_failing_job(tmp_path):
     """The job that cannot be leaves its reason; the table has all jobs, and the exit code tells."""
     done = call("train", "-m", "attack.p=2,0.5", *QUICK_SWEEP, "hydra.sweep.dir=sweep", cwd=tmp_path)
