@@ -23,6 +23,20 @@ def plan(folder: Path, root: Path) -> None:
     _links[folder.absolute()] = root.absolute() / LATEST
 
 
+def followed(folder: Path) -> Path:
+    """The folder to which a name with `latest` in it leads now: the next run would lead that name elsewhere.
+
+    Args:
+        folder: As the user has named it.
+    """
+    found = Path(folder.anchor)
+    for part in folder.relative_to(folder.anchor).parts:
+        found /= part
+        if part == LATEST and found.is_symlink():
+            found = found.parent / os.readlink(found)
+    return found
+
+
 def begun(folder: Path) -> None:
     """Something is about to be written to a folder: let the link that is planned for it lead there, if there is one.
 

@@ -42,7 +42,10 @@ def prepare_run(config: DictConfig) -> None:
         folder = new_folder(folder)
         latest.plan(folder, _root(config.hydra.run))
     else:
+        folder = latest.followed(folder)
         _make(folder)
+        if wanted is not None:
+            config.run_dir = str(folder)
     _set(config, "run", folder)
 
 
@@ -64,11 +67,12 @@ def prepare_sweep(config: DictConfig) -> None:
     wanted = Path(run_folders.named(config.hydra.sweep.dir, "hydra.sweep.dir"))
     dated = _is_dated(config.hydra.sweep)
     earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.sweep.dir")
-    if not dated:
-        _make(wanted)
-        return
-    folder = new_folder(wanted)
-    latest.plan(folder, _root(config.hydra.sweep))
+    if dated:
+        folder = new_folder(wanted)
+        latest.plan(folder, _root(config.hydra.sweep))
+    else:
+        folder = latest.followed(wanted)
+        _make(folder)
     if folder != wanted:
         _set(config, "sweep", folder)
         with read_write(config.hydra.overrides), open_dict(config.hydra.overrides):
