@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from shell import ROOT, run, wandb_history
 
 from wdro_train.cli.seeds import seed_groups
 from wdro_train.cli.sweep_progress import SweepProgress
-from wdro_train.config import latest, sweep_job
+from wdro_train.config import latest, new_folders, sweep_job
 from wdro_train.config.sweep_job import SweepJob
 
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
@@ -239,6 +240,20 @@ def test_latest_leads_to_the_newest_folder_with_something_in_it(tmp_path):
     (tmp_path / "latest").mkdir()
     latest.begun(tmp_path / "day/c")  # what somebody has put there stays
     assert not (tmp_path / "latest").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("folder", "root"),
+    [
+        ("runs/${run_folder:${now:%Y}/${now:%H}}", Path("runs")),
+        ("runs/exp_${now:%H}", Path("runs")),
+        ("/runs/a/${now:%Y}/b", Path("/runs/a")),
+        ("${now:%Y}", Path()),
+        ("${oc.env:HOME}/runs/${now:%Y}", None),  # and not beside wherever the command was typed
+    ],
+)
+def test_latest_is_beside_the_folders_of_its_kind(folder, root):
+    assert new_folders._root(OmegaConf.create({"dir": folder})) == root
 
 
 @pytest.mark.slow

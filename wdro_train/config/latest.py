@@ -13,14 +13,15 @@ _links: dict[Path, Path] = {}
 _before: dict[Path, tuple[Path, str | None]] = {}
 
 
-def plan(folder: Path, root: Path) -> None:
+def plan(folder: Path, root: Path | None) -> None:
     """When something is first written to a folder, the link beside it is to lead there.
 
     Args:
         folder: Of a run or a sweep.
-        root: Where the link is.
+        root: Where the link is; None for nowhere.
     """
-    _links[folder.absolute()] = root.absolute() / LATEST
+    if root is not None:
+        _links[folder.absolute()] = root.absolute() / LATEST
 
 
 def followed(folder: Path) -> Path:

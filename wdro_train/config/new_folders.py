@@ -7,6 +7,7 @@ second one's name ends in `-1`. Folders that were made for a run which then left
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -124,10 +125,11 @@ def _is_dated(node: DictConfig) -> bool:
     return "${now:" in name and not ("${run_folder:" in name and slurm.in_slurm_step())
 
 
-def _root(node: DictConfig) -> Path:
-    """The part of a folder's name before the time: where the links to the newest folder are."""
+def _root(node: DictConfig) -> Path | None:
+    """The folder above the time in a folder's name, where the link to the newest is; None if its name is made, too."""
     name = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
-    return Path(name.partition("${")[0])
+    before = re.split(r"\$\{(?:now|run_folder):", name, maxsplit=1)[0]
+    return None if "${" in before else Path(before.rpartition("/")[0])
 
 
 def _set(config: DictConfig, mode: str, folder: Path) -> None:
