@@ -288,6 +288,21 @@ def test_a_sweep_says_one_line_a_job_and_can_be_resumed(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_of_several_processes_with_other_settings_starts_anew(tmp_path):
+    """The process that the sweep starts for it finds the present settings and the earlier checkpoint in its folder."""
+    again = ["train.py", "-m", "trainer=ddp_sim", "seed=0", "logger=csv", *QUICK]
+    assert run(*again, cwd=tmp_path).returncode == 0
+    done = run(*again, "optimizer.lr=0.02", "resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume  at epoch" not in (tmp_path / "out/0/train.log").read_text()
+    state = tmp_path / "out/0/.run/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"state": "running"}))
+    done = run(*again, "optimizer.lr=0.02", "resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume  at epoch 2" in (tmp_path / "out/0/train.log").read_text()
+
+
+@pytest.mark.slow
 def test_resuming_needs_a_folder(tmp_path):
     for more in ((), ("-m", "seed=0,1")):
         done = run("train.py", *more, "resume=true", cwd=tmp_path)

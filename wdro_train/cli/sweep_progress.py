@@ -52,7 +52,7 @@ class SweepProgress:
             return cls(int(sweeper.n_trials), varied)
         if all(one.is_discrete_sweep() for one in swept) and not any(one.value_type == _GLOB for one in swept):
             return cls(math.prod(len(list(one.sweep_iterator())) for one in swept), varied)
-        return cls(None, varied)  # which options a glob finds, and how long an interval is searched, Hydra decides later
+        return cls(None, varied)  # what a glob finds, and how long an interval is searched, Hydra decides later
 
     def begins(self, number: int, overrides: Sequence[str]) -> None:
         """A job begins in this process.

@@ -33,12 +33,14 @@ def prepare_run(config: DictConfig) -> None:
     Raises:
         UserError: The folder has no name, or cannot be made.
     """
+    asked = "trainer" in config and config.get("resume", False)
+    earlier_jobs.refuse_many_processes(asked, sweeping=False)
     if slurm.started_rank() > 0:
         return
     wanted = _typed(config)
     folder = Path(run_folders.named(config.hydra.run.dir, "hydra.run.dir") if wanted is None else wanted)
     dated = wanted is None and _is_dated(config.hydra.run)
-    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.run.dir")
+    earlier_jobs.refuse_new_folder(dated, asked, "hydra.run.dir")
     if dated:
         folder = new_folder(folder)
         latest.plan(folder, _root(config.hydra.run))
@@ -61,13 +63,15 @@ def prepare_sweep(config: DictConfig) -> None:
     Raises:
         UserError: The folder has no name or cannot be made, or all jobs would have the same.
     """
+    asked = "trainer" in config and config.get("resume", False)
+    earlier_jobs.refuse_many_processes(asked, sweeping=True)
     if slurm.started_rank() > 0:
         return
     if (one := _typed(config)) is not None:
         raise UserError(f"run_dir={one} would be one folder for all jobs of the sweep; use hydra.sweep.dir={one}")
     wanted = Path(run_folders.named(config.hydra.sweep.dir, "hydra.sweep.dir"))
     dated = _is_dated(config.hydra.sweep)
-    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.sweep.dir")
+    earlier_jobs.refuse_new_folder(dated, asked, "hydra.sweep.dir")
     if dated:
         folder = new_folder(wanted)
         latest.plan(folder, _root(config.hydra.sweep))
