@@ -145,6 +145,37 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert not list(tmp_path.rglob("metrics.json"))
 
 
+def test_a_dry_run_leaves_the_log_of_a_finished_run_alone(tmp_path):
+    short_run(tmp_path)
+    before = (tmp_path / "run/train.log").read_text()
+    done = call("train", *SHORT, "dry_run=true", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data    digits")
+    assert (tmp_path / "run/train.log").read_text() == before
+
+
+@pytest.mark.parametrize("key", ["run_dir", "hydra.run.dir", "hydra.sweep.dir"])
+def test_a_run_in_latest_stays_where_it_began(key, tmp_path, monkeypatch):
+    """Another run starts meanwhile and is the newest from then on; nothing of this one may get into its folder."""
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "latest").symlink_to("mine")
+
+    def train(cfg):
+        (tmp_path / "latest").unlink()
+        (tmp_path / "latest").symlink_to("other")
+        return training(cfg)
+
+    training = training_run.train
+    monkeypatch.setattr(training_run, "train", train)
+    many = ["-m", "seed=0,1"] if key == "hydra.sweep.dir" else []
+    done = call("train", *many, *QUICK_SWEEP, f"{key}=latest", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "other").iterdir())
+    jobs = ["0", "1"] if many else ["."]
+    assert all((tmp_path / "mine" / job / "metrics.json").is_file() for job in jobs)
+
+
 def test_a_sweep_outlives_a_failing_job(tmp_path):
     """The job that cannot be leaves its reason; the table has all jobs, and the exit code tells."""
     done = call("train", "-m", "attack.p=2,0.5", *QUICK_SWEEP, "hydra.sweep.dir=sweep", cwd=tmp_path)

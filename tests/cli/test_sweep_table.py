@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from shell import ROOT, run, wandb_history
 
 from wdro_train.cli.seeds import seed_groups
 from wdro_train.cli.sweep_progress import SweepProgress
-from wdro_train.config import latest, sweep_job
+from wdro_train.config import latest, new_folders, sweep_job
 from wdro_train.config.sweep_job import SweepJob
 
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
@@ -197,6 +198,8 @@ def sweep(*overrides, **sweeper):
         (sweep("method=pgd_at", params={"seed": "0,1,2"}), 3, {"seed"}),
         (sweep("test=false", params={"optimizer.lr": "interval(1e-3,1e-2)"}, n_trials=20), 20, {"optimizer.lr"}),
         (sweep("attack.p=2"), 1, set()),
+        (sweep("method=glob(*)", "seed=0,1"), None, {"method", "seed"}),
+        (sweep("optimizer.lr=interval(1e-3,1e-2)", max_trials=9), None, {"optimizer.lr"}),
     ],
 )
 def test_how_many_jobs_there_are(config, total, varied):
@@ -239,6 +242,20 @@ def test_latest_leads_to_the_newest_folder_with_something_in_it(tmp_path):
     assert not (tmp_path / "latest").is_symlink()
 
 
+@pytest.mark.parametrize(
+    ("folder", "root"),
+    [
+        ("runs/${run_folder:${now:%Y}/${now:%H}}", Path("runs")),
+        ("runs/exp_${now:%H}", Path("runs")),
+        ("/runs/a/${now:%Y}/b", Path("/runs/a")),
+        ("${now:%Y}", Path()),
+        ("${oc.env:HOME}/runs/${now:%Y}", None),  # and not beside wherever the command was typed
+    ],
+)
+def test_latest_is_beside_the_folders_of_its_kind(folder, root):
+    assert new_folders._root(OmegaConf.create({"dir": folder})) == root
+
+
 @pytest.mark.slow
 def test_a_sweep_says_one_line_a_job_and_can_be_resumed(tmp_path):
     """Two jobs: one has finished and is skipped, one was begun and goes on; what comes out is what one go gives."""
@@ -268,6 +285,21 @@ def test_a_sweep_says_one_line_a_job_and_can_be_resumed(tmp_path):
     done = run(*again, "resume=true", "attack.delta=0.05", cwd=tmp_path)  # neither is the same run
     assert done.returncode == 0, done.stderr
     assert "finished before" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_of_several_processes_with_other_settings_starts_anew(tmp_path):
+    """The process that the sweep starts for it finds the present settings and the earlier checkpoint in its folder."""
+    again = ["train.py", "-m", "trainer=ddp_sim", "seed=0", "logger=csv", *QUICK]
+    assert run(*again, cwd=tmp_path).returncode == 0
+    done = run(*again, "optimizer.lr=0.02", "resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume  at epoch" not in (tmp_path / "out/0/train.log").read_text()
+    state = tmp_path / "out/0/.run/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"state": "running"}))
+    done = run(*again, "optimizer.lr=0.02", "resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume  at epoch 2" in (tmp_path / "out/0/train.log").read_text()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -122,6 +123,20 @@ def test_a_job_of_a_sweep_leaves_the_output_to_the_sweep(capsys, monkeypatch):
     finally:
         sweep_job.forget()
     assert sweep_job.current() is None
+
+
+def test_brackets_and_colons_are_no_markup(capsys, caplog):
+    """A folder may be called so, and a library's warning may say so; neither is cut, and neither ends the run."""
+    texts = ["run folder  runs/[a]/b", "see [/docs]", "a :smile: b"]
+    log, handler = logging.getLogger(run_output.LOG), logging.NullHandler()
+    log.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, run_output.LOG):
+            run_output.say(*texts)
+    finally:
+        log.removeHandler(handler)
+    assert capsys.readouterr().out.splitlines() == texts
+    assert [record.getMessage() for record in caplog.records if record.name == run_output.LOG] == texts
 
 
 def test_the_terminal_is_left_as_it_was_after_an_error():

@@ -43,10 +43,14 @@ def needs_processes(cfg: DictConfig) -> bool:
     return where.get("devices", 1) not in (1, "1") or where.get("num_nodes", 1) != 1
 
 
-def in_fresh_process() -> float | None:
+def in_fresh_process(cfg: DictConfig) -> float | None:
     """The current job of a sweep as a single run in a process of its own, in the job's folder.
 
     A rank that Lightning starts repeats the command line of its parent. In a sweep that would be the whole sweep.
+
+    Args:
+        cfg: Of the job, whose `ckpt_path` says where it goes on: the process does not look for itself, because the
+            folder says by now that the present run was begun there.
 
     Returns:
         What the task returned.
@@ -59,6 +63,8 @@ def in_fresh_process() -> float | None:
     folder = Path(hydra.runtime.output_dir)
     command = [sys.executable, "-m", f"wdro_train.cli.{hydra.job.config_name}", *hydra.overrides.task]
     command += [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    if "trainer" in cfg:
+        command += ["resume=false"] + ([] if cfg.ckpt_path is None else [f"ckpt_path='{cfg.ckpt_path}'"])
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             command += ["--config-dir", source.path]

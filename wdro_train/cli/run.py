@@ -72,13 +72,13 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         if not sweeping:  # a refused run leaves alone what is in its folder
             _check(cfg)
-        if sweeping and (score := earlier_jobs.finished_score(cfg)) is not None:
-            return score
-        earlier_jobs.go_on(cfg)
+        if sweeping and (before := earlier_jobs.finished(cfg)) is not None:
+            return before.score
+        earlier_jobs.go_on(cfg, sweeping=sweeping)
         with run_folders.claimed(cfg):
             if sweeping:  # while a refused job takes the place of an earlier one
                 _check(cfg)
-            result = processes.in_fresh_process() if sweeping and processes.needs_processes(cfg) else task(cfg)
+            result = processes.in_fresh_process(cfg) if sweeping and processes.needs_processes(cfg) else task(cfg)
         processes.leave_result(result, address)
         return result
     except BaseException as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig
 
 from wdro_train.config import sweep_job
@@ -16,6 +17,7 @@ from wdro_train.config.sweep_job import SweepJob
 
 _SHOWN = ("val/adv_acc", "val/worst_acc", "val/certified_acc", "test/clean_acc", "test/worst_acc")
 """Columns of the table that the line of a job has, too."""
+_GLOB = ValueType.GLOB_CHOICE_SWEEP
 
 
 @dataclass
@@ -46,9 +48,11 @@ class SweepProgress:
         typed += list(config.hydra.overrides.task)
         swept = [one for one in OverridesParser.create().parse_overrides(typed) if one.is_sweep_override()]
         varied = frozenset(str(one.get_key_element()).lstrip("+") for one in swept)
-        if "n_trials" in sweeper:
+        if sweeper.get("n_trials") is not None:
             return cls(int(sweeper.n_trials), varied)
-        return cls(math.prod(len(list(one.sweep_iterator())) for one in swept), varied)
+        if all(one.is_discrete_sweep() for one in swept) and not any(one.value_type == _GLOB for one in swept):
+            return cls(math.prod(len(list(one.sweep_iterator())) for one in swept), varied)
+        return cls(None, varied)  # what a glob finds, and how long an interval is searched, Hydra decides later
 
     def begins(self, number: int, overrides: Sequence[str]) -> None:
         """A job begins in this process.

@@ -13,14 +13,29 @@ _links: dict[Path, Path] = {}
 _before: dict[Path, tuple[Path, str | None]] = {}
 
 
-def plan(folder: Path, root: Path) -> None:
+def plan(folder: Path, root: Path | None) -> None:
     """When something is first written to a folder, the link beside it is to lead there.
 
     Args:
         folder: Of a run or a sweep.
-        root: Where the link is.
+        root: Where the link is; None for nowhere.
     """
-    _links[folder.absolute()] = root.absolute() / LATEST
+    if root is not None:
+        _links[folder.absolute()] = root.absolute() / LATEST
+
+
+def followed(folder: Path) -> Path:
+    """The folder to which a name with `latest` in it leads now: the next run would lead that name elsewhere.
+
+    Args:
+        folder: As the user has named it.
+    """
+    found = Path(folder.anchor)
+    for part in folder.relative_to(folder.anchor).parts:
+        found /= part
+        if part == LATEST and found.is_symlink():
+            found = found.parent / os.readlink(found)
+    return found
 
 
 def begun(folder: Path) -> None:

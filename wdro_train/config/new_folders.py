@@ -7,6 +7,7 @@ second one's name ends in `-1`. Folders that were made for a run which then left
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -32,17 +33,22 @@ def prepare_run(config: DictConfig) -> None:
     Raises:
         UserError: The folder has no name, or cannot be made.
     """
+    asked = "trainer" in config and config.get("resume", False)
+    earlier_jobs.refuse_many_processes(asked, sweeping=False)
     if slurm.started_rank() > 0:
         return
     wanted = _typed(config)
     folder = Path(run_folders.named(config.hydra.run.dir, "hydra.run.dir") if wanted is None else wanted)
     dated = wanted is None and _is_dated(config.hydra.run)
-    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.run.dir")
+    earlier_jobs.refuse_new_folder(dated, asked, "hydra.run.dir")
     if dated:
         folder = new_folder(folder)
         latest.plan(folder, _root(config.hydra.run))
     else:
+        folder = latest.followed(folder)
         _make(folder)
+        if wanted is not None:
+            config.run_dir = str(folder)
     _set(config, "run", folder)
 
 
@@ -57,18 +63,21 @@ def prepare_sweep(config: DictConfig) -> None:
     Raises:
         UserError: The folder has no name or cannot be made, or all jobs would have the same.
     """
+    asked = "trainer" in config and config.get("resume", False)
+    earlier_jobs.refuse_many_processes(asked, sweeping=True)
     if slurm.started_rank() > 0:
         return
     if (one := _typed(config)) is not None:
         raise UserError(f"run_dir={one} would be one folder for all jobs of the sweep; use hydra.sweep.dir={one}")
     wanted = Path(run_folders.named(config.hydra.sweep.dir, "hydra.sweep.dir"))
     dated = _is_dated(config.hydra.sweep)
-    earlier_jobs.refuse_new_folder(dated, "trainer" in config and config.get("resume", False), "hydra.sweep.dir")
-    if not dated:
-        _make(wanted)
-        return
-    folder = new_folder(wanted)
-    latest.plan(folder, _root(config.hydra.sweep))
+    earlier_jobs.refuse_new_folder(dated, asked, "hydra.sweep.dir")
+    if dated:
+        folder = new_folder(wanted)
+        latest.plan(folder, _root(config.hydra.sweep))
+    else:
+        folder = latest.followed(wanted)
+        _make(folder)
     if folder != wanted:
         _set(config, "sweep", folder)
         with read_write(config.hydra.overrides), open_dict(config.hydra.overrides):
@@ -120,10 +129,11 @@ def _is_dated(node: DictConfig) -> bool:
     return "${now:" in name and not ("${run_folder:" in name and slurm.in_slurm_step())
 
 
-def _root(node: DictConfig) -> Path:
-    """The part of a folder's name before the time: where the links to the newest folder are."""
+def _root(node: DictConfig) -> Path | None:
+    """The folder above the time in a folder's name, where the link to the newest is; None if its name is made, too."""
     name = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
-    return Path(name.partition("${")[0])
+    before = re.split(r"\$\{(?:now|run_folder):", name, maxsplit=1)[0]
+    return None if "${" in before else Path(before.rpartition("/")[0])
 
 
 def _set(config: DictConfig, mode: str, folder: Path) -> None:

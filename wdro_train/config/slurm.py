@@ -22,6 +22,14 @@ def started_rank() -> int:
     return 0
 
 
+def started_ranks() -> int:
+    """How many processes torchrun or Slurm started together with this one, which is counted, too."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return int(environment["WORLD_SIZE"])
+    return int(environment.get("SLURM_NTASKS", 1)) if in_slurm_step() else 1
+
+
 def in_slurm_step() -> bool:
     """Whether `srun` in a batch job started this process."""
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")

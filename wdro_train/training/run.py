@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float | None:
         callbacks = build_callbacks(cfg)
         check_adversary(callbacks, module)
         check_certificate(callbacks, module, images, labels)
-        _introduce(cfg, data, module, past)
+        print(*_introduction(cfg, data, module, past), sep="\n")  # not `say`: the folder may be another run's
         found = cost.measure(module, data, callbacks, cfg.trainer, test=cfg.test)
         print(f"cost    {found}", *cost.details(found), "", OmegaConf.to_yaml(cfg, resolve=True), sep="\n")
         return None
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> float | None:
         check_adversary(callbacks, module)
         check_certificate(callbacks, module, images, labels)
         if trainer.is_global_zero:
-            _introduce(cfg, data, module, past)
+            run_output.say(*_introduction(cfg, data, module, past))
         slurm.requeue_on_signal()
         callbacks.append(KeepListening())
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -122,16 +122,19 @@ def _names_of_classes(data: ImageDataModule) -> dict[str, list[str]]:
     return {CLASS_NAMES: [str(name) for name in names]} if names and readable else {}
 
 
-def _introduce(cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None) -> None:
+def _introduction(
+    cfg: DictConfig, data: ImageDataModule, module: L.LightningModule, past: Resumption | None
+) -> list[str]:
     """What is about to happen, in three lines; in four, if a run is resumed."""
     sizes = ", ".join(f"{len(data.arrays(name).labels)} {name}" for name in ("train", "val", "test"))
     weights = sum(p.numel() for p in module.parameters())
     choices = HydraConfig.get().runtime.choices
-    run_output.say(
+    lines = [
         f"data    {choices.get('data')}: {sizes} images",
         f"model   {choices.get('model')}: {weights:,} parameters",
         f"threat  W_{cfg.attack.p} ball of radius {cfg.attack.delta} in the l_{cfg.attack.norm} norm",
-    )
+    ]
     if past is not None:
         settings = ", ".join(map(str, past.of_kind(Kind.OPTIMIZER, Kind.SCHEDULE)))
-        run_output.say(f"resume  at epoch {past.epochs + 1}{', with ' if settings else ''}{settings}")
+        lines.append(f"resume  at epoch {past.epochs + 1}{', with ' if settings else ''}{settings}")
+    return lines

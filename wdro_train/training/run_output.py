@@ -35,7 +35,7 @@ def say(*parts: RenderableType) -> None:
     """
     for part in parts:
         if not is_quiet():
-            Console().print(part, soft_wrap=isinstance(part, str))
+            _print(Console(), part)
     keep(*parts)
 
 
@@ -46,10 +46,15 @@ def keep(*parts: RenderableType) -> None:
         return  # called from Python, without a folder for a file
     plain = Console(file=StringIO(), width=_WIDTH_OF_FILES)
     for part in parts:
-        plain.print(part, soft_wrap=isinstance(part, str))
+        _print(plain, part)
     assert isinstance(plain.file, StringIO)
     for line in plain.file.getvalue().splitlines():
         log.info(line.rstrip())
+
+
+def _print(console: Console, part: RenderableType) -> None:
+    """Print a part as it is: brackets and colons in a folder's name or a library's warning are no markup."""
+    console.print(part, soft_wrap=isinstance(part, str), markup=False, emoji=False)
 
 
 @contextmanager
