@@ -5,6 +5,8 @@ import json
 import shutil
 import sys
 import threading
+import zipfile
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -153,6 +155,17 @@ def test_what_is_of_this_machine_stays_here(exported):
         text = (folder / file).read_text()
         assert "/home/me" not in text
     assert json.loads((folder / "config.json").read_text())["model"]["weights"] is None
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in ("onnx", "torch_export")])
+def test_a_program_does_not_say_where_its_source_lay(name, exported):
+    _, folder = exported(name, "small_cnn")
+    content = (folder / FORMATS[name].file).read_bytes()
+    if name == "torch_export":
+        with zipfile.ZipFile(folder / FORMATS[name].file) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+    for place in (ROOT, Path(torch.__file__).parents[1], Path.home()):
+        assert f"{place}/".encode() not in content, place
 
 
 def test_what_is_there_is_left_alone(tmp_path):
