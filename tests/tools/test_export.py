@@ -234,6 +234,13 @@ def test_folders_of_others(tmp_path, exported):
         ({"model": content["model"] | {"deeper": 3}}, "cannot be made"),
         ({"model": content["model"] | {"width": 8}}, "does not fit this network"),
         ({"model": {}}, "does not say which model"),
+        ({"threat": [1]}, "was not written by wdro_train"),
+        ({"threat": content["threat"] | {"delta": -1}}, r"config\.json is damaged: .*not a radius"),
+        ({"figures": content["figures"] | {"certified": 7}}, r"config\.json is damaged: .*certified=7"),
+        ({"figures": {"split": "test"}}, "was not written by wdro_train"),
+        ({"classes": 3}, "was not written by wdro_train"),
+        ({"shape": "abc"}, "was not written by wdro_train"),
+        ({"shape": [4, 8, 8]}, "cannot be made"),
     ):
         (tmp_path / "evil/config.json").write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=sentence):
