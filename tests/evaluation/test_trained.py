@@ -140,6 +140,31 @@ def test_a_report_about_something_else_is_refused(run):
         wdro_train.load(run, report=STORED)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test": {"clean_acc": "<b>"}}, "clean=<b>, which is no share of images"),
+        ({"test": {"certified_acc": 7}}, "certified=7, which is no share of images"),
+        ({"test": {"worst_acc": float("nan")}}, "worst_case=nan, which is no share of images"),
+        ({"images": {"test": "many"}}, "images=many, which is no number of images"),
+        ({"test": [1]}, "is damaged .*; remove it"),
+        ({"threat": None}, "is damaged .*; remove it"),
+        ({"threat": {"radius": 1}}, "is damaged .*; remove it"),
+    ],
+)
+def test_figures_that_are_none_are_refused(run, epoch, changes, sentence):
+    write_metrics(run, epoch=epoch, **changes)
+    with pytest.raises(UserError, match=rf"metrics\.json .*{sentence}"):
+        wdro_train.load(run)
+
+
+def test_a_damaged_report_is_refused(run):
+    file = write_report(run.parent / "1/report.json", run / "checkpoints/best.ckpt", interval=None)
+    with pytest.raises(UserError, match=r"report\.json is damaged .*; judge the network with evaluate\.py again"):
+        wdro_train.load(run, report=file)
+    assert newest_report(run / "checkpoints/best.ckpt", run.parent) is None
+
+
 def test_the_newest_report_of_the_network_is_found(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     checkpoint = run / "checkpoints/best.ckpt"

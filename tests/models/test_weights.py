@@ -202,6 +202,28 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert same(model, before)
 
 
+def test_weights_of_a_training_that_diverged_are_one_network(tmp_path):
+    weights = cnn(1).state_dict()
+    weights["8.bias"][3] = float("nan")
+    torch.save({"model": weights, "half": {name: value.half() for name, value in weights.items()}}, tmp_path / "two.pt")
+    torch.save(weights, tmp_path / "weights.pt")
+    model = cnn(2)
+    load_weights(model, tmp_path / "weights.pt")
+    assert model[8].bias.isnan().tolist() == [k == 3 for k in range(10)]
+    with pytest.raises(UserError, match="several networks that fit, under model, half"):
+        load_weights(model, tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [(torch.Tensor.to_sparse, "sparse"), (lambda values: values.to("meta"), "without values")]
+)
+def test_tensors_that_are_not_numbers_in_full_are_named(form, kind, tmp_path):
+    weights = cnn(1).state_dict()
+    torch.save(weights | {"8.weight": form(weights["8.weight"])}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=f"8.weight is {kind}, not a tensor of numbers in full"):
+        load_weights(cnn(2), tmp_path / "weights.pt")
+
+
 def test_unreadable_weights(tmp_path):
     with pytest.raises(UserError, match=r"no file model.weights="):
         load_weights(cnn(1), tmp_path / "none.pt")

@@ -1,10 +1,14 @@
 """Networks outside the framework: what each format holds gives the same logits, and the card says what was measured."""
 
+import dataclasses
 import http.server
 import json
+import re
 import shutil
 import sys
 import threading
+import zipfile
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -24,7 +28,7 @@ from wdro_train.tools import export as command
 from wdro_train.tools import export_formats, hub
 from wdro_train.tools.export import TOLERANCE, export
 from wdro_train.tools.export_formats import FORMATS
-from wdro_train.tools.model_card import card
+from wdro_train.tools.model_card import card, command_for_others
 from wdro_train.utils.errors import UserError
 
 STORED = ROOT / "tests/reference/checkpoint_0.1.0.ckpt"
@@ -111,7 +115,11 @@ def test_reloading_gives_the_same_logits(name, kind, size, tmp_path, exported):
         assert torch.equal(again(x), expected)
         assert (again.classes, again.threat, again.shape) == (network.classes, network.threat, network.shape)
         assert again.figures == Figures(**vars(FIGURES) | {"source": "report.json"})
-        assert (again.name, again.dataset, again.command) == (network.name, network.dataset, network.command)
+        assert (again.name, again.dataset, again.command) == (
+            network.name,
+            network.dataset,
+            "train.py data=folder attack.p=2",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +160,19 @@ def test_what_is_of_this_machine_stays_here(exported):
     for file in ("config.json", "README.md"):
         text = (folder / file).read_text()
         assert "/home/me" not in text
+        assert "/opt/code" not in text
     assert json.loads((folder / "config.json").read_text())["model"]["weights"] is None
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in ("onnx", "torch_export")])
+def test_a_program_does_not_say_where_its_source_lay(name, exported):
+    _, folder = exported(name, "small_cnn")
+    content = (folder / FORMATS[name].file).read_bytes()
+    if name == "torch_export":
+        with zipfile.ZipFile(folder / FORMATS[name].file) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+    for place in (ROOT, Path(torch.__file__).parents[1], Path.home()):
+        assert f"{place}/".encode() not in content, place
 
 
 def test_what_is_there_is_left_alone(tmp_path):
@@ -214,6 +234,13 @@ def test_folders_of_others(tmp_path, exported):
         ({"model": content["model"] | {"deeper": 3}}, "cannot be made"),
         ({"model": content["model"] | {"width": 8}}, "does not fit this network"),
         ({"model": {}}, "does not say which model"),
+        ({"threat": [1]}, "was not written by wdro_train"),
+        ({"threat": content["threat"] | {"delta": -1}}, r"config\.json is damaged: .*not a radius"),
+        ({"figures": content["figures"] | {"certified": 7}}, r"config\.json is damaged: .*certified=7"),
+        ({"figures": {"split": "test"}}, "was not written by wdro_train"),
+        ({"classes": 3}, "was not written by wdro_train"),
+        ({"shape": "abc"}, "was not written by wdro_train"),
+        ({"shape": [4, 8, 8]}, "cannot be made"),
     ):
         (tmp_path / "evil/config.json").write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=sentence):
@@ -260,6 +287,38 @@ def test_the_card_says_what_was_not_measured():
     assert "The worst case was not measured" in body
     assert "Nothing is certified" in body
     assert "worst-case accuracy" not in body
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("train.py data.root=/home/me/pets attack.delta=8/255", "train.py data.root=pets attack.delta=8/255"),
+        ("evaluate.py ckpt_path=[/home/me/a.ckpt,/home/me/b.ckpt]", "evaluate.py ckpt_path=[a.ckpt,b.ckpt]"),
+        (r"train.py data.root=C:\Users\me\pets", "train.py data.root=pets"),
+        ("train.py hydra.searchpath=['file:///home/me/conf']", "train.py hydra.searchpath=['conf']"),
+        ("train.py data.root=~/pets/ --config-dir /home/me/conf", "train.py data.root=pets --config-dir conf"),
+        ("evaluate.py model.name=hf-hub:me/net ckpt_path=runs/a.ckpt", "evaluate.py model.name=hf-hub:me/net "
+         "ckpt_path=runs/a.ckpt"),
+    ],
+)  # fmt: skip
+def test_commands_are_told_without_folders_of_this_machine(typed, told):
+    assert command_for_others(typed) == told
+
+
+def test_names_in_a_card_are_text():
+    """Classes, efforts and commands come from files that others may have written."""
+    evil = "x\n\n# Certified 100 % ![](http://a/b.png) <img src=c> | d ``` e"
+    named = dataclasses.replace(FIGURES, split=evil, effort=evil, certificate=evil, seed=evil, command=evil)
+    network = trained(figures=named)
+    network.classes, network.dataset, network.command = (evil,) * 5, evil, evil
+    head, body = head_and_text(card(network, "onnx"))
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == evil
+    lines = body.splitlines()
+    assert sum(line.startswith("#") for line in lines) == 5
+    assert sum(line.startswith("```") for line in lines) == 4
+    prose = re.sub(r"`[^`]*`", "", re.sub(r"\\.", "", body.split("## How it was trained")[0]))
+    assert not re.search(r"<img|!\[|`", prose), prose
+    assert {line.count("|") for line in prose.splitlines() if line.startswith("|")} == {4}
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):

@@ -17,9 +17,13 @@ from wdro_train.config.run_folders import METRICS_FILE, REPORT_FILE
 from wdro_train.evaluation.report import search
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.plain_values import shown
 
 REPORTS = "runs/evaluate"
 """Where `evaluate.py` writes, from the folder in which it is called."""
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading a file of another form raises."""
+_SHARES = ("clean", "adversarial", "worst_case", "certified")
 _EFFORT = ("loss", "steps", "restarts", "targets")  # arguments of an attack that say how hard it has tried
 
 
@@ -42,6 +46,9 @@ class Figures:
         seed: Of the run or the evaluation.
         command: What was typed to measure them.
         source: The file that they are from.
+
+    Raises:
+        UserError: An accuracy that is no number from 0 to 1, or a number of images that is none.
     """
 
     threat: WassersteinBall
@@ -56,6 +63,19 @@ class Figures:
     seed: int | None = None
     command: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no measurement gives: a file may be damaged, and its figures go into a card for others."""
+        for key in _SHARES:
+            share = getattr(self, key)
+            if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+                raise UserError(f"{self._from} {key}={shown(share)}, which is no share of images; measure it again")
+        if self.images is not None and not (type(self.images) is int and self.images > 0):
+            raise UserError(f"{self._from} images={shown(self.images)}, which is no number of images; measure it again")
+
+    @property
+    def _from(self) -> str:
+        return f"{self.source or 'a file of figures'} has"
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain data, which `from_dict` reads."""
@@ -84,6 +104,9 @@ def figures_of_run(run: Path, checkpoint: str, epoch: Any, config: Mapping[str, 
 
     Returns:
         None if there is no such file, or it is about another epoch or another checkpoint.
+
+    Raises:
+        UserError: The file is about this network, and is damaged.
     """
     content = _read(run / METRICS_FILE)
     if content is None or content.get("epoch") != epoch or Path(str(content.get("checkpoint"))).name != checkpoint:
@@ -159,7 +182,7 @@ def newest_report(checkpoint: Path, root: str | Path = REPORTS) -> Path | None:
     for file in sorted(Path(root).glob(f"**/{REPORT_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             figures_of_report(file, checkpoint)
-        except (UserError, LookupError, TypeError, ValueError):  # another network's, or of an earlier format
+        except (UserError, *DAMAGED):  # another network's, or of an earlier format
             continue
         return file
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from wdro_train.config.build import build_model
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT, LAST_CHECKPOINT
 from wdro_train.config.constructors import permitted
 from wdro_train.config.one_sentence import one_sentence
+from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.config.trusted import checked
-from wdro_train.evaluation.network_figures import Figures, figures_of_report, figures_of_run
+from wdro_train.evaluation.network_figures import DAMAGED, Figures, figures_of_report, figures_of_run
 from wdro_train.evaluation.networks import load_network
 from wdro_train.models import load_weights
 from wdro_train.theory.ball import WassersteinBall
@@ -148,14 +150,18 @@ def _trained(checkpoint: Path, report: str | Path | None, allowed: Collection[st
     """The network of a checkpoint, with the figures of its run or of a report."""
     loaded = load_network(checkpoint, allowed=allowed)
     config, data, run = loaded.config, loaded.config["data"], checkpoint.resolve().parent.parent
-    of_run = figures_of_run(run, checkpoint.name, read_checkpoint(checkpoint).get("epoch"), config)
+    with _whole(run / METRICS_FILE, "remove it to load the network without its figures"):
+        figures = of_run = figures_of_run(run, checkpoint.name, read_checkpoint(checkpoint).get("epoch"), config)
+    if report is not None:
+        with _whole(report, "judge the network with evaluate.py again"):
+            figures = figures_of_report(report, checkpoint)
     return TrainedNetwork(
         loaded.model,
         model=config["model"],
         classes=config.get(CLASS_NAMES) or [str(k) for k in range(data["num_classes"])],
         shape=data["shape"],
         threat=loaded.threat(),
-        figures=of_run if report is None else figures_of_report(report, checkpoint),
+        figures=figures,
         path=checkpoint,
         dataset=str(data.get("name") or str(data["_target_"]).rpartition(".")[-1]),
         command="" if of_run is None else of_run.command,
@@ -167,9 +173,13 @@ def _exported(folder: Path, allowed: Collection[str]) -> TrainedNetwork:
     source = folder / CONFIG_FILE
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
-        node, threat, figures = content["model"], content["threat"], content["figures"]
-        about = {key: content[key] for key in ("classes", "shape", "dataset", "command")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        node, threat = content["model"], WassersteinBall(**content["threat"])
+        figures = None if content["figures"] is None else Figures.from_dict(content["figures"])
+        about = {key: str(content[key]) for key in ("dataset", "command")}
+        classes, shape = [str(name) for name in content["classes"]], [int(side) for side in content["shape"]]
+    except UserError as error:
+        raise UserError(f"{source} is damaged: {error}") from error
+    except (OSError, *DAMAGED) as error:
         raise UserError(f"{source} was not written by wdro_train; give the folder of a run, or a checkpoint") from error
     weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if weights is None:
@@ -183,12 +193,12 @@ def _exported(folder: Path, allowed: Collection[str]) -> TrainedNetwork:
         (InstantiationException, TypeError, ValueError, LookupError, AttributeError, RuntimeError),
     ):
         network = build_model(OmegaConf.create(model), trained_elsewhere=False, only=permitted("model", allowed))
-    load_weights(network, weights)
-    return TrainedNetwork(
-        network,
-        model=model,
-        threat=WassersteinBall(**threat),
-        figures=None if figures is None else Figures.from_dict(figures),
-        path=weights,
-        **about,
-    )
+        load_weights(network, weights)
+        return TrainedNetwork(
+            network, model=model, classes=classes, shape=shape, threat=threat, figures=figures, path=weights, **about
+        )
+
+
+def _whole(file: str | Path, mend: str) -> AbstractContextManager[None]:
+    """Inside, what a file of another form raises becomes a sentence about it."""
+    return one_sentence(lambda error: f"{file} is damaged ({type(error).__name__}: {error}); {mend}", DAMAGED)

@@ -66,9 +66,9 @@ class Fit:
         return len(self.weights) - len(self.misfits), -len(self.unexpected) - len(self.outside)
 
     def equals(self, other: Fit) -> bool:
-        """Whether both put the same values into the network."""
+        """Whether both put the same values into the network; NaN is the same as NaN."""
         return self.weights.keys() == other.weights.keys() and all(
-            torch.equal(value, other.weights[name]) for name, value in self.weights.items()
+            _equal(value, other.weights[name]) for name, value in self.weights.items()
         )
 
 
@@ -127,11 +127,17 @@ def fits(model: nn.Module, place: Place) -> Iterator[Fit]:
 
 def _misfit(name: str, theirs: Tensor, ours: Tensor) -> str | None:
     """What keeps a tensor from being the weight of a network; None if nothing does."""
+    if theirs.layout != torch.strided or theirs.is_meta:
+        return f"{name} is {'without values' if theirs.is_meta else 'sparse'}, not a tensor of numbers in full"
     if theirs.shape != ours.shape:
         return f"{name} has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
     if theirs.is_floating_point() != ours.is_floating_point():
         return f"{name} has type {theirs.dtype}, not {ours.dtype}"
     return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _prefixes(own: Iterable[str], theirs: Iterable[str]) -> list[str]:

@@ -23,7 +23,7 @@ from wdro_train.evaluation.networks import newest_checkpoint
 from wdro_train.evaluation.trained import CONFIG_FILE, TrainedNetwork, checkpoint_of, load
 from wdro_train.tools import command_line, hub
 from wdro_train.tools.export_formats import FORMATS, Format
-from wdro_train.tools.model_card import CARD_FILE, card
+from wdro_train.tools.model_card import CARD_FILE, card, command_for_others
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_json, write_text
 from wdro_train.utils.versions import package_version
@@ -109,7 +109,10 @@ def _logits(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def _about(network: TrainedNetwork, format_name: str, chosen: Format) -> dict[str, Any]:
     """The content of `config.json`, from which `wdro_train.load` builds the network again."""
     threat = network.threat
-    source = "" if network.figures is None else Path(network.figures.source).name  # its folder is of this machine
+    figures = network.figures
+    if figures is not None:  # its folders are of this machine
+        command = command_for_others(figures.command)
+        figures = replace(figures, source=Path(figures.source).name, command=command)
     return {
         "library": "wdro_train",
         "version": package_version("wdro-train"),
@@ -120,9 +123,9 @@ def _about(network: TrainedNetwork, format_name: str, chosen: Format) -> dict[st
         "classes": list(network.classes),
         "shape": list(network.shape),
         "dataset": network.dataset,
-        "command": network.command,
+        "command": command_for_others(network.command),
         "threat": {"p": threat.p, "norm": threat.norm, "delta": threat.delta},
-        "figures": None if network.figures is None else replace(network.figures, source=source).as_dict(),
+        "figures": None if figures is None else figures.as_dict(),
         # Weights that the training began with are in the file, and where they lay concerns nobody else.
         "model": network.model | ({"weights": None} if "weights" in network.model else {}),
     }

@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from wdro_train.evaluation.trained import TrainedNetwork
 from wdro_train.models import load_weights
@@ -180,12 +181,20 @@ def program(network: TrainedNetwork) -> ExportedProgram:
     try:
         with _quietly(), torch.no_grad():
             network_alone = _OnlyLogits(_with_fixed_weights(network.network))
-            return torch.export.export(network_alone, (example,), dynamic_shapes=({0: Dim("batch")},))
+            return _without_traces(torch.export.export(network_alone, (example,), dynamic_shapes=({0: Dim("batch")},)))
     except Exception as error:  # what torch raises here is of many kinds, and none is documented
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{network.name} cannot be written as a program ({reason}); export its weights with --format safetensors"
         ) from error
+
+
+def _without_traces(found: ExportedProgram) -> ExportedProgram:
+    """The program without the lines of source that it came from: their files lie in folders of this machine."""
+    for module in found.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return found
 
 
 def _with_fixed_weights(network: nn.Module) -> nn.Module:

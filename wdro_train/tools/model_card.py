@@ -1,7 +1,8 @@
 """The model card of an exported network: what it is, what was measured of it and how, and how it is opened.
 
 A card is `README.md` with a head in YAML that the Hugging Face hub reads. Every figure in it says what kind of bound it
-is, on which images, and with which effort it was found. Lower bounds are rounded down and upper bounds up.
+is, on which images, and with which effort it was found. Lower bounds are rounded down and upper bounds up. Names and
+commands may come from files of others, and stand in it as text: they can neither begin a heading nor draw an image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.tables import rounded_down, rounded_up
 
 CARD_FILE = "README.md"
+# An absolute path, of which a command has one after a space, a quote, or an equals sign; in `8/255` there is none.
+_PATH = re.compile(r"(?<![\w.~:/\\-])(?:file:/{2})?(?:~|[A-Za-z]:)?[\\/][^\s'\"=,\[\]{}]*")
+_MARKS = re.compile(r"[\\`<>\[\]|]")  # of Markdown: the start of HTML, of links and images, and of a table's next cell
 _LOADING = {
     "state_dict": 'import wdro_train\n\nnetwork = wdro_train.load("path/of/this/folder")\nlogits = network(images)',
     "safetensors": 'import wdro_train\n\nnetwork = wdro_train.load("path/of/this/folder")\nlogits = network(images)',
@@ -48,7 +52,7 @@ def card(network: TrainedNetwork, format_name: str) -> str:
     title = f"{network.name} for {network.dataset}, {_named(threat)}"
     size = f"[B, {', '.join(map(str, network.shape))}]"
     parts = [
-        f"---\n{OmegaConf.to_yaml(OmegaConf.create(_head(network, title, format_name)))}---\n\n# {title}",
+        f"---\n{OmegaConf.to_yaml(OmegaConf.create(_head(network, title, format_name)))}---\n\n# {_text(title)}",
         f"An image classifier that was trained for the threat *{_named(threat)}*: an adversary may move the whole "
         f"distribution of the images by {short(threat.delta)} in the Wasserstein distance of order {short(threat.p)} "
         f"whose ground norm is l_{short(threat.norm)}, pixels being in [0, 1].",
@@ -57,7 +61,7 @@ def card(network: TrainedNetwork, format_name: str) -> str:
         "## What was measured",
         _measured(figures),
         "## How it was trained",
-        f"```console\n$ {_command(network.command)}\n```"
+        f"```console\n$ {_typed(network.command)}\n```"
         if network.command
         else "The command was not recorded with these weights.",
         "## How to open it",
@@ -92,14 +96,14 @@ def _measured(figures: Figures | None) -> str:
         return "Nothing was recorded with these weights. Judge them with `evaluate.py` before you rely on them."
     images = "an unrecorded number of" if figures.images is None else f"{figures.images:,}"
     lines = [
-        f"On {images} images of the split `{figures.split}`; ball: {_named(figures.threat)}.",
+        f"On {images} images of the split `{_text(figures.split)}`; ball: {_named(figures.threat)}.",
         "",
         "| figure | value | what it is |",
         "|---|---|---|",
         *(f"| {row.name} | {row.printed} | {row.meaning} |" for row in _rows(figures)),
         "",
-        f"Effort of the attack: {figures.effort or 'not recorded'}. Seed: {figures.seed}. Measured by "
-        f"`{_command(figures.command)}`.",
+        f"Effort of the attack: {_text(figures.effort or 'not recorded')}. Seed: {_text(figures.seed)}. Measured by "
+        f"`{_typed(figures.command)}`.",
     ]
     if figures.worst_case is None:
         lines.append("The worst case was not measured, and lies below what the validation attack leaves.")
@@ -130,7 +134,7 @@ def _rows(figures: Figures) -> list[_Row]:
         if value is not None:
             rows.append(_Row(f"{name}, {ball}", value, float(rounded_up(value, 4)), at_most(value), meaning))
     if figures.certified is not None:
-        meaning = f"lower bound on what is left, whatever the attack ({figures.certificate})"
+        meaning = f"lower bound on what is left, whatever the attack ({_text(figures.certificate)})"
         share = float(rounded_down(figures.certified, 4))
         name = f"certified accuracy, {ball}"
         rows.append(_Row(name, figures.certified, share, at_least(figures.certified), meaning))
@@ -142,15 +146,33 @@ def _named(ball: WassersteinBall) -> str:
     return f"W_{ball.p:g} {short(ball.delta)} in l_{ball.norm:g}"
 
 
-def _command(typed: str) -> str:
-    """A command as one types it; of an absolute path to the script only its name."""
-    first, _, rest = typed.partition(" ")
+def command_for_others(typed: str) -> str:
+    """A command without the folders of this machine, whose names tell who its user is: of absolute paths the last part.
+
+    Args:
+        typed: As recorded.
+
+    >>> command_for_others("/opt/code/train.py data.root=/home/me/pets/ attack.delta=8/255 ckpt_path=runs/a/best.ckpt")
+    'train.py data.root=pets attack.delta=8/255 ckpt_path=runs/a/best.ckpt'
+    """
+    return _PATH.sub(lambda found: re.split(r"[\\/]", found[0].rstrip("\\/"))[-1], typed)
+
+
+def _typed(command: str) -> str:
+    """A command as one types it, on one line; backticks would end its place in the card."""
+    text = " ".join(command_for_others(command).split()).replace("`", "'")
+    first, _, rest = text.partition(" ")
     program = re.split(r"[\\/]", first)[-1]
     return f"python {program} {rest}".strip() if program.endswith(".py") else f"{program} {rest}".strip()
+
+
+def _text(value: object) -> str:
+    """Words on one line, in which nothing is a mark of Markdown."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(str(value).split()))
 
 
 def _listed(classes: tuple[str, ...]) -> str:
     """Names of classes, the first twenty of them."""
     shown = 20
     more = f" and {len(classes) - shown} more (in `config.json`)" if len(classes) > shown else ""
-    return ", ".join(classes[:shown]) + more
+    return ", ".join(map(_text, classes[:shown])) + more
