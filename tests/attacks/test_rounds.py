@@ -11,7 +11,7 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
 from wdro_train.theory.ground_norm import GroundNorm
-from wdro_train.theory.losses import correct
+from wdro_train.theory.losses import margin
 
 INF = math.inf
 ROUNDS = [
@@ -49,7 +49,8 @@ def test_points_are_what_they_say_and_no_distance_grows(s, one):
     assert (distances[fell] <= reach).all()
     assert ((points >= 0) & (points <= 1)).all()
     torch.testing.assert_close(norm(points - x, s)[fell], distances[fell], rtol=1e-5, atol=0)
-    assert not correct(model(points), y)[fell].any()
+    # Flips lie within the resolution of float32 of the boundary, and logits of another batch are rounded otherwise.
+    assert (margin(model(points), y)[fell] <= 1e-5).all()
     assert torch.equal(points[~fell], found.x_adv[~fell])
     assert torch.equal(distances == 0, found.distances == 0)
 

@@ -169,6 +169,11 @@ def test_only_wanted_flips_change_the_worst_case(d, p, delta, data):
         assert shorter <= wanted.reach * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, INF])
+def test_no_flip_matters_at_radius_zero(p):
+    assert still_wanted(RobustnessCurve([0.0, 0.1, 0.2]), WassersteinBall(p, INF, 0.0)).reach == 0
+
+
 def test_names_and_numbers():
     assert chosen_effort("auto").name == "auto"
     assert isinstance(chosen_effort("quick").effort, FirstSearch)

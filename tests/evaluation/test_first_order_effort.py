@@ -1,16 +1,21 @@
 """First-order rows within the passes that the distances took: the formula against a count at the network."""
 
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from oracles import reference_images, reference_network
 
 from wdro_train.evaluation.engine import Engine
 from wdro_train.evaluation.first_order import first_order_rows
 from wdro_train.evaluation.first_order_effort import ENOUGH_STEPS, FEWEST_STEPS, AllSteps, WithinPasses
+from wdro_train.evaluation.measurements import chosen_measurements
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.theory.ball import WassersteinBall
+from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
 N = 30
@@ -59,3 +64,13 @@ def test_at_full_effort_everything_runs():
 def test_few_steps_that_were_asked_for_are_enough():
     assert WithinPasses(steps=3, share=1.0)(("redlr",), 1, 1, 6.0) == (("redlr",), 3)
     assert WithinPasses(steps=3, share=1.0)(("redlr",), 1, 1, 5.9) == ((), 0)
+
+
+@pytest.mark.parametrize("empty", ["losses", "p", "deltas", "shares"])
+def test_a_grid_without_entries_is_refused(empty):
+    grid = {"losses": ["redlr"], "p": None, "deltas": None, "shares": [1], "steps": 20, "passes": 1, "box": True}
+    cfg = {"certificate": None, "peers": {"autoattack": False, "square": False}, "poster": {}, "first_order": grid}
+    chosen = partial(chosen_measurements, ball=WassersteinBall(2, math.inf, 0.1), images=10, tell=print)
+    assert chosen(OmegaConf.create(cfg))[-1].name == "first-order rows"
+    with pytest.raises(UserError, match=rf"first_order\.{'deltas' if empty == 'shares' else empty} is empty"):
+        chosen(OmegaConf.create(cfg | {"first_order": grid | {empty: []}}))

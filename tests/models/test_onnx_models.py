@@ -94,6 +94,52 @@ def test_what_is_no_such_network_is_refused(tmp_path, monkeypatch):
         onnx_model(str(path), SHAPE)
 
 
+@pytest.mark.parametrize(
+    ("truth", "weight", "sentence"),
+    [
+        (False, torch.full((64, 10), float("nan")), "gives NaN, infinite or no logits"),
+        (False, torch.zeros(64, 0), "gives NaN, infinite or no logits"),
+        (True, torch.zeros(64, 10), None),
+    ],
+)
+def test_what_a_file_answers_that_is_no_logits(truth, weight, sentence, tmp_path):
+    """Truth values are left to whoever asks for logits, as those of any network are; nothing ends in a traceback."""
+    made, kind = onnx.helper, onnx.TensorProto
+    operations = [made.make_node("Flatten", ["x"], ["flat"]), made.make_node("MatMul", ["flat", "w"], ["y"])]
+    answer = ("truth", kind.BOOL) if truth else ("y", kind.FLOAT)
+    if truth:
+        operations.append(made.make_node("Greater", ["y", "y"], ["truth"]))
+    graph = made.make_graph(
+        operations, "g", [made.make_tensor_value_info("x", kind.FLOAT, ["b", *SHAPE])],
+        [made.make_tensor_value_info(*answer, ["b", weight.shape[1]])],
+        [onnx.numpy_helper.from_array(weight.numpy(), "w")],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    onnx.save(made.make_model(graph, opset_imports=[made.make_opsetid("", 16)], ir_version=8), path)
+    if sentence is None:
+        assert onnx_model(str(path), SHAPE)(torch.rand(2, *SHAPE)).dtype == torch.bool
+        return
+    with pytest.raises(UserError, match=sentence):
+        onnx_model(str(path), SHAPE)
+
+
+def test_external_weights_outside_the_folder_are_refused(tmp_path):
+    """A file names a second one, which may lie anywhere."""
+    (tmp_path / "inside").mkdir()
+    path = tmp_path / "inside/net.onnx"
+    proto = onnx.load(exported(made("small_cnn"), path))
+    onnx.save(proto, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert onnx_model(str(path), SHAPE)(torch.rand(2, *SHAPE)).shape == (2, 10)
+    (tmp_path / "inside/net.data").rename(tmp_path / "net.data")
+    for place in ("../net.data", str(tmp_path / "net.data")):
+        proto = onnx.load(path, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = place
+        path.write_bytes(proto.SerializeToString())
+        with pytest.raises(UserError, match=r"net\.onnx cannot be read"):
+            onnx_model(str(path), SHAPE)
+
+
 def test_a_network_for_one_image_is_refused(tmp_path):
     class One(nn.Module):
         def __init__(self):

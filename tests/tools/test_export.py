@@ -263,9 +263,9 @@ def test_the_card_says_what_was_measured_and_rounds_against_itself():
     ball = "W_2 0.1 in l_inf"
     assert found == {
         "clean accuracy": 0.9778,
-        f"adversarial accuracy, {ball}": 0.5723,
-        f"worst-case accuracy, {ball}": 0.4174,
-        f"certified accuracy, {ball}": 0.1234,
+        f"adversarial accuracy (attack, upper bound), {ball}": 0.5723,
+        f"worst-case accuracy (attack, upper bound), {ball}": 0.4174,
+        f"certified accuracy (lower bound), {ball}": 0.1234,
     }
     assert result["dataset"] == {"name": "Pets", "type": "pets", "split": "test"}
     assert head["pipeline_tag"] == "image-classification"

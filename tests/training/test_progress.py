@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import logging
+import math
 import os
 import pty
 import re
@@ -23,9 +24,10 @@ from wdro_train.config import sweep_job
 from wdro_train.config.sweep_job import SweepJob
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training import cost, run_output
-from wdro_train.training.callbacks import ProgressBar
+from wdro_train.training.callbacks import ProgressBar, progress
 from wdro_train.training.callbacks.adversary import default_test_distances
 from wdro_train.training.cost import RunCost, StageCost
+from wdro_train.training.module import RobustClassifier
 from wdro_train.training.progress_lines import Progress, accuracies, two_lines
 from wdro_train.training.time_left import TimeLeft
 
@@ -137,6 +139,26 @@ def test_brackets_and_colons_are_no_markup(capsys, caplog):
         log.removeHandler(handler)
     assert capsys.readouterr().out.splitlines() == texts
     assert [record.getMessage() for record in caplog.records if record.name == run_output.LOG] == texts
+
+
+@pytest.mark.parametrize("returned", [None, {}])
+def test_a_training_step_of_ones_own_need_not_return_its_loss(returned, monkeypatch):
+    """It optimizes by itself, or leaves out a batch."""
+
+    class Own(RobustClassifier):
+        def __init__(self, model):
+            super().__init__(model)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            return returned
+
+    monkeypatch.setattr(progress, "_PER_SECOND", math.inf)  # the loss is looked at after every step
+    console = Console(file=io.StringIO(), force_terminal=True)
+    bar = ProgressBar(test=False, console=console)
+    door = trainer([adversary(), bar], max_epochs=1, enable_progress_bar=True)
+    door.fit(Own(fitted()), loader(48, 16), loader(41, 16, start=300))
+    assert "training" in console.file.getvalue()
 
 
 def test_the_terminal_is_left_as_it_was_after_an_error():

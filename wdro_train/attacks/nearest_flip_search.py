@@ -116,8 +116,9 @@ class NearestFlipSearch:
                 self.flips.take(point, distances, flipped)
                 found = torch.where(flipped, torch.minimum(found, distances), found)
                 slope, steep = steepness(self.ground, here.gradient, point, box=True)
-                # Where the linearised boundary is: the first radius, and the least to try while nothing flips.
-                linear = distances + here.losses.double().abs() / torch.where(steep > 0, steep, 1.0)
+                # Where the linearised boundary is: the first radius, and the least to try while nothing flips. Logits
+                # that are NaN are a flip already.
+                linear = distances + here.losses.double().abs().nan_to_num() / torch.where(steep > 0, steep, 1.0)
                 if radii is None:
                     self.zero += (steep == 0).sum() * first
                     radii = _FIRST_RADIUS * linear

@@ -98,7 +98,8 @@ class NearestFlips:
         with torch.no_grad():
             back = (here.gradient * (self.x - self.points)).flatten(1).double().sum(1)
             foot = reach(self.ground, self.x, here.gradient, -(here.losses.double() + back))
-            way = (1 + _OVERSHOOT) * foot
+            # Where logits are NaN there is no boundary to linearise, and no way: the flip stays where it is.
+            way = ((1 + _OVERSHOOT) * foot).nan_to_num()
             candidate = (self.x + way).clamp(0, 1)
             known = self.distances.isfinite()
             flipped = self.check(choose_images(known, candidate, self.points))

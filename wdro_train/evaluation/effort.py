@@ -95,11 +95,11 @@ def still_wanted(curve: RobustnessCurve, ball: WassersteinBall) -> Wanted:
         ball: The threat.
 
     Returns:
-        At p = inf flips within delta of images that have none. At p < inf flips nearer than the known ones and nearer
-        than the marginal distance D. Where all flips that are known are paid for and budget is left, any flip of an
-        image that has none.
+        At p = inf flips within delta of images that have none; none at delta = 0, which moves nothing. At p < inf flips
+        nearer than the known ones and nearer than the marginal distance D. Where all flips that are known are paid for
+        and budget is left, any flip of an image that has none.
     """
-    if math.isinf(ball.p):
+    if math.isinf(ball.p) or ball.delta == 0:
         return Wanted(reach=ball.delta, goal=ball.delta)
     worst = curve.worst_case(ball.delta, ball.p)
     if math.isfinite(worst.marginal_distance):

@@ -25,6 +25,7 @@ from wdro_train.evaluation.passes import counted
 from wdro_train.evaluation.warning_signs import WarningSign
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
+from wdro_train.utils.errors import UserError
 
 
 class Measurement(Protocol):
@@ -210,7 +211,7 @@ def chosen_measurements(
         tell: Gets a sentence where something that was asked for does not exist.
 
     Raises:
-        UserError: A number that cannot be read, or a certificate that does not exist.
+        UserError: A number that cannot be read, a grid without entries, or a certificate that does not exist.
     """
     chosen: list[Measurement] = []
     sure: Certificate | None = None
@@ -227,14 +228,18 @@ def chosen_measurements(
         chosen.append(Square())
     first_order = chosen_first_order(cfg)
     if first_order is not None:
-        orders = [p for p in parsed(first_order["p"], "first_order.p", [ball.p]) if p > 1]
         shares = parsed(first_order["shares"], "first_order.shares", [])
+        losses = tuple(first_order["losses"])
+        orders = parsed(first_order["p"], "first_order.p", [ball.p])
         deltas = parsed(first_order["deltas"], "deltas", [share * ball.delta for share in shares])
+        for key, entries in (("losses", losses), ("p", orders), ("deltas", deltas)):
+            if not entries:
+                raise UserError(f"first_order.{key} is empty; give at least one entry, or no rows by first_order=none")
+        unique = tuple(p for p in orders if p > 1)
         steps, share, box = (first_order[key] for key in ("steps", "passes", "box"))
         effort = AllSteps(steps) if share is None else WithinPasses(steps, share)
-        if orders:
-            losses = tuple(first_order["losses"])
-            chosen.append(FirstOrder(losses, tuple(orders), tuple(deltas), effort, box, tell))
+        if unique:
+            chosen.append(FirstOrder(losses, unique, tuple(deltas), effort, box, tell))
         else:
             tell(
                 "no first-order values and no W-PGD: under W_1 the first-order worst case is not unique; "

@@ -114,7 +114,8 @@ def _compare(interpreter: Any, proto: Any, name: str, network: nn.Module, shape:
     noise = torch.rand(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     try:
         reference = interpreter(proto)
-        wanted = np.concatenate([reference.run(None, {name: image[None].numpy()})[0] for image in noise])
+        rows = [reference.run(None, {name: image[None].numpy()})[0] for image in noise]
+        wanted = np.concatenate(rows).astype(np.float64)
     except Exception as error:
         raise UserError(
             f"model.path={path} does not take images of shape {tuple(shape)} ({load_failure(error)}); choose the data "
@@ -123,12 +124,14 @@ def _compare(interpreter: Any, proto: Any, name: str, network: nn.Module, shape:
     try:
         with torch.no_grad():
             output = network(noise)
-        found = (output[0] if isinstance(output, list | tuple) else output).numpy()
+        found = (output[0] if isinstance(output, list | tuple) else output).double().numpy()
     except Exception as error:
         raise UserError(
             f"model.path={path} does not take {_IMAGES} images at once ({load_failure(error)}); export it with a first "
             "dimension of any size"
         ) from error
+    if wanted.size == 0 or not np.isfinite(wanted).all():
+        raise UserError(f"model.path={path} gives NaN, infinite or no logits of noise images; repair the network")
     scale = max(float(np.abs(wanted).max()), 1e-30)
     if found.shape != wanted.shape or not np.abs(found - wanted).max() <= _AGREEMENT * scale:
         raise UserError(

@@ -132,11 +132,13 @@ def _rows(figures: Figures) -> list[_Row]:
         ),
     ):
         if value is not None:
-            rows.append(_Row(f"{name}, {ball}", value, float(rounded_up(value, 4)), at_most(value), meaning))
+            share = float(rounded_up(value, 4))
+            # The hub shows names without the meanings, and a bound must not pass there for the truth.
+            rows.append(_Row(f"{name} (attack, upper bound), {ball}", value, share, at_most(value), meaning))
     if figures.certified is not None:
         meaning = f"lower bound on what is left, whatever the attack ({_text(figures.certificate)})"
         share = float(rounded_down(figures.certified, 4))
-        name = f"certified accuracy, {ball}"
+        name = f"certified accuracy (lower bound), {ball}"
         rows.append(_Row(name, figures.certified, share, at_least(figures.certified), meaning))
     return rows
 

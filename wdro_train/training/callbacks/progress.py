@@ -82,9 +82,10 @@ class ProgressBar(LightningProgressBar):
         self._times.trained(now - before)
         self._state.stage, self._state.done = "training", batch_idx + 1
         self._state.total = _finite(self.total_train_batches)
-        if self._live is not None and now - self._loss_seen > 1 / _PER_SECOND:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs  # a step may return no loss
+        if self._live is not None and loss is not None and now - self._loss_seen > 1 / _PER_SECOND:
             self._loss_seen = now
-            self._state.values["loss"] = float(outputs["loss"])
+            self._state.values["loss"] = float(loss)
         self._look_ahead(trainer, batch_idx + 1, 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
