@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wdro_train.data.base import ImageDataModule
 from wdro_train.data.image_sets import ImageArrays
+from wdro_train.utils.contract import PIXEL_ROUNDING
 from wdro_train.utils.errors import UserError
 
 
@@ -45,9 +46,15 @@ class NumpyDataModule(ImageDataModule):
                 "data.shape=[C,H,W], or the labels of these images"
             )
         images = torch.from_numpy(np.ascontiguousarray(found)).reshape(-1, channels, height, width)
-        scale = 1.0 if images.is_floating_point() else 255.0
-        kept = images.float() if images.is_floating_point() else images
-        return {"test": ImageArrays(kept, torch.from_numpy(labels.astype(np.int64)), scale)}
+        if not images.is_floating_point():
+            return {"test": ImageArrays(images, torch.from_numpy(labels))}
+        low, high = images.min().item(), images.max().item()
+        if not -PIXEL_ROUNDING <= low <= high <= 1 + PIXEL_ROUNDING:
+            raise UserError(
+                f"data.images={self.images} has floating-point pixels from {low:.4g} to {high:.4g}, outside [0, 1]; "
+                "save them divided by 255, or as integers in 0..255"
+            )
+        return {"test": ImageArrays(images.float(), torch.from_numpy(labels), scale=1.0)}
 
 
 def _array(path: Path, key: str) -> NDArray[Any]:
