@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from wdro_train.certificates.base import THE_NETWORK
+from wdro_train.cli.endings import Ending
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import third_party, third_party_networks, third_party_table
 from wdro_train.tools.compare_efforts import Row
@@ -179,12 +180,14 @@ def called(monkeypatch):
         return 0
 
     monkeypatch.setattr(third_party, "evaluate", evaluate)
+    monkeypatch.setattr(third_party, "ending", Ending())
     return calls
 
 
 def test_what_is_there_is_not_judged_again(folder, called, tmp_path, capsys):
     command = [str(folder), "--out", str(tmp_path / "out"), "--only", CNN_A.name]
     first = third_party.main(command)
+    assert third_party.ending.advice == "the same command goes on from what is finished"
     said = capsys.readouterr().out
     assert "1 of 1: mnist_cnn_a_adv, judging" in said
     assert "is another file than the published one" in said

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from wdro_train.certificates.named import RelaxationName
+from wdro_train.cli.endings import ending
 from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.autoattack import require
 from wdro_train.tools import command_line, compare_efforts, third_party_table
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Judged]:
         require("pyautoattack")
     jobs = [job for name in given.only or NETWORKS if (job := possible(NETWORKS[name], given)) is not None]
     done = {job.folder: job.is_done for job in jobs}  # other settings are refused before any work
+    ending.advice = "the same command goes on from what is finished"
     failed: list[str] = []
     for number, job in enumerate(jobs, 1):
         print(f"{number} of {len(jobs)}: {job.network.name}, {'judged before' if done[job.folder] else 'judging'}")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import wdro_train
 from wdro_train.config.run_folders import REPORT_FILE
 from wdro_train.evaluation.networks import load_arrays, network_trained_elsewhere
 from wdro_train.tools.network_arguments import composed
 from wdro_train.tools.published_networks import PublishedNetwork
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.versions import package_version
 
 SETTINGS_FILE = "third_party.json"
 
@@ -96,7 +96,7 @@ def _job(network: PublishedNetwork, given: argparse.Namespace) -> Job:
         keys.append(key)
     root = getattr(given, network.images.root) if network.images.root else None
     keys += [] if root is None else [f"data.root={root}"]
-    settings = {"weights": _sha256(given.folder / network.file), **digests, "version": wdro_train.__version__}
+    settings = {"weights": _sha256(given.folder / network.file), **digests, "version": package_version("wdro-train")}
     settings |= {name: value for name, _, value in (key.partition("=") for key in own)} | digests
     parts = [
         network.name,
