@@ -112,12 +112,7 @@ _COLOUR = ("+model.channels=3", "+model.side=32")
 
 MNIST = Images("MNIST", ("data=mnist",), "mnist")
 FASHION_MNIST = Images("Fashion-MNIST", ("data=fashion_mnist",), "fashion_mnist")
-CIFAR10_JPEG = Images(
-    "CIFAR-10, JPEG",
-    ("data=image_folder", "data.shape=[3,32,32]", "data.resize=null"),
-    "cifar10",
-    original=False,
-)
+CIFAR10_JPEG = Images("CIFAR-10, JPEG", ("data=cifar10_jpeg",), "cifar10", original=False)
 MNIST_200 = Images(
     "MNIST (200 published)",
     ("data=numpy", "data.images=mnist_sdp_images.npy", "data.labels=mnist_sdp_labels.npy"),

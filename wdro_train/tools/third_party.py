@@ -165,8 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cifar10",
         metavar="DATA",
-        default="data/cifar10",
-        help="The folder of CIFAR-10 as files, test/CLASS/NAME, by default data/cifar10.",
+        help="The folder of CIFAR-10 as JPEG files, test/CLASS/NAME, by default data/cifar10_jpeg.",
     )
     return parser
 
