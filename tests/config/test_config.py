@@ -219,8 +219,10 @@ def test_default_delta_refuses(norm, message):
         default_delta({"linf": "8/255", "l2": 0.5}, norm)
 
 
-def test_default_delta_reads_fractions():
-    assert default_delta({"linf": "8/255"}, "inf") == 8 / 255
+def test_default_delta_stays_as_it_is_written():
+    assert default_delta({"linf": "8/255"}, "inf") == "8/255"
+    with pytest.raises(UserError, match=r"data\.delta\.linf"):
+        default_delta({"linf": "eight"}, "inf")
 
 
 @pytest.mark.parametrize("key", ["attack.stepz", "trainer.epochs", "data.batchsize", "lr"])
