@@ -92,6 +92,7 @@ FURTHER = {
         "poster.losses": [[], ["mse"], [5]], "poster.pgd_steps": [0], "certificate.sigma": [0],
         "certificate.samples": [0],
         "certificate.alpha": [0, 1], "split": ["dev"], "batch_size": [0], "limit": [0], "expectation": [0],
+        "precision": ["foo", 16, None], "channels_last": [5], "compile": ["often"],
         "accelerator": ["foo"], "devices": [0, [], "abc", None], "seed": [2**32], "distances": [None], "peers": [None],
     },
 }  # fmt: skip
