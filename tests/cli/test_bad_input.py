@@ -31,6 +31,7 @@ from wdro_train.utils.errors import UserError
 
 QUICK = ["trainer=cpu", "logger=csv", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
 QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1", "test=false"]
+QUICK += ["data.eval_batch_size=64"]
 ENDLESS = [*QUICK, "trainer.max_epochs=100000"]
 CONF = ROOT / "conf"
 
