@@ -28,7 +28,7 @@ from oracles import on_ranks, reference_images, reference_network
 from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from torch import nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
@@ -63,6 +63,7 @@ ATTACKS = {
     "worst_case": partial(BoundaryAttack, **THREAT, steps=2, bisections=2),
     "lagrangian": partial(Lagrangian, **THREAT, steps=2),
     "kl_pgd": partial(KLPGD, **THREAT, steps=2),
+    "wrm": partial(WRM, **THREAT, gamma=20, steps=2),
 }
 DISTANCES, VALIDATION = (
     MinimalDistance(norm="inf", steps=1),

@@ -49,6 +49,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.attacks.Pool",
             "wdro_train.attacks.WFGSM",
             "wdro_train.attacks.WPGD",
+            "wdro_train.attacks.WRM",
             "wdro_train.attacks.BoundaryAttack",
         }
     ),
