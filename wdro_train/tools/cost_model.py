@@ -160,7 +160,7 @@ class Machine:
 
     Attributes:
         devices: How many.
-        flops: Operations a second that a device reaches; a share of its nominal rate, often a third.
+        flops: Operations a second that a device reaches; for convolutions often a tenth of its nominal rate.
         bandwidth: Bytes a second that a device sends.
         latency: Seconds that a collective of a few bytes takes.
     """
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> list[StepTime]:
     tables.show(
         f"{passes:.4g} passes of {work.forward / 1e9:.3g} GFLOP forward, {work.to_image / 1e9:.3g} back to the image, "
         f"{work.to_weights / 1e9:.3g} to {work.parameters:,} weights: {work.of_step(passes) / 1e9:.4g} GFLOP an image",
-        ["devices", "images a step", "seconds a step", "statistics", "gradients", "hours an epoch"],
+        ["devices", "images a step", "seconds a step", "statistics", "gradients", "minutes an epoch"],
         rows,
         f"{joined.collectives} collectives a step send {joined.sent(given.batch):,.0f} bytes a device beside the "
         f"gradients' {4 * work.parameters:,}; statistics and gradients: shares of the step",
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> list[StepTime]:
 def _cells(time: StepTime, devices: int, given: argparse.Namespace) -> list[str]:
     steps = math.ceil(given.images / (given.batch * devices))
     shares = (f"{100 * part / time.seconds:.2g} %" for part in (time.statistics, time.gradients))
-    return [str(given.batch * devices), f"{time.seconds:.3g}", *shares, f"{steps * time.seconds / 3600:.3g}"]
+    return [str(given.batch * devices), f"{time.seconds:.3g}", *shares, f"{steps * time.seconds / 60:.3g}"]
 
 
 def _composed(keys: list[str]) -> DictConfig:
@@ -282,7 +282,7 @@ def _parser() -> command_line.Parser:
         ("--batch", command_line.whole(1), 256, "Images of each device in a step, by default 256."),
         ("--images", command_line.whole(1), IMAGENET, f"Images of an epoch, by default {IMAGENET:,} (ImageNet)."),
         ("--passes", _positive, None, "Pairs of passes an image; by default those of a small stand-in network."),
-        ("--flops", _positive, 3e14, "Operations a second that a device reaches, by default 3e14."),
+        ("--flops", _positive, 6e13, "Operations a second that a device reaches, by default 6e13."),
         ("--bandwidth", _positive, 5e10, "Bytes a second that a device sends, by default 5e10."),
         ("--latency", _positive, 5e-5, "Seconds of a collective of a few bytes, by default 5e-5."),
     ]

@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Fixed, Lagrangian
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, Attack, BoundaryAttack, Fixed, Lagrangian
 from wdro_train.objectives import (
     Adversarial,
     ChecksNetwork,
@@ -72,6 +72,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
         yield "lipschitz dual", None, LipschitzDual(**threat)
     if 1 < ball.p < math.inf:
         yield f"Lagrangian, {steps} steps", Lagrangian(**threat, steps=steps), Adversarial()
+        yield f"WRM, {steps} steps", WRM(**threat, steps=steps), Adversarial()
 
 
 def covers(objective: Objective, model: nn.Module, x: Tensor) -> bool:
