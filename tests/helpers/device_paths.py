@@ -46,6 +46,7 @@ from wdro_train.objectives import (
     Mart,
     Sabr,
     Standard,
+    StatisticallyRobust,
     WTrades,
 )
 from wdro_train.theory.ball import WassersteinBall
@@ -71,7 +72,7 @@ DISTANCES, VALIDATION = (
 )
 TRACING = threading.Lock()  # a graph is read by changing `nn.Module` meanwhile, for all threads
 SHORT = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test")} | {"num_sanity_val_steps": 0}
-OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart()]
+OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart(), StatisticallyRobust()]
 CERTIFIED = [Ibp, CrownIbp, Sabr]  # they learn, so each rank has one of its own
 CERTIFICATES = [
     ("ibp", math.inf),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wdro_train.attacks import WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian
 from wdro_train.models import small_cnn
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Ibp, Standard
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Ibp, Standard, StatisticallyRobust
 from wdro_train.tools import cost_model
 from wdro_train.tools.cost_model import Machine, NetworkFlops, Traffic, network_flops, step_time, traffic
 from wdro_train.tools.step_cost import step
@@ -33,6 +33,7 @@ METHODS = {
     "worst_case": (partial(BoundaryAttack, **THREAT, steps=4), Adversarial),
     "lagrangian_at": (partial(Lagrangian, **THREAT, steps=4), Adversarial),
     "wrm": (partial(WRM, **THREAT, steps=4), Adversarial),
+    "sr_wdro": (partial(WPGD, **THREAT | {"p": "inf"}, steps=4, random_start=True), StatisticallyRobust),
     "first_order_penalty": (None, partial(FirstOrderPenalty, **THREAT)),
     "ibp": (None, partial(Ibp, **THREAT)),
 }

@@ -12,7 +12,7 @@ from lightning import Callback
 from shell import Arrays, adversary, classifier, digits, fitted, loader, run, trainer
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, StatisticallyRobust, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils.distributed import default_reducer
 
@@ -47,6 +47,7 @@ OBJECTIVES = {
     "first_order_penalty": partial(FirstOrderPenalty, p=2, norm="inf", delta=0.05),
     "w_trades": WTrades,
     "mart": Mart,
+    "sr_wdro": StatisticallyRobust,
     "worst_case": Adversarial,
     "lagrangian": Adversarial,
     "kl_pgd": WTrades,

@@ -68,6 +68,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.objectives.RadiusOfImage",
             "wdro_train.objectives.Sabr",
             "wdro_train.objectives.Standard",
+            "wdro_train.objectives.StatisticallyRobust",
             "wdro_train.objectives.WTrades",
         }
     ),

@@ -29,6 +29,7 @@ from wdro_train.objectives import (
     OneRadius,
     Sabr,
     Standard,
+    StatisticallyRobust,
     WTrades,
 )
 from wdro_train.theory.ball import WassersteinBall
@@ -58,6 +59,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
     yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
     yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
     yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()
+    yield f"SR-WDRO, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), StatisticallyRobust()
     yield f"worst case, {steps} steps", BoundaryAttack(**threat, steps=steps), Adversarial()
     if ball.p > 1:
         yield "W-FGSM", WFGSM(**threat), Adversarial()

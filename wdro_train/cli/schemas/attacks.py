@@ -118,6 +118,12 @@ class GaussianNoiseSettings(Part):
     sigma: fields.Positive = 0.25
 
 
+class StatisticallyRobustSettings(Part):
+    """Settings of `StatisticallyRobust`."""
+
+    kl_radius: fields.NotNegative = 0.1
+
+
 class CertifiedObjectiveSettings(ObjectiveSettings):
     """What the objectives of certified training have in common."""
 

@@ -71,6 +71,7 @@ _PARTS: dict[type[Part], list[Any]] = {
         objectives.WTrades,
     ],
     attack_settings.GaussianNoiseSettings: [objectives.GaussianNoise],
+    attack_settings.StatisticallyRobustSettings: [objectives.StatisticallyRobust],
     attack_settings.CertifiedObjectiveSettings: [objectives.Ibp, objectives.CrownIbp],
     attack_settings.SabrSettings: [objectives.Sabr],
     attack_settings.LipschitzDualSettings: [objectives.LipschitzDual],
