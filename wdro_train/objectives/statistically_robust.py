@@ -19,8 +19,8 @@ class StatisticallyRobust:
     Statistically robust WDRO (Liu et al. 2025, arXiv 2503.04315; theory, section 9): an adversary moves the images
     inside a Wasserstein ball, and, for the error of a finite sample, weighs them inside a ball of relative entropy.
     As in the authors' code the sample is the batch, here the global one of all ranks; by the envelope theorem the
-    weights are held fixed for the gradient. The weights follow from the losses by one root of one number, where that code solves
-    a cone program.
+    weights are held fixed for the gradient. They follow from the losses by a root of one number, where that code
+    solves a cone program.
 
     Args:
         kl_radius: r >= 0, in nats; 0 is `Adversarial`. The default is that of the authors' code.
