@@ -36,6 +36,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.data.GzipDataModule",
             "wdro_train.data.HuggingFaceDataModule",
             "wdro_train.data.ImageFolderDataModule",
+            "wdro_train.data.NumpyDataModule",
             "wdro_train.data.TorchvisionDataModule",
         }
     ),
