@@ -83,8 +83,8 @@ def network_flops(model: nn.Module, shape: Sequence[int]) -> NetworkFlops:
     logits = model(x.detach())
     with FlopCounterMode(display=False) as to_weights:
         logits.sum().backward()
-    counted = (counter.get_total_flops() for counter in (forward, to_image, to_weights))
-    return NetworkFlops(*counted, parameters=sum(part.numel() for part in model.parameters()))
+    flops = [counter.get_total_flops() for counter in (forward, to_image, to_weights)]
+    return NetworkFlops(flops[0], flops[1], flops[2], sum(part.numel() for part in model.parameters()))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def traffic(attack: Attack, objective: Objective, shape: Sequence[int], num_clas
         num_classes: Number of logits.
     """
     seeds = torch.Generator().manual_seed(0)
-    pooled = nn.Sequential(nn.AvgPool2d(tuple(shape[1:])), nn.Flatten(), nn.Linear(shape[0], num_classes))
+    pooled = nn.Sequential(nn.AvgPool2d((shape[1], shape[2])), nn.Flatten(), nn.Linear(shape[0], num_classes))
     sizes: list[list[int]] = []
     for images in (1, 2):  # bytes are linear in the number of images
         x = torch.rand(images, *shape, generator=seeds)
