@@ -8,7 +8,7 @@ from lightning import LightningDataModule
 from shell import adversary, classifier, digits, fitted, loader, network, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils import contract
@@ -32,6 +32,7 @@ def looks(monkeypatch):
     return found
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("objective", "attack"),
     [
@@ -40,6 +41,10 @@ def looks(monkeypatch):
         (Standard, BoundaryAttack),  # nobody asks for the attack
     ],
 )
+=======
+@pytest.mark.parametrize("objective", [Standard, Adversarial, WTrades, lambda: FirstOrderPenalty(**THREAT)])
+@pytest.mark.parametrize("attack", [WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, KLPGD])
+>>>>>>> tc
 def test_a_training_batch_is_looked_at_once(looks, objective, attack):
     module = classifier(fitted(), objective=objective())
     trainer([DistributionalAdversary(attack(**THREAT))]).fit(module, loader(48, 16))
