@@ -32,7 +32,6 @@ def looks(monkeypatch):
     return found
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("objective", "attack"),
     [
@@ -41,10 +40,6 @@ def looks(monkeypatch):
         (Standard, BoundaryAttack),  # nobody asks for the attack
     ],
 )
-=======
-@pytest.mark.parametrize("objective", [Standard, Adversarial, WTrades, lambda: FirstOrderPenalty(**THREAT)])
-@pytest.mark.parametrize("attack", [WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, KLPGD])
->>>>>>> tc
 def test_a_training_batch_is_looked_at_once(looks, objective, attack):
     module = classifier(fitted(), objective=objective())
     trainer([DistributionalAdversary(attack(**THREAT))]).fit(module, loader(48, 16))
