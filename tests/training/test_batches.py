@@ -8,7 +8,7 @@ from lightning import LightningDataModule
 from shell import adversary, classifier, digits, fitted, loader, network, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance
 from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils import contract
