@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datafiles import image_set, write_idx
 
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.cli.endings import Ending
@@ -113,6 +114,13 @@ def test_other_images_are_not_compared():
     distances = [0.0] * 5000 + [0.1] * 5000
     assert outcome(report(resnet.name, distances), resnet) == [None]
     assert outcome(report("cifar_oval_base", distances), NETWORKS["cifar_oval_base"]) == [None]
+
+
+def test_the_clean_accuracy_of_all_images_is_compared_whatever_was_judged():
+    found = Judged(LPD, report(LPD.name, [0.0, 0.05, 0.2]), clean_of_all=0.9591)
+    assert [check.holds for check in found.checks] == [True, None]
+    assert "ours is 95.91 on the same images" in found.checks[0].says
+    assert [check.holds for check in Judged(LPD, found.report, clean_of_all=0.9588).checks] == [False, None]
 
 
 def test_a_contradicted_certificate_fails_whatever_the_images():
@@ -233,6 +241,21 @@ def test_missing_files_are_named_and_left_out(folder, called, tmp_path, monkeypa
     assert "nowhere" in said
 
 
+def test_the_clean_accuracy_is_that_of_all_images(folder, called, tmp_path, monkeypatch):
+    """Of a network that calls everything 3, on images that come in their order."""
+    model = third_party_networks.mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[-1].bias[3] = 1
+    torch.save(model.state_dict(), folder / LPD.file)
+    sets = {"train": image_set(200, (28, 28)), "test": image_set(10_000, (28, 28))}
+    write_idx(tmp_path / "mnist", sets, packed=True)
+    command = [str(folder), "--out", str(tmp_path / "out"), "--mnist", str(tmp_path / "mnist"), "--limit", "3"]
+    with pytest.raises(UserError, match=r"figures are contradicted: .* clean 95.91 is published, ours is 10.00"):
+        third_party.main([*command, "--only", LPD.name])
+
+
 def test_nothing_to_show_is_an_error(tmp_path, called):
     with pytest.raises(UserError, match="there is nothing to show"):
         third_party.main([str(tmp_path), "--out", str(tmp_path / "out")])
@@ -260,7 +283,7 @@ def test_a_contradiction_ends_in_an_error_after_the_table(folder, called, tmp_pa
     elsewhere = tmp_path / "report.json"
     elsewhere.write_text(json.dumps(ten_thousand(9591, 8556, 8578)))
     command = [str(folder), "--out", str(tmp_path / "out"), "--only", CNN_A.name, "--report", str(elsewhere)]
-    with pytest.raises(UserError, match=r"1 figures contradict published ones: FAILS: mnist_mlp_lpd_0.1, MILP exactly"):
+    with pytest.raises(UserError, match=r"figures are contradicted: FAILS: mnist_mlp_lpd_0.1, MILP exactly"):
         third_party.main(command)
     assert "FAILS: mnist_mlp_lpd_0.1" in (tmp_path / "out/table.md").read_text()
     assert "holds: mnist_mlp_lpd_0.1, clean 95.91" in capsys.readouterr().out
