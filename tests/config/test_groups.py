@@ -86,10 +86,7 @@ def test_this_machine_comes_after_methods_and_before_the_command_line(tmp_path):
             "+study=fashion_linf is now study=fashion_linf, and experiment=mma is now method=mma",
         ),
         (["experiment=cifar10"], "experiment=cifar10 is now experiment=cifar10_resnet18"),
-        (
-            ["experiment=cifar10_smal"],
-            "experiment=cifar10_smal is not an option; did you mean experiment=cifar10_small?",
-        ),
+        (["experiment=cifar10_sm"], "experiment=cifar10_sm is not an option; did you mean experiment=cifar10_small?"),
         (["hydra=default"], "hydra=default is now hydra=train"),
         (["experiment=standard", "atack.steps=3"], "experiment=standard is now method=standard"),
         (["hydra/launcher=slurm"], "hydra/launcher=slurm is not an option;"),
