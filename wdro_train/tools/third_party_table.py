@@ -201,7 +201,7 @@ def without_folders(command: str) -> str:
 
 def _images(one: Judged) -> str:
     count, sample = one.model["images"], one.model.get("sample")
-    known = {"all": f"all {count:,}", "the first": f"first {count:,}"}
+    known = {"all": f"all {count:,}", "the first": f"first {count:,}", "None": f"{count:,}"}  # None: an older report
     return f"{known.get(str(sample), f'{count:,}, drawn,')} of {one.network.images.name}"
 
 
