@@ -93,6 +93,7 @@ FURTHER = {
         "poster.losses": [[], ["mse"], [5]], "poster.pgd_steps": [0], "certificate.sigma": [0],
         "certificate.samples": [0],
         "certificate.alpha": [0, 1], "split": ["dev"], "batch_size": [0], "limit": [0], "expectation": [0],
+        "precision": ["foo", 16, None], "channels_last": [5], "compile": ["often"],
         "accelerator": ["foo"], "devices": [0, [], "abc", None], "seed": [2**32], "distances": [None], "peers": [None],
     },
 }  # fmt: skip
@@ -207,6 +208,8 @@ def test_generated_bad_values(door, values):
         ("train", ["data.shape=[1,9,9]"], "small_cnn needs sides divisible by 4, got 9x9"),
         ("train", ["data.mean=[0,0,0]", "data.std=[1,1,1]"], "for 3 channels, but data.shape="),
         ("train", ["attack=lagrangian", "attack.p=inf"], "attack.p=inf has no price per distance"),
+        ("train", ["attack=wrm", "attack.p=inf"], "attack.p=inf has no price per distance"),
+        ("train", ["model.activation=gelu"], "model.activation=gelu is unknown; choose relu or elu"),
         ("train", ["optimizer=sgd", "optimizer.momentum=0"], "Nesterov momentum requires a momentum"),
         ("train", ["~scheduler"], "scheduler is missing"),
         ("train", ["model=wrn_28_10", "model.depth=11"], "model.depth=11 is no depth of a wide ResNet"),

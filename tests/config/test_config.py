@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import WPGD, AttackResult, BoundaryAttack, Lagrangian, Pool
+from wdro_train.attacks import WPGD, WRM, AttackResult, BoundaryAttack, Lagrangian, Pool
 from wdro_train.config.build import build_data, build_model, plain
 from wdro_train.config.resolvers import default_delta, register_resolvers
 from wdro_train.data import ImageDataModule
@@ -120,8 +120,8 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     assert attack.ball.delta > 0
     found = attack(module, x, torch.tensor([0, 1]))
     assert isinstance(found, AttackResult)
-    # The one trains past the ball, the other pays a running price.
-    if not isinstance(attack, BoundaryAttack | Lagrangian):
+    # The one trains past the ball, the others pay a price.
+    if not isinstance(attack, BoundaryAttack | Lagrangian | WRM):
         assert attack.ball.spent(found.distances) <= attack.ball.delta * (1 + 1e-6)
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         with pytest.raises(Exception, match="No supported gpu backend found") as caught:
@@ -229,8 +229,10 @@ def test_default_delta_refuses(norm, message):
         default_delta({"linf": "8/255", "l2": 0.5}, norm)
 
 
-def test_default_delta_reads_fractions():
-    assert default_delta({"linf": "8/255"}, "inf") == 8 / 255
+def test_default_delta_stays_as_it_is_written():
+    assert default_delta({"linf": "8/255"}, "inf") == "8/255"
+    with pytest.raises(UserError, match=r"data\.delta\.linf"):
+        default_delta({"linf": "eight"}, "inf")
 
 
 @pytest.mark.parametrize("key", ["attack.stepz", "trainer.epochs", "data.batchsize", "lr"])

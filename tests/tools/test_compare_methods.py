@@ -176,6 +176,7 @@ def test_step_cost(runs, capsys):
     assert found["first-order penalty"] == 1.5  # a double backward counts once
     assert found["TRADES, 4 steps"] == 6.5
     assert found["MART, 4 steps"] == 6
-    assert found["W-PGD, 4 steps"] == found["Lagrangian, 4 steps"] == 5
+    assert found["SR-WDRO, 4 steps"] == 5
+    assert found["W-PGD, 4 steps"] == found["Lagrangian, 4 steps"] == found["WRM, 4 steps"] == 5
     assert 1.5 < found["worst case, 4 steps"] <= 1.3 * 5
     assert "worst case, 4 steps" in capsys.readouterr().out

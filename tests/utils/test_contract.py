@@ -16,7 +16,7 @@ from shell import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.evaluation import robustness_curve
 from wdro_train.metrics import CleanAccuracy
 from wdro_train.objectives import Adversarial
@@ -151,6 +151,7 @@ ATTACKS = [
     WPGD(**THREAT, steps=2, keep="cheapest", loss="redlr", random_start=False),
     KLPGD(**THREAT, steps=2),
     Lagrangian(**THREAT, steps=2),
+    WRM(**THREAT, steps=2),
     Pool([WFGSM(**THREAT)]),
     BoundaryAttack(**THREAT, steps=2),
     MinimalDistance(norm=2, steps=2),

@@ -52,12 +52,14 @@ class Judged:
         report: The content of `report.json`.
         rivals: The search's effort and AutoAttack on some first images; empty if they were not compared.
         rival_images: On how many.
+        clean_of_all: Clean accuracy on all images that the published one is about; None if it is not known.
     """
 
     network: PublishedNetwork
     report: Report
     rivals: Sequence[Row] = ()
     rival_images: int = 0
+    clean_of_all: float | None = None
 
     @property
     def model(self) -> ModelReport:
@@ -77,7 +79,7 @@ class Judged:
     @property
     def checks(self) -> list[Check]:
         """What is published, held against this evaluation."""
-        return checks(self.network, self.model, self.at_radius)
+        return checks(self.network, self.model, self.at_radius, self.clean_of_all)
 
     @property
     def passes(self) -> float | None:
@@ -121,7 +123,7 @@ def numbers(judged: Sequence[Judged]) -> list[dict[str, Any]]:
         for found in (one.at_radius, one.at_half):
             row: dict[str, Any] = {"network": one.network.name, "data": one.network.images.name}
             row |= {"images": model["images"], "sample": model.get("sample"), "norm": "inf", "radius": found.radius}
-            row |= {"clean": found.clean}
+            row |= {"clean": found.clean, "clean_of_all": one.clean_of_all}
             for p in ORDERS:
                 row[f"certified_W_{p:g}"] = None if found.certified is None else found.certified[p]
                 row[f"attacked_W_{p:g}"] = found.attacked[p]
@@ -199,7 +201,7 @@ def without_folders(command: str) -> str:
 
 def _images(one: Judged) -> str:
     count, sample = one.model["images"], one.model.get("sample")
-    known = {"all": f"all {count:,}", "the first": f"first {count:,}"}
+    known = {"all": f"all {count:,}", "the first": f"first {count:,}", "None": f"{count:,}"}  # None: an older report
     return f"{known.get(str(sample), f'{count:,}, drawn,')} of {one.network.images.name}"
 
 
