@@ -180,7 +180,7 @@ def test_collectives_of_two_processes(ranks, name):
 
 @pytest.mark.slow
 def test_a_step_lasts_as_long_as_its_slowest_process(ranks):
-    """One process sleeps 1 s a step, the other 1.5 s: both take 1.5 s, and neither 1.25 s, the mean, nor 2.5 s, the sum."""
+    """Sleeps of 1 s and 1.5 s a step: both processes take 1.5 s, not the mean of 1.25 s or the sum of 2.5 s."""
     for _, began in ranks:
         steps = sorted(later - sooner for sooner, later in pairwise(began[1:]))
         assert 1.5 <= steps[len(steps) // 2] < 2.5
