@@ -31,6 +31,7 @@ from wdro_train.utils.errors import UserError
 
 QUICK = ["trainer=cpu", "logger=csv", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
 QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1", "test=false"]
+QUICK += ["data.eval_batch_size=64"]
 ENDLESS = [*QUICK, "trainer.max_epochs=100000"]
 CONF = ROOT / "conf"
 
@@ -92,6 +93,7 @@ FURTHER = {
         "poster.losses": [[], ["mse"], [5]], "poster.pgd_steps": [0], "certificate.sigma": [0],
         "certificate.samples": [0],
         "certificate.alpha": [0, 1], "split": ["dev"], "batch_size": [0], "limit": [0], "expectation": [0],
+        "precision": ["foo", 16, None], "channels_last": [5], "compile": ["often"],
         "accelerator": ["foo"], "devices": [0, [], "abc", None], "seed": [2**32], "distances": [None], "peers": [None],
     },
 }  # fmt: skip

@@ -1,3 +1,4 @@
+import copy
 import math
 import re
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from datafiles import write_folder, write_onnx, write_vit
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -74,6 +76,14 @@ def configure(tmp_path):
         yield compose_train
     HydraConfig.instance().cfg = before
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """`conf/train.yaml` as it is, for tests that change one value."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train")
 
 
 def test_every_group_is_covered():
@@ -219,8 +229,10 @@ def test_default_delta_refuses(norm, message):
         default_delta({"linf": "8/255", "l2": 0.5}, norm)
 
 
-def test_default_delta_reads_fractions():
-    assert default_delta({"linf": "8/255"}, "inf") == 8 / 255
+def test_default_delta_stays_as_it_is_written():
+    assert default_delta({"linf": "8/255"}, "inf") == "8/255"
+    with pytest.raises(UserError, match=r"data\.delta\.linf"):
+        default_delta({"linf": "eight"}, "inf")
 
 
 @pytest.mark.parametrize("key", ["attack.stepz", "trainer.epochs", "data.batchsize", "lr"])
@@ -267,9 +279,12 @@ def test_unknown_option_lists_the_known_ones(configure):
         ("data.shape=[1,9,9]", "model", "small_cnn needs sides divisible by 4, got 9x9; use model=resnet18"),
     ],
 )
-def test_bad_value_is_one_sentence(override, part, message, configure):
+def test_bad_value_is_one_sentence(override, part, message, whole):
+    cfg = copy.deepcopy(whole)
+    (typed,) = OverridesParser.create().parse_overrides([override])
+    OmegaConf.update(cfg, typed.key_or_group, typed.value())
     try:
-        (build_model if part == "model" else instantiate)(configure(override)[part])
+        (build_model if part == "model" else instantiate)(cfg[part])
     except Exception as error:
         found = str(user_error_in(error))
     assert re.search(message, found)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flips import NearestFlips
@@ -40,10 +40,11 @@ class AimedSearch:
         flips: Takes what is found. Flips it holds already are not looked for again.
         radii: Within which distance to look, float64, shape [N]; below `flips.distances`.
         goal: An image whose flip is no further than this is finished; 0 for the nearest flip.
+        fast: The network whose gradients are followed (see `SearchArithmetic`); None for that of `flips`.
     """
 
-    def __init__(self, flips: NearestFlips, radii: Tensor, goal: float) -> None:
-        self.flips, self.radii, self.goal = flips, radii, goal
+    def __init__(self, flips: NearestFlips, radii: Tensor, goal: float, fast: nn.Module | None = None) -> None:
+        self.flips, self.radii, self.goal, self.fast = flips, radii, goal, fast or flips.model
 
     def run(self, loss: LossFunction, targets: Tensor, start: Tensor, steps: int, size: float = 1.0) -> None:
         """One run from one start.
@@ -63,7 +64,7 @@ class AimedSearch:
         momentum, squares = torch.zeros_like(x), torch.zeros_like(x)
         nearest = flips.distances
         for step in range(steps):
-            here = input_gradient(flips.model, point, targets, loss, flips.batch_size)
+            here = input_gradient(self.fast, point, targets, loss, flips.batch_size)
             with torch.no_grad():
                 nearest, radii = self._keep(rows, point, ~correct(here.logits, y), nearest, radii)
                 slope = free_gradient(here.gradient, point)

@@ -78,7 +78,13 @@ class MinimalDistance:
         self.effort = SearchEffort(int(steps), int(restarts), int(targets), float(step_size), batch_size)
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        fast: nn.Module | None = None,
     ) -> Distances:
         """Search the nearest flip of every image of a batch.
 
@@ -87,6 +93,8 @@ class MinimalDistance:
             x: Images in [0, 1], shape [N, C, H, W].
             y: Labels, shape [N].
             generator: Source of random starts; None for the default one.
+            fast: The network whose gradients are followed (see `SearchArithmetic`); None for `model`, which looks at
+                all flips in any case.
         """
         with batch_under_attack(model, x, y) as (x, y, labels):
             with torch.no_grad():
@@ -96,7 +104,7 @@ class MinimalDistance:
             distances = torch.where(robust, torch.inf, torch.zeros(len(x), dtype=torch.float64, device=x.device))
             x_adv = x.clone()
             rows = robust.nonzero().squeeze(1)
-            search = NearestFlipSearch(self.ground, self.effort, model, x[rows], y[rows])
+            search = NearestFlipSearch(self.ground, self.effort, model, x[rows], y[rows], fast)
             if len(rows):
                 search.run(logits[rows], generator)
                 distances[rows], x_adv[rows] = search.flips.distances, search.flips.points

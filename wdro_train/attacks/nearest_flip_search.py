@@ -56,14 +56,30 @@ class SearchEffort:
 class NearestFlipSearch:
     """The search for the nearest flip of each image of a batch of correct images.
 
+    Args:
+        ground: The norm in which flips are near.
+        effort: How long to search.
+        model: Maps images to logits, and looks at flips; call inside `attack_mode`.
+        x: Correctly classified images in [0, 1], float32, shape [N, ...].
+        y: Labels, shape [N].
+        fast: The network whose gradients are followed (see `SearchArithmetic`); None for `model`.
+
     Attributes:
         flips: The nearest flips so far.
         nonfinite: Number of gradients that were not finite, int64 scalar.
         zero: Number of images whose gradient at the image itself vanished, int64 scalar.
     """
 
-    def __init__(self, ground: GroundNorm, effort: SearchEffort, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        self.ground, self.effort, self.model = ground, effort, model
+    def __init__(
+        self,
+        ground: GroundNorm,
+        effort: SearchEffort,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        fast: nn.Module | None = None,
+    ) -> None:
+        self.ground, self.effort, self.model, self.fast = ground, effort, model, fast or model
         self.x, self.y = x, y
         self.flips = self._none()
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -86,12 +102,29 @@ class NearestFlipSearch:
             start = self._start(generator) if 0 < run < self.effort.restarts else self.x
             self.flips = self._none()
             if rank < 0:
-                self._descend(minus_soft_margin, self.y, start, first=run == 0)
+                self._search(minus_soft_margin, self.y, start, first=run == 0)
             else:
-                self._descend(minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
+                self._search(minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
             self.flips.refine()
             self.flips.take(best.points, best.distances, best.distances < math.inf)
         self.flips.recheck()
+
+    def _search(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
+        """One run from one start, see `_descend`, whose flips are flips of `model`.
+
+        Images without one are searched once more by the gradients of `model` itself. Most of them lie so near to the
+        boundary that other arithmetic takes the image itself for a flip; they are the cheapest of all to flip.
+        """
+        self._descend(loss, targets, start, first)
+        if self.fast is self.model:
+            return
+        self.flips.confirm()
+        lost = self.flips.distances.isinf().nonzero().squeeze(1)
+        if len(lost):
+            again = NearestFlipSearch(self.ground, self.effort, self.model, self.x[lost], self.y[lost])
+            again._descend(loss, targets[lost], start[lost])
+            self.flips.points[lost], self.flips.distances[lost] = again.flips.points, again.flips.distances
+            self.nonfinite += again.nonfinite
 
     def _descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
         """One run from one start: steps inside radii that shrink below flips and grow while there are none.
@@ -108,7 +141,7 @@ class NearestFlipSearch:
             ease = 0.5 * (1 + math.cos(math.pi * step / self.effort.steps))
             share = _LAST_STEP + (1 - _LAST_STEP) * ease
             rate = _LAST_GROWTH + (_FIRST_GROWTH - _LAST_GROWTH) * ease
-            here = input_gradient(self.model, point, targets, loss, self.effort.batch_size)
+            here = input_gradient(self.fast, point, targets, loss, self.effort.batch_size)
             self.nonfinite += here.nonfinite
             with torch.no_grad():
                 flipped = ~correct(here.logits, self.y)

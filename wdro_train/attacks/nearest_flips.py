@@ -20,6 +20,9 @@ _OVERSHOOT = 1e-4  # relative: how far past the linearised boundary a polished p
 _LAST_BISECTIONS = 12
 # What a search that has already followed the boundary leaves to bisect: 2^-5 of a tenth is less than 2^-8 of the whole.
 _NEAR, _NEAR_BISECTIONS = 0.1, 5
+# How far beyond a flip of another arithmetic to look for one, in units of its distance: logits in bfloat16 are off by
+# 2^-8 of the largest, which moves the boundary by a small share of the distance of most images.
+_BEYOND = (0.0, 2**-6, 2**-3)
 
 
 class NearestFlips:
@@ -61,6 +64,21 @@ class NearestFlips:
         # In float64: summed in float32, a distance is off by more than the last bisection leaves.
         self.take(point, self.ground.distances(point.double() - self.x.double()), flipped)
         return flipped
+
+    @torch.no_grad()
+    def confirm(self) -> None:
+        """Look at flips that were found in another arithmetic; where there is none, look farther the same way.
+
+        What is not found there either is given up.
+        """
+        found, way = self.distances.isfinite(), self.points - self.x
+        self.distances, self.points = torch.full_like(self.distances, math.inf), self.x
+        for share in _BEYOND:
+            point = (self.x + (1 + share) * way).clamp(0, 1)
+            flipped = found & ~correct(forward(self.model, point, self.batch_size), self.y)
+            self.take(point, self.ground.distances(point.double() - self.x.double()), flipped)
+            if not (found & self.distances.isinf()).any():
+                return
 
     def refine(self, near: bool = False) -> None:
         """Bring the flips down to the boundary.

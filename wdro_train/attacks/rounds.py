@@ -170,6 +170,7 @@ class Round:
         *,
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
+        fast: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Look for nearer flips; call inside `attack_mode`.
 
@@ -183,6 +184,7 @@ class Round:
             wanted: Which flips would matter.
             batch_size: Images per forward pass; None for all at once.
             generator: Source of random starts; None for the default one.
+            fast: The network whose gradients are followed (see `SearchArithmetic`); None for `model`.
 
         Returns:
             Points and distances after the round; no distance has grown.
@@ -196,12 +198,14 @@ class Round:
         radii = radii.clamp(max=ground.diameter(x))
         loss, targets = self.target(search)
         start = self.start(search, radii, generator)
-        AimedSearch(search, radii, wanted.goal).run(loss, targets, start, self.steps, self.size)
+        AimedSearch(search, radii, wanted.goal, fast).run(loss, targets, start, self.steps, self.size)
         better = (search.distances < distances[rows]).nonzero().squeeze(1)
         if not len(better):
             return points, distances
         nearer = NearestFlips(ground, model, search.x[better], search.y[better], batch_size)
         nearer.points, nearer.distances = search.points[better], search.distances[better]
+        if fast is not None and fast is not model:
+            nearer.confirm()
         nearer.refine(near=True)
         nearer.recheck()
         kept = (nearer.distances < distances[rows[better]]).nonzero().squeeze(1)

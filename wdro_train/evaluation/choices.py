@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
+from wdro_train.attacks.search_network import SearchArithmetic
 from wdro_train.evaluation.identity import identity
 from wdro_train.evaluation.labels import labelled
 from wdro_train.evaluation.networks import (
@@ -101,6 +102,15 @@ def chosen_first_order(cfg: DictConfig) -> dict[str, Any] | None:
     return settings if not given else settings | {"shares": [0.25, 0.5, 1], "passes": None} | given
 
 
+def chosen_arithmetic(cfg: DictConfig) -> SearchArithmetic:
+    """In which arithmetic searches for flips compute.
+
+    Args:
+        cfg: The composed configuration of `conf/evaluate.yaml`.
+    """
+    return SearchArithmetic(cfg.precision, cfg.channels_last, cfg.compile)
+
+
 def open_store(cfg: DictConfig, model: nn.Module, fabric: L.Fabric) -> PieceStore:
     """Open the folder where the finished pieces of one network are kept; all ranks open it before any goes on.
 
@@ -111,7 +121,7 @@ def open_store(cfg: DictConfig, model: nn.Module, fabric: L.Fabric) -> PieceStor
         model: The network that is judged, with everything around it.
         fabric: Joins the ranks.
     """
-    key = identity(model, seed=cfg.seed, device=fabric.device)
+    key = identity(model, seed=cfg.seed, device=fabric.device, arithmetic=chosen_arithmetic(cfg))
     if not cfg.resume and fabric.is_global_zero and not PieceStore(cfg.store, key).discard():
         key["apart"] = uuid4().hex
     store = PieceStore(cfg.store, fabric.broadcast(key))

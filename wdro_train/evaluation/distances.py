@@ -93,7 +93,7 @@ def distance_stage(engine: Engine, attack: MinimalDistance) -> Stage:
 
     def work(x: Tensor, y: Tensor, generator: torch.Generator) -> Arrays:
         with PassCounter(engine.model) as passes:
-            found = attack(engine.model, x, y, generator=generator)
+            found = attack(engine.model, x, y, generator=generator, fast=engine.fast)
         rivals = _rivals(engine, found.x_adv, y, attack.effort.batch_size)
         return {
             "distances": found.distances.cpu().numpy(),
@@ -142,6 +142,7 @@ def round_stage(
                 wanted,
                 batch_size=attack.effort.batch_size,
                 generator=generator,
+                fast=engine.fast,
             )
         rows = (distances < known).nonzero().squeeze(1)
         rivals = torch.from_numpy(piece["rivals"]).to(y)

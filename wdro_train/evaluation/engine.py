@@ -108,6 +108,7 @@ class Engine:
         progress: Called with the name of a stage and the number of its batches that are done, 0 when it begins; and
             with their `total` where it is not that of the set.
         ledger: Gets the passes of every stage, whichever process did them, in this run or one that was killed.
+        fast: The network whose gradients searches for flips follow (see `SearchArithmetic`); None for `model`.
     """
 
     model: nn.Module
@@ -118,6 +119,7 @@ class Engine:
     reducer: Reducer = field(default_factory=LocalReducer)
     progress: Callable[..., None] = lambda stage, done, total=None: None
     ledger: PassLedger = field(default_factory=PassLedger)
+    fast: nn.Module | None = None
     _marks: list[Mark] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

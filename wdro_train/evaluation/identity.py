@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from wdro_train.attacks.search_network import PLAIN, SearchArithmetic
 from wdro_train.evaluation.describe import describe
 from wdro_train.evaluation.digests import file_digest
 from wdro_train.utils.versions import git_revision, package_version
@@ -21,18 +22,22 @@ from wdro_train.utils.versions import git_revision, package_version
 _PACKAGE = Path(__file__).parents[1]
 
 
-def identity(model: nn.Module, *, seed: int, device: torch.device) -> dict[str, Any]:
+def identity(
+    model: nn.Module, *, seed: int, device: torch.device, arithmetic: SearchArithmetic = PLAIN
+) -> dict[str, Any]:
     """Everything that all pieces of an evaluation depend on, beside the images and the settings of their stage.
 
     Args:
         model: The network that is judged, with everything around it (`ExpectedLogits`, say).
         seed: Seeds the generators of the batches.
         device: Where it is computed; kinds of devices round differently.
+        arithmetic: In which searches compute.
 
     Returns:
         Plain data.
     """
-    return {"network": describe(model), "code": code_identity(), "seed": seed, "device": device.type}
+    computed = {"device": device.type, "search": arithmetic.described()}
+    return {"network": describe(model), "code": code_identity(), "seed": seed, **computed}
 
 
 def code_identity(package: Path = _PACKAGE) -> dict[str, Any]:

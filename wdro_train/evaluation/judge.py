@@ -32,6 +32,7 @@ def measure_network(
     ball: WassersteinBall,
     store: PieceStore,
     device: torch.device,
+    fast: nn.Module | None = None,
     written: WrittenRadii | None = None,
 ) -> tuple[NetworkEvidence, Pairs | None]:
     """Measure everything that the configuration asks for, and print what each measurement has found as it is made.
@@ -44,6 +45,7 @@ def measure_network(
         ball: The threat.
         store: Keeps finished pieces.
         device: Where to compute.
+        fast: The network whose gradients searches for flips follow; None for `model`.
         written: How sentences write radii; None for decimals.
 
     Returns:
@@ -56,7 +58,7 @@ def measure_network(
     batches = ArrayBatches(arrays, cfg.batch_size)
     with progress_display(len(batches), quiet=reducer.rank > 0) as progress:
         measurements = chosen_measurements(cfg, ball, len(arrays.labels), progress.tell)
-        engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=progress)
+        engine = Engine(model, batches, store, device, cfg.seed, reducer, progress=progress, fast=fast)
         found = chosen.effort(engine, attack, ball)
         passes = (("distances", engine.ledger.total),)
         sample, texts = describe_sample(arrays, cfg.limit), written or WrittenRadii()

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.data import ImageSet
 from wdro_train.evaluation.array_batches import ArrayBatches
-from wdro_train.evaluation.choices import chosen_grid, chosen_networks, open_store
+from wdro_train.evaluation.choices import chosen_arithmetic, chosen_grid, chosen_networks, open_store
 from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.judge import measure_network
 from wdro_train.evaluation.judged_images import JudgedImages
@@ -37,18 +38,20 @@ def evaluate(cfg: DictConfig) -> float:
     ball = networks[0].threat(**{key: cfg.attack[key] for key in ("p", "norm", "delta")})
     grid = chosen_grid(cfg, ball)
     written = typed_radii(made_by["config"], [network.config for network in networks], ball.delta)
-    models, pictures, stores, found = [], [], [], []
+    arithmetic = chosen_arithmetic(cfg)
+    models, pictures, stores, found, judged = [], [], [], [], []
     with JudgedImages(cfg, fabric) as images:
         for network in networks:
-            _check(network, images.beginning(network), fabric)
-        for network in networks:
+            x = _check(network, images.beginning(network), fabric)
             model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
+            judged.append((network, model, arithmetic.network(model, x)))
+        for network, model, fast in judged:
             stores.append(open_store(cfg, model, fabric))
             arrays = images.whole(network)
             evidence, pairs = measure_network(
-                cfg, network.name, model, arrays, ball, stores[-1], fabric.device, written
+                cfg, network.name, model, arrays, ball, stores[-1], fabric.device, fast, written
             )
-            attack = chosen_effort(**cfg.distances).described()
+            attack = chosen_effort(**cfg.distances).described() | arithmetic.described()
             models.append(
                 build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks))
             )
@@ -65,11 +68,16 @@ def evaluate(cfg: DictConfig) -> float:
     return found[0].worst_case.accuracy
 
 
-def _check(network: JudgedNetwork, arrays: ImageSet, fabric: L.Fabric) -> None:
+def _check(network: JudgedNetwork, arrays: ImageSet, fabric: L.Fabric) -> Tensor:
     """Look at some images and logits of every network before the first is judged, which may take hours.
+
+    Returns:
+        These images, on the device.
 
     Raises:
         UserError: Images or logits that break the contract of `wdro_train.utils.contract`.
     """
     x, y = next(iter(ArrayBatches(arrays, PROBED_IMAGES)))
-    check_network(network.model, x.to(fabric.device), y.to(fabric.device))
+    x = x.to(fabric.device)
+    check_network(network.model, x, y.to(fabric.device))
+    return x

@@ -135,6 +135,11 @@ class EvaluateKeys(Keys):
     batch_size: fields.Count
     limit: fields.Count | None
     expectation: fields.Count
+    precision: Annotated[
+        Literal["32-true", "32", 32, "bf16-mixed", "bf16"], Said("is unknown", "choose 32-true or bf16-mixed")
+    ]
+    channels_last: fields.Flag
+    compile: fields.Flag
     accelerator: fields.Text
     devices: fields.Devices
     seed: fields.Seed
