@@ -20,7 +20,7 @@ from shell import ROOT, Arrays, adversary, classifier, fitted, loader
 from shell import trainer as cpu_trainer
 from torch.profiler import ProfilerActivity, profile
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation.distances import find_distances
 from wdro_train.evaluation.engine import Engine
@@ -46,6 +46,7 @@ ATTACKS = {
     "worst_case": partial(BoundaryAttack, **THREAT, steps=3, bisections=4),
     "lagrangian": partial(Lagrangian, **THREAT, steps=3),
     "kl_pgd": partial(KLPGD, **THREAT, steps=3),
+    "wrm": partial(WRM, **THREAT, gamma=20, steps=3),
 }
 
 
@@ -82,7 +83,7 @@ def test_distances(norm):
     np.testing.assert_allclose(ours, theirs, rtol=0.03)
 
 
-@pytest.mark.parametrize("name", ["w_fgsm", "w_pgd", "pool", "worst_case"])
+@pytest.mark.parametrize("name", ["w_fgsm", "w_pgd", "pool", "worst_case", "wrm"])
 def test_attacks(name):
     def run(model, x, y):
         return [ATTACKS[name]()(model, x, y).distances]

@@ -49,11 +49,12 @@ def scripts(tmp_path_factory):
 
 def test_doors_of_the_wheel(scripts, tmp_path):
     quick = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "logger=csv", "callbacks.progress=null"]
+    quick += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "data.eval_batch_size=32"]
     done = call(scripts / "wdro-train", *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("runs/2*/*")
     assert (run / "checkpoints/best.ckpt").is_file()
-    done = call(scripts / "wdro-evaluate", "poster=null", "limit=60", cwd=tmp_path)
+    done = call(scripts / "wdro-evaluate", "poster=null", "limit=20", "distances.steps=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (report,) = tmp_path.glob("runs/evaluate/2*/*/report.json")
     assert report.stat().st_size > 1000

@@ -25,7 +25,7 @@ ROUNDS = [
 DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
 
 
-def searched(s, count=40):
+def searched(s, count=20):
     x, y = (part[:count] for part in reference_images())
     model = reference_network("adversarial")
     found = MinimalDistance(norm=s, steps=3)(model, x, y)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import random_batch, small_network
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, Pool
 from wdro_train.theory.losses import correct
 from wdro_train.utils.errors import UserError
 
@@ -20,6 +20,7 @@ ATTACKS = {
     "fgsm": WFGSM(**BALL),
     "kl": KLPGD(**BALL, steps=3),
     "lagrangian": Lagrangian(**BALL, steps=3),
+    "wrm": WRM(**BALL, gamma=20, steps=3),
     "boundary": BoundaryAttack(**BALL),
     "pool": Pool([WPGD(**BALL, steps=2), WFGSM(**BALL)]),
 }

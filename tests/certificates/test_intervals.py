@@ -242,6 +242,18 @@ def test_two_classes_and_images_that_are_all_misclassified():
     assert torch.equal(certificate(net, x, 1 - y).radii, torch.zeros(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown_ibp", "crown", "alpha_crown"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet18"])
+def test_where_no_image_is_correct_nothing_is_certified(name, method):
+    """Networks begin like this, and there is no image then to take a shape from."""
+    if (method != "ibp" and name == "joined") or (method == "crown" and name != "small_cnn"):
+        pytest.skip("has operations without such bounds")
+    net, x, y = built(name)
+    found = LinearRelaxation(norm="inf", method=method)(net, x, (y + 1) % 4)
+    assert not found.correct.any()
+    assert torch.equal(found.radii, torch.zeros(6, dtype=torch.float64))
+
+
 def doubled(layer):
     """Three ways in which a layer computes twice what its weights say."""
     yield "hook", lambda: layer.register_forward_hook(lambda module, inputs, output: 2 * output)

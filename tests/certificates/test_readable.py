@@ -135,11 +135,11 @@ def test_linear_layers_on_rows(outputs, method, norm):
             x = torch.rand(4, 1, 3, 3)
             y = model(x).argmax(1)
             radii = LinearRelaxation(norm=norm, method=method)(model, x, y).radii.clamp(max=3.0)
-            for _ in range(200):
-                step = torch.randn(4, 9) * (torch.rand(4, 9) < 0.3)
-                step = step / step.norm(norm, dim=1, keepdim=True).clamp(min=1e-9)
-                near = (x + (0.999 * radii.float()[:, None] * step).view_as(x)).clamp(0, 1)
-                assert (model(near).argmax(1) == y)[radii > 0].all()
+            step = torch.randn(200, 4, 9) * (torch.rand(200, 4, 9) < 0.3)
+            step = step / step.norm(norm, dim=2, keepdim=True).clamp(min=1e-9)
+            near = (x + (0.999 * radii.float()[:, None] * step).view(200, *x.shape)).clamp(0, 1)
+            found = model(near.flatten(0, 1)).argmax(1).view(200, 4)
+            assert (found == y)[:, radii > 0].all()
 
 
 class Thrice(OrthogonalLinear):

@@ -31,6 +31,7 @@ from wdro_train.utils.errors import UserError
 
 QUICK = ["trainer=cpu", "logger=csv", "callbacks.images=null", "callbacks.progress=null", "model.width=4"]
 QUICK += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "attack.steps=1", "test=false"]
+QUICK += ["data.eval_batch_size=64"]
 ENDLESS = [*QUICK, "trainer.max_epochs=100000"]
 CONF = ROOT / "conf"
 
@@ -207,6 +208,8 @@ def test_generated_bad_values(door, values):
         ("train", ["data.shape=[1,9,9]"], "small_cnn needs sides divisible by 4, got 9x9"),
         ("train", ["data.mean=[0,0,0]", "data.std=[1,1,1]"], "for 3 channels, but data.shape="),
         ("train", ["attack=lagrangian", "attack.p=inf"], "attack.p=inf has no price per distance"),
+        ("train", ["attack=wrm", "attack.p=inf"], "attack.p=inf has no price per distance"),
+        ("train", ["model.activation=gelu"], "model.activation=gelu is unknown; choose relu or elu"),
         ("train", ["optimizer=sgd", "optimizer.momentum=0"], "Nesterov momentum requires a momentum"),
         ("train", ["~scheduler"], "scheduler is missing"),
         ("train", ["model=wrn_28_10", "model.depth=11"], "model.depth=11 is no depth of a wide ResNet"),

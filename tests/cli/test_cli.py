@@ -9,8 +9,9 @@ from shell import run, wandb_history
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu"]
-LIGHT = ["logger=csv", "callbacks.progress=null", "callbacks.images=null", "data.eval_batch_size=64"]
+QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "data.eval_batch_size=64"]
+QUICK += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+LIGHT = ["logger=csv", "callbacks.progress=null", "callbacks.images=null", "model.width=4"]
 
 
 def train(folder, *arguments):
@@ -32,7 +33,7 @@ def sweep(tmp_path_factory):
         "-m",
         "attack.p=1.5,2,0.5,inf",
         *QUICK,
-        "trainer.limit_val_batches=1",
+        "model.width=4",
         "callbacks.images.every_n_epochs=1",
         "hydra.sweep.dir=out",
     )
@@ -160,8 +161,8 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         tmp_path,
         "-m",
         "ckpt_path=missing.ckpt,foreign.ckpt,text.ckpt," + str(good),
-        "model.width=32,8",
-        *LIGHT,
+        "model.width=4,8",
+        *LIGHT[:-1],
         *[item for item in QUICK if "max_epochs" not in item],
         "trainer.max_epochs=2",
         "hydra.sweep.dir=out",

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
 SCHEMA = ROOT / "wdro_train/evaluation/report/schema.json"
 SHORT = [*LIGHT, "trainer.limit_train_batches=3", "attack.steps=3", "optimizer.lr=0.02"]
+SHORT += ["trainer.limit_test_batches=1"]
 SHORT.remove("callbacks.images=null")
 QUICK_SWEEP = [*LIGHT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
 QUICK_SWEEP += ["logger=none", "test=false"]
@@ -50,7 +51,7 @@ def judged(folder, trained):
     """Its best checkpoint and a network that saw less, with first-order values, certified radii and a logger."""
     other = short_run(folder, "seed=1")
     both = f"ckpt_path=[first/checkpoints/best.ckpt,{other}]"
-    quick = ["limit=60", "distances.steps=8", "poster.pgd_steps=3", "certificate.method=ibp", "logger=csv"]
+    quick = ["limit=30", "distances.steps=8", "poster.pgd_steps=3", "certificate.method=ibp", "logger=csv"]
     done = call("evaluate", both, *quick, "attack.delta=0.02", "hydra.run.dir=judged", cwd=folder)
     assert done.returncode == 0, done.stderr
     return done, json.loads((folder / "judged/report.json").read_text())
@@ -190,7 +191,7 @@ def test_a_sweep_outlives_a_failing_job(tmp_path):
 
 def test_evaluations_sweep_too(folder, trained):
     """One checkpoint in two balls: what is left under W_1 is at most what is left under W_inf."""
-    quick = ["limit=30", "distances.steps=5", "poster=null", "ckpt_path=first/checkpoints/best.ckpt"]
+    quick = ["limit=20", "distances.steps=5", "poster=null", "pictures=0", "ckpt_path=first/checkpoints/best.ckpt"]
     done = call("evaluate", "-m", "attack.p=1,inf", *quick, "hydra.sweep.dir=orders", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = [json.loads((folder / f"orders/{job}/report.json").read_text()) for job in (0, 1)]

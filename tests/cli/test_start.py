@@ -1,7 +1,9 @@
 """What needs no network is answered at once: commands that only print, and imports of the lower floors."""
 
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 
@@ -49,6 +51,23 @@ def test_commands_that_only_print(typed, tmp_path):
     assert not imported & HEAVY
     assert seconds < SECONDS
     assert not list(tmp_path.iterdir())
+
+
+def test_help_ends_when_nobody_reads_on(tmp_path):
+    """As in `train.py --help | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"],
+        cwd=tmp_path,
+        env=command("train.py", cwd=tmp_path)["env"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    os.close(writing)
+    assert done.returncode == -signal.SIGPIPE
+    assert not done.stderr
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from wdro_train.config import latest, new_folders, sweep_job
 from wdro_train.config.sweep_job import SweepJob
 
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
-QUICK += ["test=false", "callbacks.images=null", "model.width=8", "hydra.sweep.dir=out"]
+QUICK += ["test=false", "callbacks.images=null", "model.width=4", "hydra.sweep.dir=out"]
 LAUNCHERS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
@@ -106,7 +106,8 @@ def test_a_search_judges_every_trial_in_one_ball(tmp_path):
 @pytest.mark.parametrize("more", [[], ["method=worst_case", "experiment=fashion_mnist", "data=digits"]])
 def test_debug_fast(more, tmp_path):
     """A whole run in moments, with its test, and nothing for W&B."""
-    done = run("train.py", "debug=fast", *more, "hydra.run.dir=out", cwd=tmp_path)
+    few = ["model.width=4", "data.eval_batch_size=32", "hydra.run.dir=out"]
+    done = run("train.py", "debug=fast", *more, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out/metrics.json").read_text())
     assert report["epochs"] == 1
@@ -117,7 +118,8 @@ def test_debug_fast(more, tmp_path):
 @pytest.mark.slow
 def test_debug_overfit(tmp_path):
     """Three batches are learnt by heart."""
-    few = ["objective=standard", "callbacks=no_adversary", "callbacks.progress=null", "trainer.max_epochs=40"]
+    few = ["objective=standard", "callbacks=no_adversary", "callbacks.progress=null", "trainer.max_epochs=20"]
+    few += ["optimizer.lr=0.01"]
     done = run("train.py", "debug=overfit", *few, "trainer.accelerator=cpu", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out/csv/metrics.csv").open() as file:

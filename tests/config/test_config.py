@@ -1,3 +1,4 @@
+import copy
 import math
 import re
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from datafiles import write_folder, write_onnx, write_vit
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +19,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import DataLoader
 
-from wdro_train.attacks import WPGD, AttackResult, BoundaryAttack, Lagrangian, Pool
+from wdro_train.attacks import WPGD, WRM, AttackResult, BoundaryAttack, Lagrangian, Pool
 from wdro_train.config.build import build_data, build_model, plain
 from wdro_train.config.resolvers import default_delta, register_resolvers
 from wdro_train.data import ImageDataModule
@@ -76,6 +78,14 @@ def configure(tmp_path):
     GlobalHydra.instance().clear()
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """`conf/train.yaml` as it is, for tests that change one value."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train")
+
+
 def test_every_group_is_covered():
     groups = {group for group, _ in OPTIONS}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - UNBUILT
@@ -110,8 +120,8 @@ def test_every_option_builds_a_run(group, option, configure, tmp_path):
     assert attack.ball.delta > 0
     found = attack(module, x, torch.tensor([0, 1]))
     assert isinstance(found, AttackResult)
-    # The one trains past the ball, the other pays a running price.
-    if not isinstance(attack, BoundaryAttack | Lagrangian):
+    # The one trains past the ball, the others pay a price.
+    if not isinstance(attack, BoundaryAttack | Lagrangian | WRM):
         assert attack.ball.spent(found.distances) <= attack.ball.delta * (1 + 1e-6)
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         with pytest.raises(Exception, match="No supported gpu backend found") as caught:
@@ -219,8 +229,10 @@ def test_default_delta_refuses(norm, message):
         default_delta({"linf": "8/255", "l2": 0.5}, norm)
 
 
-def test_default_delta_reads_fractions():
-    assert default_delta({"linf": "8/255"}, "inf") == 8 / 255
+def test_default_delta_stays_as_it_is_written():
+    assert default_delta({"linf": "8/255"}, "inf") == "8/255"
+    with pytest.raises(UserError, match=r"data\.delta\.linf"):
+        default_delta({"linf": "eight"}, "inf")
 
 
 @pytest.mark.parametrize("key", ["attack.stepz", "trainer.epochs", "data.batchsize", "lr"])
@@ -267,9 +279,12 @@ def test_unknown_option_lists_the_known_ones(configure):
         ("data.shape=[1,9,9]", "model", "small_cnn needs sides divisible by 4, got 9x9; use model=resnet18"),
     ],
 )
-def test_bad_value_is_one_sentence(override, part, message, configure):
+def test_bad_value_is_one_sentence(override, part, message, whole):
+    cfg = copy.deepcopy(whole)
+    (typed,) = OverridesParser.create().parse_overrides([override])
+    OmegaConf.update(cfg, typed.key_or_group, typed.value())
     try:
-        (build_model if part == "model" else instantiate)(configure(override)[part])
+        (build_model if part == "model" else instantiate)(cfg[part])
     except Exception as error:
         found = str(user_error_in(error))
     assert re.search(message, found)

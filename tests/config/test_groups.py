@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
-from shell import ROOT, run
+from in_process import call
+from shell import ROOT
 
 from wdro_train.cli import did_you_mean
 
@@ -66,8 +67,8 @@ def test_this_machine_comes_after_methods_and_before_the_command_line(tmp_path):
         "# @package _global_\ndefaults:\n  - override /logger: none\ndata: {root: /scratch}\nattack: {p: 3}\nseed: 5\n"
     )
     (tmp_path / "mine/local/default.yaml").write_text(text)
-    done = run(
-        "train.py", "--config-dir", "mine", "--cfg", "job", "method=pgd_at", "data=cifar10", "seed=6", cwd=tmp_path
+    done = call(
+        "train", "--config-dir", "mine", "--cfg", "job", "method=pgd_at", "data=cifar10", "seed=6", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "  p: 3\n" in done.stdout
@@ -85,7 +86,8 @@ def test_this_machine_comes_after_methods_and_before_the_command_line(tmp_path):
             ["+study=fashion_linf", "experiment=mma"],
             "+study=fashion_linf is now study=fashion_linf, and experiment=mma is now method=mma",
         ),
-        (["experiment=cifar10"], "experiment=cifar10 is not an option; did you mean experiment=cifar10_resnet18?"),
+        (["experiment=cifar10"], "experiment=cifar10 is now experiment=cifar10_resnet18"),
+        (["experiment=cifar10_sm"], "experiment=cifar10_sm is not an option; did you mean experiment=cifar10_small?"),
         (["hydra=default"], "hydra=default is now hydra=train"),
         (["experiment=standard", "atack.steps=3"], "experiment=standard is now method=standard"),
         (["hydra/launcher=slurm"], "hydra/launcher=slurm is not an option;"),

@@ -75,3 +75,9 @@ def test_lightning_keeps_the_sampler():
     alone = Digits(**GRAY, augment={"erase": v2.RandomErasing(p=1.0)}, batch_size=1149)
     for number, x in enumerate(seen):
         assert torch.equal(x.flatten(1), epoch(alone, number)[:, :-1])
+
+
+def test_augmentation_leaves_the_generators_of_gpus_alone(monkeypatch):
+    """Seeding them for every image would decide the random starts of attacks, and takes longer than the transforms."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a generator of a GPU is seeded"))
+    Digits(**GRAY, augment=AUGMENT).train_dataloader().dataset.__getitems__([(0, 1), (0, 2)])

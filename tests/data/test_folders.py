@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 from wdro_train.config.resolvers import count_folders
 from wdro_train.data import ImageFolderDataModule
 from wdro_train.data.decoding import UnreadableImageError, open_image
+from wdro_train.data.digest import content_digest
 from wdro_train.evaluation.networks import load_arrays
 from wdro_train.utils.errors import UserError
 
@@ -199,3 +201,25 @@ def test_newcomers_path(tmp_path):
     lost = run("train.py", *quick, "data.root=nowhere", cwd=tmp_path)
     assert lost.returncode == 1
     assert "data.root=nowhere has no folder train, test; put one folder a class in train/" in lost.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_images_that_are_kept_are_decoded_once(tmp_path, workers):
+    """The same images with the same digest, and a test set that is left to the evaluation."""
+    write_folder(tmp_path, ("train", "val", "test"), n=6)
+    kept, anew = (folder(tmp_path, keep_decoded=keep, num_workers=workers, batch_size=4) for keep in (True, False))
+    for name in FOLDERS:
+        assert content_digest(kept.arrays(name)) == content_digest(anew.arrays(name))
+    decoded, source = Counter(), kept.arrays("train").read.source
+
+    def counted(position):
+        decoded[position] += 1
+        return source(position)
+
+    kept.arrays("train").read.source = counted
+    for _ in range(2):
+        for mine, other in zip(kept.train_dataloader(), anew.train_dataloader(), strict=True):
+            assert torch.equal(mine[0], other[0])
+            assert torch.equal(mine[1], other[1])
+    assert decoded == ({} if workers else dict.fromkeys(range(12), 1))
+    assert kept.arrays("test").read.paths

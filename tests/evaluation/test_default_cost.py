@@ -51,7 +51,7 @@ def measured(model, folder, *overrides, ball=BALL, n=120):
 @pytest.mark.parametrize("overrides", [[], ["distances.effort=quick"], ["distances.steps=60", "first_order.p=[1.5,2]"]])
 @pytest.mark.parametrize("name", networks())
 def test_default_run_costs_twice_its_distances(name, overrides, tmp_path, capsys):
-    model, n = networks()[name], 20
+    model, n = networks()[name], 10
     with PassCounter(model) as counter:
         evidence = measured(model, tmp_path, *overrides, n=n)
     passes = {name: counted.pairs for name, counted in evidence.passes}
@@ -123,8 +123,8 @@ def test_answer_comes_first(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(judge, "progress_display", Display)
-    options = ["certificate.method=ibp", "peers.square=true", "distances.steps=20"]
-    evidence = measured(reference_network("adversarial"), tmp_path, *options, n=20)
+    options = ["certificate.method=ibp", "peers.square=true", "distances.steps=5"]
+    evidence = measured(reference_network("adversarial"), tmp_path, *options, n=5)
     found = " | ".join(told)
     order = [
         "distances",

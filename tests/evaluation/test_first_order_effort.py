@@ -18,12 +18,12 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
-N = 30
+N = 12
 
 
 def pairs(folder, losses, orders, deltas, steps):
     model, (x, y) = reference_network("adversarial"), reference_images()
-    ours = Engine(model, list(zip(x[:N].split(20), y[:N].split(20), strict=True)), PieceStore(folder, {}))
+    ours = Engine(model, list(zip(x[:N].split(8), y[:N].split(8), strict=True)), PieceStore(folder, {}))
     with PassCounter(model) as counter:
         first_order_rows(ours, norm=math.inf, losses=losses, orders=orders, deltas=deltas, steps=steps, box=True)
     assert ours.ledger.total.pairs == counter.pairs

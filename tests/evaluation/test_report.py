@@ -1,5 +1,6 @@
 """What evaluate.py leaves behind: report.json against its schema, figures, and report.html in a real browser."""
 
+import contextlib
 import copy
 import http.server
 import importlib.resources
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from in_process import only_png
 from oracles import reference_images, reference_network
 from shell import ROOT, digits, run, wandb_history
 
@@ -84,7 +86,8 @@ def folder(tmp_path_factory):
     for name, paths in (("alone", "first.ckpt"), ("both", "first.ckpt,second_$net.ckpt")):
         cfg = configuration("evaluate", *shared, f"run_dir={folder / name}")
         cfg.ckpt_path = [str(folder / path) for path in paths.split(",")]
-        evaluate(cfg)
+        with contextlib.nullcontext() if name == "alone" else only_png():
+            evaluate(cfg)
     return folder
 
 
@@ -98,7 +101,8 @@ def certified_folder(tmp_path_factory):
     shared += ["distances.steps=10", "attack.delta=5/255", "labels=[ours,baseline]"]
     cfg = configuration("evaluate", *shared, "certificate.method=crown", f"run_dir={folder}")
     cfg.ckpt_path = [str(folder / f"{name}.ckpt") for name in ("first", "second")]
-    evaluate(cfg)
+    with only_png():
+        evaluate(cfg)
     return folder
 
 

@@ -28,7 +28,7 @@ from oracles import on_ranks, reference_images, reference_network
 from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from torch import nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
@@ -46,6 +46,7 @@ from wdro_train.objectives import (
     Mart,
     Sabr,
     Standard,
+    StatisticallyRobust,
     WTrades,
 )
 from wdro_train.theory.ball import WassersteinBall
@@ -63,6 +64,7 @@ ATTACKS = {
     "worst_case": partial(BoundaryAttack, **THREAT, steps=2, bisections=2),
     "lagrangian": partial(Lagrangian, **THREAT, steps=2),
     "kl_pgd": partial(KLPGD, **THREAT, steps=2),
+    "wrm": partial(WRM, **THREAT, gamma=20, steps=2),
 }
 DISTANCES, VALIDATION = (
     MinimalDistance(norm="inf", steps=1),
@@ -70,7 +72,7 @@ DISTANCES, VALIDATION = (
 )
 TRACING = threading.Lock()  # a graph is read by changing `nn.Module` meanwhile, for all threads
 SHORT = {f"limit_{stage}_batches": 1 for stage in ("train", "val", "test")} | {"num_sanity_val_steps": 0}
-OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart()]
+OBJECTIVES = [Standard(), Adversarial(), FirstOrderPenalty(**THREAT), WTrades(), Mart(), StatisticallyRobust()]
 CERTIFIED = [Ibp, CrownIbp, Sabr]  # they learn, so each rank has one of its own
 CERTIFICATES = [
     ("ibp", math.inf),

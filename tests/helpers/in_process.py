@@ -9,12 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from wdro_train.cli import evaluate, train
 from wdro_train.config import run_folders
+from wdro_train.evaluation.report import matplotlib_figures
 from wdro_train.training import run_output
 
 LIGHT = ["trainer=cpu", "model.width=4", "data.eval_batch_size=64", "callbacks.progress=null", "callbacks.images=null"]
@@ -29,8 +31,13 @@ class Ended(NamedTuple):
     stderr: str
 
 
+def only_png():
+    """Figures as PNG alone: PDF and SVG take most of a short evaluation; test_comparison.py is about them."""
+    return mock.patch.dict(matplotlib_figures._FORMATS, {"png": {}}, clear=True)
+
+
 def call(command, *arguments, cwd, env=None):
-    """Run `train` or `evaluate` in a folder; the process is as before afterwards.
+    """Run `train` or `evaluate` in a folder, with figures as PNG; the process is as before afterwards.
 
     The arguments are those of the shell.
     """
@@ -38,6 +45,7 @@ def call(command, *arguments, cwd, env=None):
     code = 0
     with (
         _as_before(),
+        only_png(),
         contextlib.chdir(cwd),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(said),

@@ -27,7 +27,11 @@ def serve(path):
     import wdro_train.cli.train
     import wdro_train.evaluation.run
     import wdro_train.training.run  # noqa: F401
+    from wdro_train.evaluation.report import matplotlib_figures
 
+    # PDF and SVG take most of a short evaluation, and are no other figures; tests/evaluation has tests about them.
+    for kind in ("pdf", "svg"):
+        del matplotlib_figures._FORMATS[kind]
     waiting = selectors.DefaultSelector()
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(f"{path}.new")

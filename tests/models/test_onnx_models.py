@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def exported(network, path, new=True, batch=None, **options):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    """The file of `made("small_cnn")`, which takes a second to write."""
+    return Path(exported(made("small_cnn"), tmp_path_factory.mktemp("onnx") / "net.onnx"))
+
+
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("kind", ["small_cnn", "batch norm"])
 def test_the_same_logits_and_gradients(kind, new, tmp_path):
@@ -58,10 +65,10 @@ def test_the_same_logits_and_gradients(kind, new, tmp_path):
     assert sum(p.numel() for p in found.parameters()) >= sum(p.numel() for p in network.parameters()) - 12
 
 
-def test_names_in_a_file_are_not_code(tmp_path):
+def test_names_in_a_file_are_not_code(tmp_path, small_file):
     """onnx2torch writes Python code with the names of a file in it."""
     path = tmp_path / "net.onnx"
-    proto = onnx.load(exported(made("small_cnn"), path))
+    proto = onnx.load(small_file)
     for node in proto.graph.node:
         node.name = f'{node.name}") or open("{tmp_path}/written", "w") or ("'
     onnx.save(proto, path)
@@ -69,14 +76,14 @@ def test_names_in_a_file_are_not_code(tmp_path):
     assert not (tmp_path / "written").exists()
 
 
-def test_what_is_no_such_network_is_refused(tmp_path, monkeypatch):
+def test_what_is_no_such_network_is_refused(tmp_path, monkeypatch, small_file):
     path = tmp_path / "net.onnx"
     with pytest.raises(UserError, match=r"no file model.path=.*none.onnx"):
         onnx_model(str(tmp_path / "none.onnx"), SHAPE)
     path.write_bytes(b"no network")
     with pytest.raises(UserError, match=r"net.onnx cannot be read \(.*; export the network again"):
         onnx_model(str(path), SHAPE)
-    exported(made("small_cnn"), path)
+    onnx.save(onnx.load(small_file), path)
     with pytest.raises(UserError, match=r"does not take images of shape \(3, 8, 8\)"):
         onnx_model(str(path), (3, 8, 8))
     proto = onnx.load(path)
@@ -84,7 +91,7 @@ def test_what_is_no_such_network_is_refused(tmp_path, monkeypatch):
     onnx.save(proto, path)
     with pytest.raises(UserError, match=r"not read by onnx2torch \(.*Hardmax.*opset 16 or lower"):
         onnx_model(str(path), SHAPE)
-    exported(made("small_cnn"), path)
+    onnx.save(onnx.load(small_file), path)
 
     def wrong(onnx, proto, constants):
         next(node for node in proto.graph.node if node.op_type == "Relu").op_type = "Neg"
@@ -123,11 +130,11 @@ def test_what_a_file_answers_that_is_no_logits(truth, weight, sentence, tmp_path
         onnx_model(str(path), SHAPE)
 
 
-def test_external_weights_outside_the_folder_are_refused(tmp_path):
+def test_external_weights_outside_the_folder_are_refused(tmp_path, small_file):
     """A file names a second one, which may lie anywhere."""
     (tmp_path / "inside").mkdir()
     path = tmp_path / "inside/net.onnx"
-    proto = onnx.load(exported(made("small_cnn"), path))
+    proto = onnx.load(small_file)
     onnx.save(proto, path, save_as_external_data=True, location="net.data", size_threshold=0)
     assert onnx_model(str(path), SHAPE)(torch.rand(2, *SHAPE)).shape == (2, 10)
     (tmp_path / "inside/net.data").rename(tmp_path / "net.data")

@@ -48,6 +48,21 @@ def test_resnet_stem(shape, small_stem, stride):
     assert isinstance(network.maxpool, nn.Identity) == (stride == 1)
 
 
+def test_small_cnn_with_a_smooth_nonlinearity():
+    """ELU's derivative is continuous: the gradient along a line jumps with ReLU, and with ELU moves in small steps."""
+    line = torch.linspace(0, 1, 4001)[:, None, None, None] * torch.rand(1, 1, 8, 8)
+    jumps = {}
+    for activation in ("relu", "elu"):
+        model = build(small_cnn, (1, 8, 8), activation=activation)
+        x = line.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+        jumps[activation] = (gradient.diff(dim=0).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).max()).max()
+    assert jumps["elu"] < 2e-3 < 0.03 < jumps["relu"]
+    assert torch.equal(build(small_cnn, (1, 8, 8))(line[:5]), build(small_cnn, (1, 8, 8), activation="relu")(line[:5]))
+    with pytest.raises(UserError, match=r"model\.activation='gelu' is unknown; choose relu or elu"):
+        build(small_cnn, (1, 8, 8), activation="gelu")
+
+
 def test_small_cnn_width_and_sides():
     assert build(small_cnn, (1, 8, 8), width=5)[1].out_channels == 5
     for shape in ((1, 30, 28), (1, 28, 30)):

@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 from oracles import conjugate, on_ranks, random_batch, small_network
+from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
 from wdro_train.attacks import WFGSM
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, WTrades
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Standard, StatisticallyRobust, WTrades
 from wdro_train.utils.errors import UserError
 
 INF = math.inf
@@ -48,6 +49,47 @@ def test_w_trades():
     )
     torch.testing.assert_close((result.terms["ce"], result.terms["kl"]), (natural.detach(), kl.detach()))
     torch.testing.assert_close((result.clean_logits, result.adv_logits), (model(x), model(x_adv)))
+
+
+def test_statistically_robust():
+    """The value is the dual's, and the gradient that of the value as it stands, by finite differences."""
+    model, (x, x_adv, y) = small_network().double(), batch()
+    model = WithFloatInput(model)
+    objective = StatisticallyRobust(kl_radius=0.3)
+    result = objective(model, x, x_adv, y)
+    losses = functional.cross_entropy(model(x_adv), y, reduction="none").detach()
+
+    def dual(log_gap):
+        eta = losses.max() + math.exp(log_gap)
+        return (eta - math.exp(-0.3) * (eta - losses).log().mean().exp()).item()
+
+    exact = minimize_scalar(dual, bounds=(-20, 10), method="bounded", options={"xatol": 1e-9}).fun
+    assert result.loss.item() == pytest.approx(exact, rel=1e-6)
+    assert result.loss > losses.mean() + 0.1
+    assert result.terms["ce"].item() == pytest.approx(losses.mean().item())
+    assert result.clean_logits is None
+    weight = model.inner[1].weight
+    (gradient,) = torch.autograd.grad(result.loss, weight)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
+    sides = []
+    for step in (1e-4, -1e-4):
+        moved = copy.deepcopy(model)
+        moved.inner[1].weight.data += step * direction
+        sides.append(objective(moved, x, x_adv, y).loss.item())
+    assert (sides[0] - sides[1]) / 2e-4 == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
+
+
+def test_statistically_robust_limits():
+    model, (x, x_adv, y) = small_network(), batch()
+    plain = Adversarial()(model, x, x_adv, y).loss
+    same = StatisticallyRobust(kl_radius=0)(model, x, x_adv, y).loss
+    torch.testing.assert_close(gradients(same, model), gradients(plain, model))
+    importance = torch.linspace(0, 2, 12)
+    weighed = StatisticallyRobust(kl_radius=0)(model, x, x_adv, y, importance=importance).loss
+    torch.testing.assert_close(weighed, Adversarial()(model, x, x_adv, y, importance=importance).loss)
+    for radius in (-1, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"objective\.kl_radius=.* is no relative entropy"):
+            StatisticallyRobust(kl_radius=radius)
 
 
 def test_w_trades_limits():
@@ -145,9 +187,10 @@ def test_first_order_penalty_with_flat_images():
         Standard(),
         Adversarial(),
         WTrades(beta=3.0),
+        StatisticallyRobust(kl_radius=0.3),
         *(FirstOrderPenalty(p=p, norm=2, delta=0.3) for p in (1.5, 2.0, INF)),
     ],
-    ids=["standard", "adversarial", "w_trades", "penalty 1.5", "penalty 2", "penalty inf"],
+    ids=["standard", "adversarial", "w_trades", "sr_wdro", "penalty 1.5", "penalty 2", "penalty inf"],
 )
 def test_mean_of_rank_gradients_is_the_gradient_of_the_global_batch(objective):
     model, (x, x_adv, y) = small_network(), batch()

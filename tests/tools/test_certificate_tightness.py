@@ -49,6 +49,7 @@ def test_images_without_an_exact_radius_are_left_out_and_counted(monkeypatch):
             return SimpleNamespace(low=low.double(), high=high.double())
 
     monkeypatch.setattr(certificate_tightness, "ExactRobustness", Unfinished)
+    monkeypatch.setattr(certificate_tightness, "BOUNDS", ("ibp", "crown"))
     rows, left_out = tightness(1, 5, seed=1)
     assert {row.images for row in rows} == {1}
     assert left_out == (1, 1, 2)  # a tie; no point flips it; an interval that is still wide, above or altogether open

@@ -57,6 +57,7 @@ WRONG = {
         [".", "--out", "out"],
         [".", "--out", "out", "--device", "nothing"],
     ],
+    "third_party": [["nowhere"], [".", "--limit", "0"], [".", "--autoattack", "2.5"], [".", "--only", "mine"]],
     "wandb_workspace": [[], ["--json", "/dev/null/x.json"]],
 }
 

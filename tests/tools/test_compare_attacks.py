@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import short_run
 from oracles import reference_images, reference_network
 from shell import run
 from torch import nn
@@ -223,9 +224,7 @@ def test_peers_that_are_not_installed(package, monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("benchmark")
-    options = ["attack.steps=1", "trainer.max_epochs=1", "logger=none", "trainer=cpu"]
-    done = run("train.py", *options, cwd=where)
-    assert done.returncode == 0, done.stderr
+    short_run(where, "attack.steps=1", "trainer.limit_train_batches=20", "optimizer.lr=0.03", "hydra.run.dir=runs/2/a")
     return where
 
 

@@ -15,7 +15,8 @@ from wdro_train.training.callbacks.images import COLUMNS
 pytestmark = pytest.mark.slow
 
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
-QUICK += ["callbacks.progress=null", "model.width=8", "trainer.log_every_n_steps=1", "logger=wandb"]
+QUICK += ["callbacks.progress=null", "model.width=4", "trainer.log_every_n_steps=1", "logger=wandb"]
+QUICK += ["trainer.limit_test_batches=1", "data.eval_batch_size=32"]
 
 
 def records(folder):
@@ -115,7 +116,7 @@ def test_summary_is_the_best_epoch(tmp_path):
 def test_tensorboard_has_the_same_keys(tmp_path):
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     more = ["logger=tensorboard", "callbacks.images.every_n_epochs=1", "hydra.run.dir=out"]
-    done = run("train.py", *QUICK[:-1], *more, cwd=tmp_path)
+    done = run("train.py", *[item for item in QUICK if "logger" not in item], *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = event.EventAccumulator(str(tmp_path / "out/tensorboard")).Reload()
     content = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -161,7 +162,7 @@ def test_table_of_adversarial_images(trained, callbacks):
 
 
 def test_evaluation_leaves_report_and_curves(trained):
-    options = ["ckpt_path=default/checkpoints/best.ckpt", "limit=40", "poster=null", "distances.steps=3", "pictures=0"]
+    options = ["ckpt_path=default/checkpoints/best.ckpt", "limit=20", "poster=null", "distances.steps=3", "pictures=0"]
     done = run("evaluate.py", *options, "logger=wandb", "hydra.run.dir=judged", cwd=trained)
     assert done.returncode == 0, done.stderr
     folder = trained / "judged"

@@ -36,7 +36,7 @@ class Own(AdversarialModule):
 
 def fit(module, *callbacks, epochs=2, **kwargs):
     lightning = trainer(callbacks, max_epochs=epochs, **kwargs)
-    lightning.fit(module, loader(120, 30), loader(60, 20, start=200))
+    lightning.fit(module, loader(60, 30), loader(30, 20, start=200))
     return lightning
 
 

@@ -11,8 +11,8 @@ import torch
 from lightning import Callback
 from shell import Arrays, adversary, classifier, digits, fitted, loader, run, trainer
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, BoundaryAttack, Lagrangian, MinimalDistance, Pool
-from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, WTrades
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.objectives import Adversarial, FirstOrderPenalty, Mart, Standard, StatisticallyRobust, WTrades
 from wdro_train.training.callbacks import DistributionalAdversary
 from wdro_train.utils.distributed import default_reducer
 
@@ -47,12 +47,14 @@ OBJECTIVES = {
     "first_order_penalty": partial(FirstOrderPenalty, p=2, norm="inf", delta=0.05),
     "w_trades": WTrades,
     "mart": Mart,
+    "sr_wdro": StatisticallyRobust,
     "worst_case": Adversarial,
     "lagrangian": Adversarial,
     "kl_pgd": WTrades,
+    "wrm": Adversarial,
 }
 THREAT = {"p": 2, "norm": "inf", "delta": 0.1, "steps": 4}
-TRAINED_ON = {"worst_case": BoundaryAttack, "lagrangian": Lagrangian, "kl_pgd": KLPGD}
+TRAINED_ON = {"worst_case": BoundaryAttack, "lagrangian": Lagrangian, "kl_pgd": KLPGD, "wrm": partial(WRM, gamma=20)}
 
 
 def attack_cases():

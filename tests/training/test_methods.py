@@ -225,7 +225,7 @@ def test_running_scope_of_the_kl_attack_is_saved():
 
 
 RECIPES = ["trades", "mart", "lagrangian_at", "udr_at", "one_step_at", "mma", "awp", "ema", "worst_case", "w_pgd_at"]
-RECIPES += ["ibp", "crown_ibp", "sabr", "gaussian_noise"]
+RECIPES += ["wrm", "sr_wdro", "ibp", "crown_ibp", "sabr", "gaussian_noise"]
 
 
 @pytest.fixture(scope="module")

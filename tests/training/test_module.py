@@ -114,7 +114,9 @@ def test_attacks_leave_the_module_alone(batch_norm):
         def on_train_start(self, trainer, module):
             module.model[2].eval()
 
-    trainer([watch, Freeze()], accumulate_grad_batches=3).fit(module, loader(64, 16), loader(32, 16))
+    trainer([watch, Freeze()], accumulate_grad_batches=3, num_sanity_val_steps=2).fit(
+        module, loader(64, 16), loader(32, 16)
+    )
     assert watch.inference == [False] * (2 + 4 + 2)  # sanity check, training, validation
     trainer([watch]).validate(module, loader(32, 16), verbose=False)
     assert watch.inference[-2:] == [True, True]
@@ -124,7 +126,7 @@ def test_attacks_leave_the_module_alone(batch_norm):
 
 def test_batch_norm_sees_the_training_batches_only():
     module = classifier(network(batch_norm=True), objective=Adversarial())
-    trainer([adversary(batch_norm="train")], num_sanity_val_steps=0).fit(module, loader(64, 16), loader(32, 16))
+    trainer([adversary(batch_norm="train")]).fit(module, loader(64, 16), loader(32, 16))
     assert module.model[2].num_batches_tracked == 4
 
 
@@ -518,7 +520,9 @@ def test_adversarial_images(tmp_path):
     from matplotlib import image
 
     pictures = AdversarialImages(str(tmp_path / "deep/images"), number=5, every_n_epochs=2)
-    trainer([adversary(), pictures], max_epochs=4).fit(classifier(fitted()), loader(32, 16), loader(32, 16))
+    trainer([adversary(), pictures], max_epochs=4, num_sanity_val_steps=2).fit(
+        classifier(fitted()), loader(32, 16), loader(32, 16)
+    )
     files = sorted((tmp_path / "deep/images").iterdir())
     assert [file.name for file in files] == ["epoch_001.png", "epoch_003.png"]
     height, width, _ = image.imread(files[0]).shape

@@ -1,6 +1,7 @@
 """What a run shows: two lines in a terminal, a line for each epoch in a file, and honest accuracies at the end."""
 
 import fcntl
+import functools
 import io
 import json
 import logging
@@ -153,10 +154,16 @@ def test_a_training_step_of_ones_own_need_not_return_its_loss(returned, monkeypa
         def training_step(self, batch, batch_idx):
             return returned
 
-    monkeypatch.setattr(progress, "_PER_SECOND", math.inf)  # the loss is looked at after every step
+    class Redraw(Callback):
+        def on_train_batch_end(self, *_):
+            bar._live.refresh()
+
+    # The loss is looked at after every step, and the test itself draws: a thread that does may not get its turn.
+    monkeypatch.setattr(progress, "_PER_SECOND", math.inf)
+    monkeypatch.setattr(progress, "Live", functools.partial(progress.Live, auto_refresh=False))
     console = Console(file=io.StringIO(), force_terminal=True)
     bar = ProgressBar(test=False, console=console)
-    door = trainer([adversary(), bar], max_epochs=1, enable_progress_bar=True)
+    door = trainer([adversary(), bar, Redraw()], max_epochs=1, enable_progress_bar=True)
     door.fit(Own(fitted()), loader(48, 16), loader(41, 16, start=300))
     assert "training" in console.file.getvalue()
 

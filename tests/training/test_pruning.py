@@ -5,6 +5,7 @@ import json
 import pytest
 from shell import adversary, classifier, fitted, loader, run, trainer
 
+from wdro_train.attacks import WPGD
 from wdro_train.training.callbacks import TrialPruning
 from wdro_train.training.callbacks.pruning import CURVE_FILE
 from wdro_train.utils.errors import UserError
@@ -12,7 +13,10 @@ from wdro_train.utils.errors import UserError
 optuna = pytest.importorskip("optuna")
 
 QUICK = ["trainer.max_epochs=3", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
-QUICK += ["model.width=4", "trainer.accelerator=cpu", "hydra.sweep.dir=out"]
+QUICK += ["model.width=4", "trainer.accelerator=cpu", "hydra.sweep.dir=out", "data.eval_batch_size=64"]
+
+
+QUICK_ATTACK = WPGD(p=2, norm="inf", delta=0.02, steps=2)
 
 
 def others(folder, *curves, monitor="val/adv_acc", pruned=False):
@@ -29,7 +33,7 @@ def fit(folder, epochs=4, **kwargs):
     pruner = kwargs.pop("pruner", optuna.pruners.MedianPruner(n_startup_trials=2))
     settings = {"monitor": "val/adv_acc", **kwargs}
     callback = TrialPruning(str(folder), str(folder / "mine"), pruner=pruner, **settings)
-    door = trainer([adversary(delta=0.02), callback], max_epochs=epochs)
+    door = trainer([adversary(delta=0.02, first_order=None, val_attack=QUICK_ATTACK), callback], max_epochs=epochs)
     door.fit(classifier(fitted()), loader(48, 16), loader(41, 16, start=300))
     return callback, door.current_epoch
 

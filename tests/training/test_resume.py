@@ -29,6 +29,7 @@ from wdro_train.utils.errors import UserError
 pytestmark = pytest.mark.slow
 
 QUICK = ["trainer=cpu", "logger=csv", "model.width=4", "callbacks.images=null", "+trainer.limit_train_batches=20"]
+QUICK += ["data.eval_batch_size=64", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
 
 
 def fit(folder, epochs, ckpt_path=None, workers=0, **kwargs):
@@ -458,9 +459,9 @@ def test_what_an_attack_has_learnt_belongs_to_it(tmp_path, key, value, kept):
 
 def test_command_line_resumes_under_another_configuration(tmp_path):
     """A larger radius, a smaller rate, another optimizer, the same folder: each does what its command says."""
-    base = [*QUICK, "callbacks.progress=null", "test=false", "attack.steps=1", "data.eval_batch_size=64"]
+    base = [*QUICK, "callbacks.progress=null", "test=false", "attack.steps=1"]
     base[base.index("+trainer.limit_train_batches=20")] = "trainer.limit_train_batches=2"
-    base += ["trainer.limit_val_batches=1", "attack.delta=0.01"]
+    base.append("attack.delta=0.01")
     last = "ckpt_path=r0/checkpoints/last.ckpt"
 
     def go(folder, *arguments):

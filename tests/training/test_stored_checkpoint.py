@@ -12,6 +12,7 @@ import shutil
 
 import pytest
 import torch
+from in_process import call
 from shell import ROOT, run
 
 from wdro_train.attacks import BoundaryAttack
@@ -81,7 +82,7 @@ def test_a_stored_checkpoint_brings_its_attack():
 
 @pytest.mark.slow
 def test_a_stored_checkpoint_is_judged(tmp_path):
-    quick = ["limit=20", "distances.steps=5", "poster=null", "hydra.run.dir=judged"]
+    quick = ["limit=20", "distances.steps=5", "poster=null", "pictures=0", "hydra.run.dir=judged"]
     done = run("evaluate.py", f"ckpt_path={STORED}", *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (model,) = json.loads((tmp_path / "judged/report.json").read_text())["models"]
@@ -112,9 +113,9 @@ def test_a_stored_checkpoint_is_resumed_as_the_same_configuration(tmp_path):
 
 
 def test_a_run_starts_from_a_stored_checkpoint(tmp_path):
-    done = run(
-        "train.py", *SAME, "trainer.max_epochs=1", f"finetune.ckpt_path={STORED}", "optimizer.lr=0",
-        "hydra.run.dir=tuned", "test=false", cwd=tmp_path,
+    done = call(
+        "train", *SAME, "trainer.max_epochs=1", f"finetune.ckpt_path={STORED}", "optimizer.lr=0",
+        "hydra.run.dir=tuned", "test=false", "trainer.limit_val_batches=1", "data.eval_batch_size=64", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     tuned = read_checkpoint(tmp_path / "tuned/checkpoints/last.ckpt")

@@ -17,11 +17,13 @@ from wdro_train.attacks.network_check import check_logits
 from wdro_train.attacks.pool import Pool
 from wdro_train.attacks.w_fgsm import WFGSM
 from wdro_train.attacks.w_pgd import WPGD
+from wdro_train.attacks.wrm import WRM
 
 __all__ = [
     "KLPGD",
     "WFGSM",
     "WPGD",
+    "WRM",
     "Attack",
     "AttackResult",
     "Attacked",

@@ -160,7 +160,7 @@ class Lagrangian:
                 f"attack.limit={self.limit:g} keeps every image within {most:g}, not more than "
                 f"attack.delta={self.ball.delta:g}, so the budget cannot be spent; choose a larger limit"
             )
-        worth = (dual_norms / (self.ball.p * self._price().exp())).pow(1 / (self.ball.p - 1))
+        worth = self.ball.worthwhile(dual_norms, self._price().exp())
         return (self.free * self.ball.delta + worth).clamp(max=most)
 
     def _pay(self, excess: Tensor) -> None:

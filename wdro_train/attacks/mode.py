@@ -20,7 +20,8 @@ def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterato
     """The model in the mode an attack runs in; afterwards the flags and buffers of every submodule are as before.
 
     Inside, inference mode is left and gradients are on. The autocast weight cache is off, since casts that were cached
-    under inference mode cannot be differentiated.
+    under inference mode cannot be differentiated. The backward pass of a compiled network has the gradients that were
+    asked for when it was compiled, so its weights ask for none in here.
 
     Args:
         model: The network.
@@ -29,20 +30,30 @@ def attack_mode(model: nn.Module, batch_norm: BatchNormMode = "eval") -> Iterato
     """
     flags = {module: module.training for module in model.modules()}
     cached = torch.is_autocast_cache_enabled()
+    weights = [w for w in model.parameters() if w.requires_grad] if _is_compiled(model) else []
     with torch.inference_mode(False), torch.enable_grad():
         buffers = [(b, b.clone()) for b in model.buffers()] if batch_norm == "train" else []
         try:
             torch.set_autocast_cache_enabled(False)
             if batch_norm == "eval":
                 model.eval()
+            for weight in weights:
+                weight.requires_grad_(False)
             yield
         finally:
             torch.set_autocast_cache_enabled(cached)
+            for weight in weights:
+                weight.requires_grad_(True)
             for module, training in flags.items():
                 module.training = training
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a part of the model was compiled, by `module.compile()` or by `torch.compile(module)`."""
+    return any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules())
 
 
 @contextmanager

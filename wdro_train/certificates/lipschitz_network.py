@@ -90,7 +90,7 @@ class LipschitzNetwork:
             sizes.append(torch.linalg.vector_norm(values.flatten(1), dim=1))
             values = layer(values)
         logits = torch.nn.functional.linear(values, self._rows, self._offsets)
-        reach = (rival_radii(logits, y, self._rows) / max(self.constant, 1e-300)).clamp(0, x[0].numel() ** 0.5)
+        reach = (rival_radii(logits, y, self._rows) / max(self.constant, 1e-300)).clamp(0, x.shape[1:].numel() ** 0.5)
         error = torch.zeros_like(reach)
         for size, bound in zip(sizes, self._bounds, strict=True):
             error = bound.constant * error + bound.relative * (size + stretch * reach + error) + bound.absolute

@@ -116,7 +116,7 @@ def _tightened(boxes: list[Box], steps: int, tape: Tape, value: Tensor, box: Box
     if len(tape.steps) < len(boxes):
         other = boxes[len(tape.steps)]
         low, high = torch.maximum(low, other.low.view_as(low)), torch.minimum(high, other.high.view_as(low))
-    count = low[0].numel()
+    count = low.shape[1:].numel()
     if tape.steps and count <= _MOST_NEURONS and bool(((low < 0) & (high > 0)).any()):
         flat_low, flat_high = low.flatten(1), high.flatten(1)
         unstable = (flat_low < 0) & (flat_high > 0)

@@ -148,6 +148,8 @@ class LinearRelaxation:
             radii = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             share = 1.0  # how much of the first guess the radii of earlier images were
             for rows in torch.split(robust.nonzero().squeeze(1), self.batch_size):
+                if not len(rows):  # no image is correct: what is split is one empty part then
+                    break
                 clean = self._clean_margins(fast, x[rows], y[rows], logits[rows])
                 steepness = self.ground.dual_norms(input_gradient(model, x[rows], y[rows], margin).gradient)
                 guess = clean / torch.where(steepness > 0, steepness, 1.0)

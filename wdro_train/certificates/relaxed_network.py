@@ -37,7 +37,7 @@ class RelaxedNetwork:
     """
 
     def __init__(self, model: nn.Module, like: Tensor, dtype: torch.dtype, norm: float = float("inf")) -> None:
-        channels, height, width = like.shape[1:] if like.dim() == 4 else (like[0].numel(), 1, 1)
+        channels, height, width = like.shape[1:] if like.dim() == 4 else (like.shape[1:].numel(), 1, 1)
         self.segments: list[Segment] = segments(model, (channels, height, width), like.new_empty(0, dtype=dtype))
         self.shape, self.dtype, self.norm = (channels, height, width), dtype, norm
         classes, *flat = self.segments[-1].shape

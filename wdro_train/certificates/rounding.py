@@ -118,7 +118,7 @@ class ComputedBox(ValueSet):
         """See `ValueSet`; each result has at most as many terms as a map has pixels, or an image has values."""
         exact, before = self.exact.rearranged(function), self.like
         in_maps = before.dim() == 4 and exact.like.shape[1:2] == before.shape[1:2]
-        terms = before[0, 0].numel() if in_maps else before[0].numel()
+        terms = before.shape[2 if in_maps else 1 :].numel()
         return self._to(exact, function(self.error) + self.arithmetic.products(terms + 1) * function(self.size))
 
     def reordered(self, function: Callable[[Tensor], Tensor]) -> ComputedBox:
@@ -128,7 +128,7 @@ class ComputedBox(ValueSet):
     def weighted(self, function: Callable[[Tensor, Tensor], Tensor], weight: Tensor, bias: Any = 0.0) -> ComputedBox:
         """See `ValueSet`."""
         size = weight.abs()
-        share = self.arithmetic.products(weight[0].numel() + 1)
+        share = self.arithmetic.products(weight.shape[1:].numel() + 1)
         error = function(self.error + share * self.size, size) + share * abs(bias)
         return self._to(self.exact.weighted(function, weight, bias), error)
 

@@ -90,9 +90,7 @@ def new_option(argument: str) -> str | None:
         return f"method={value}"
     if key == "+study":
         return f"study={value}"
-    if argument == "hydra=default":
-        return "hydra=train"
-    return None
+    return {"hydra=default": "hydra=train", "experiment=cifar10": "experiment=cifar10_resnet18"}.get(argument)
 
 
 def _is_about(error: ConfigCompositionException, argument: str) -> bool:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wdro_train.utils.errors import IN_WORKER, chain, last_words, user_error_in
 
+_COMPILED_ONCE = re.compile("double backward|donated buffers")  # what torch.compile says of a second derivative
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 _NO_NUMBER_OF_BYTES = re.compile(r"tried to allocate [\d.]+ \w+|you tried to allocate \d+ bytes", re.IGNORECASE)
 
@@ -54,6 +55,8 @@ def _sentence(error: BaseException) -> str | None:
         wanted = _NO_NUMBER_OF_BYTES.search(str(error))
         reason = f" ({wanted[0].lower()})" if wanted else ""
         return f"{where} ran out of memory{reason}; lower data.batch_size, for evaluate.py batch_size, or the network"
+    if isinstance(error, RuntimeError) and _COMPILED_ONCE.search(str(error)):
+        return "this training differentiates twice, which compiled networks do not; leave out compile=true"
     if isinstance(error, OmegaConfBaseException):
         return _line(error)
     if isinstance(error, HydraException):

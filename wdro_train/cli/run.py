@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def run_command_line(main: Callable[[], Any], config_name: str) -> None:
         config_name: Of its configuration.
     """
     if help_text.wanted(sys.argv[1:]):
+        if hasattr(signal, "SIGPIPE"):  # not on Windows
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends when nobody reads on
         print(help_text.text(config_name, sys.argv[1:]))
         return
     with ending_in_a_sentence(lambda error: did_you_mean.sentence(error, config_name, sys.argv[1:])):

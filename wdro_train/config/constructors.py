@@ -36,6 +36,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.data.GzipDataModule",
             "wdro_train.data.HuggingFaceDataModule",
             "wdro_train.data.ImageFolderDataModule",
+            "wdro_train.data.NumpyDataModule",
             "wdro_train.data.TorchvisionDataModule",
         }
     ),
@@ -49,6 +50,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.attacks.Pool",
             "wdro_train.attacks.WFGSM",
             "wdro_train.attacks.WPGD",
+            "wdro_train.attacks.WRM",
             "wdro_train.attacks.BoundaryAttack",
         }
     ),
@@ -67,6 +69,7 @@ CONSTRUCTORS: Mapping[str, frozenset[str]] = {
             "wdro_train.objectives.RadiusOfImage",
             "wdro_train.objectives.Sabr",
             "wdro_train.objectives.Standard",
+            "wdro_train.objectives.StatisticallyRobust",
             "wdro_train.objectives.WTrades",
         }
     ),

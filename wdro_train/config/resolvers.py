@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -13,8 +13,8 @@ from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_norm, parse_number
 
 
-def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
-    """The dataset's default radius for a ground norm.
+def default_delta(table: Mapping[str, Any], norm: float | str) -> float | str:
+    """The dataset's default radius for a ground norm, as it is written there (`8/255`).
 
     Args:
         table: Radii under the keys `linf`, `l2`, ...
@@ -26,7 +26,8 @@ def default_delta(table: Mapping[str, Any], norm: float | str) -> float:
     key = f"l{parse_norm(norm):g}"
     if key not in table:
         raise UserError(f"this dataset has no default radius for attack.norm={norm}; set attack.delta")
-    return parse_number(table[key], f"data.delta.{key}")
+    parse_number(table[key], f"data.delta.{key}")
+    return cast(float | str, table[key])
 
 
 def count_folders(root: str, *parts: str | None) -> int:

@@ -7,6 +7,7 @@ from wdro_train.data.digits import Digits
 from wdro_train.data.folders import ImageFolderDataModule, class_folders
 from wdro_train.data.huggingface_datasets import HuggingFaceDataModule
 from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet, describe_sample
+from wdro_train.data.numpy_files import NumpyDataModule
 from wdro_train.data.torchvision_sets import GzipDataModule, TorchvisionDataModule
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ImageFiles",
     "ImageFolderDataModule",
     "ImageSet",
+    "NumpyDataModule",
     "TorchvisionDataModule",
     "UnreadableImageError",
     "class_folders",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from wdro_train.data.batches import Augmentation, Batch, ImageBatches, VisitSampler
 from wdro_train.data.checks import checked_set
-from wdro_train.data.image_sets import ImageFiles, ImageSet
+from wdro_train.data.image_sets import ImageFiles, ImageSet, KeptInMemory
 from wdro_train.utils.errors import UserError
 
 # `DistributedSampler` shuffles by seed + epoch. With a stride that is larger than any number of epochs (and a prime),
@@ -48,6 +48,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: Seeds the order of the training images.
         num_workers: Number of loader processes of every rank.
         augment: Named random transforms of the training images, before any attack; None leaves one out.
+        keep_decoded: Training and validation images that lie in files stay in memory once they have been decoded, in
+            each loader process; the same images either way.
 
     Attributes:
         class_names: What the source calls its classes, in the order of their numbers; None until it has been loaded,
@@ -69,6 +71,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         augment: Mapping[str, Augmentation | None] | None = None,
+        keep_decoded: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
@@ -83,6 +86,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction, self.split_seed, self.seed = val_fraction, split_seed, seed
         self.num_workers = num_workers
         self.augment = [transform for transform in (augment or {}).values() if transform is not None]
+        self.keep_decoded = keep_decoded
         self.class_names: list[str] | None = None
         self._sets: dict[str, ImageSet] = {}
 
@@ -115,7 +119,14 @@ class ImageDataModule(L.LightningDataModule):
                 if name not in sets:
                     sets["train"], sets[name] = self._split(sets["train"])
         # After the split, which depends on the order that it finds.
-        self._sets = {name: a.drawn() if isinstance(a, ImageFiles) else a for name, a in sets.items()}
+        sets = {name: a.drawn() if isinstance(a, ImageFiles) else a for name, a in sets.items()}
+        if self.keep_decoded:  # an evaluation decodes its images once anyhow, and reads them from files
+            for name in {"train", "val"} & sets.keys():
+                arrays = sets[name]
+                sets[name] = (
+                    arrays._replace(read=KeptInMemory(arrays.read)) if isinstance(arrays, ImageFiles) else arrays
+                )
+        self._sets = sets
 
     def _split(self, arrays: ImageSet) -> tuple[ImageSet, ImageSet]:
         try:

@@ -54,7 +54,10 @@ class ImageBatches(Dataset[Batch]):
 
     def _vary(self, image: Tensor, visit: Visit) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, *visit]).generate_state(1, np.uint32)[0]))
+            # The CPU's generator alone: `torch.manual_seed` would also seed GPUs, on which nothing is forked, and takes
+            # longer than the transforms.
+            seed = int(np.random.SeedSequence([self.seed, *visit]).generate_state(1, np.uint32)[0])
+            torch.default_generator.manual_seed(seed)
             for transform in self.augment:
                 image = transform(image)
         return image.clamp(0, 1)

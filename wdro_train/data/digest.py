@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet
+from wdro_train.data.image_sets import ImageArrays, ImageFiles, ImageSet, KeptInMemory
 
 _DECODED_AT_ONCE = 256  # bounds the memory: 150 MB for colour images of 224 pixels a side in float32
 _HEX_DIGITS = 16  # 64 bits: by chance two sets share a digest in one of 1.8e19 comparisons
@@ -44,9 +44,14 @@ def content_digest(arrays: ImageSet) -> str:
     if isinstance(arrays, ImageArrays):
         found.update(f"{arrays.images.dtype} {arrays.scale}".encode())
         found.update(arrays.images.contiguous().view(torch.uint8).numpy().data)
-    elif isinstance(arrays, ImageFiles) and isinstance(arrays.read, DigestedSource):
-        found.update(arrays.read.digest(arrays.positions).encode())
+    elif isinstance(arrays, ImageFiles) and isinstance(source := _source(arrays), DigestedSource):
+        found.update(source.digest(arrays.positions).encode())
     else:
         for rows in torch.split(torch.arange(len(arrays.labels)), _DECODED_AT_ONCE):
             found.update(arrays.batch(rows).contiguous().numpy().data)
     return found.hexdigest()[:_HEX_DIGITS]
+
+
+def _source(files: ImageFiles) -> object:
+    """Where the images come from, whether they are kept in memory or not."""
+    return files.read.source if isinstance(files.read, KeptInMemory) else files.read

@@ -92,6 +92,24 @@ class ImageFiles(NamedTuple):
         return self.take(balanced_order(self.labels))._replace(order=Order.DRAWN)
 
 
+class KeptInMemory:
+    """Decodes an image the first time that it is asked for, and has it in memory from then on.
+
+    Args:
+        source: See `ImageFiles.read`.
+    """
+
+    def __init__(self, source: Callable[[int], Tensor]) -> None:
+        self.source = source
+        self._images: dict[int, Tensor] = {}
+
+    def __call__(self, position: int) -> Tensor:
+        """The image at a position of the source."""
+        if position not in self._images:
+            self._images[position] = self.source(position)
+        return self._images[position]
+
+
 def describe_sample(arrays: ImageSet, limit: int | None) -> str:
     """Which images an evaluation has judged, in words for its report.
 

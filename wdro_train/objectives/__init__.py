@@ -10,6 +10,7 @@ from wdro_train.objectives.lipschitz_dual import LipschitzDual
 from wdro_train.objectives.mart import Mart
 from wdro_train.objectives.sabr import Sabr
 from wdro_train.objectives.standard import Standard
+from wdro_train.objectives.statistically_robust import StatisticallyRobust
 from wdro_train.objectives.training_radii import OneRadius, RadiusOfImage, TrainingRadii
 from wdro_train.objectives.w_trades import WTrades
 
@@ -28,6 +29,7 @@ __all__ = [
     "RadiusOfImage",
     "Sabr",
     "Standard",
+    "StatisticallyRobust",
     "TrainingRadii",
     "WTrades",
     "WarmsUp",

@@ -90,6 +90,21 @@ class WassersteinBall:
         ratio = dual_norms.double() / torch.where(upsilon > 0, upsilon, 1.0)
         return ratio.pow(self.q - 1)
 
+    def worthwhile(self, dual_norms: Tensor, price: Tensor | float) -> Tensor:
+        """How far each image goes where it pays for its way, argmax over r >= 0 of r ||g_i||_* - price r^p.
+
+        At that distance, (||g_i||_* / (p price))^(1/(p-1)), another unit of distance costs what it wins. For a linear
+        loss it is exact: r h(g_i) maximises J(x_i + u) - price ||u||_s^p (theory, section 9).
+
+        Args:
+            dual_norms: ||g_i||_* of the gradients, shape [B].
+            price: Of a unit of distance to the power of p, > 0, in loss units.
+
+        Returns:
+            Shape [B], float64, in units of the ground norm; p must be in (1, inf).
+        """
+        return (dual_norms.double() / (self.p * price)).pow(1 / (self.p - 1))
+
     def spent(self, distances: Tensor, weight: Tensor | None = None, reducer: Reducer | None = None) -> Tensor:
         """What displacements cost, (E ||x' - x||_s^p)^(1/p): that of the identity coupling, which is >= W_p(P, Q).
 

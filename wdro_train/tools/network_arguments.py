@@ -58,7 +58,7 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
     for one in checkpoints:
         if not Path(one).is_file():
             raise UserError(f"there is no checkpoint at {one}")
-    cfg = _composed(keys, given.config_dir) if keys else None
+    cfg = composed(keys, given.config_dir) if keys else None
     typed = [] if cfg is None else [cfg.attack.delta]
     if cfg is None:
         network = chosen_network(given, *checkpoints)
@@ -73,8 +73,16 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
     return network, [*typed, *(one for one in data.values() if isinstance(one, str))]
 
 
-def _composed(keys: list[str], folder: Path | None) -> DictConfig:
-    """The configuration of `evaluate.py` with these keys."""
+def composed(keys: list[str], folder: Path | None = None) -> DictConfig:
+    """The configuration of `evaluate.py` with these keys.
+
+    Args:
+        keys: As they are typed.
+        folder: Of configuration groups of the user's own; None for none.
+
+    Raises:
+        UserError: They do not fit.
+    """
     register_resolvers()
     more = [] if folder is None else [f"hydra.searchpath=['file://{folder.resolve()}']"]
     GlobalHydra.instance().clear()

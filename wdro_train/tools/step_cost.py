@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from wdro_train.attacks import KLPGD, WFGSM, WPGD, Attack, BoundaryAttack, Fixed, Lagrangian
+from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, Attack, BoundaryAttack, Fixed, Lagrangian
 from wdro_train.objectives import (
     Adversarial,
     ChecksNetwork,
@@ -29,6 +29,7 @@ from wdro_train.objectives import (
     OneRadius,
     Sabr,
     Standard,
+    StatisticallyRobust,
     WTrades,
 )
 from wdro_train.theory.ball import WassersteinBall
@@ -58,6 +59,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
     yield "one step, random start", WPGD(**pointwise, steps=1, step_size=1.25, random_start=True), Adversarial()
     yield f"TRADES, {steps} steps", KLPGD(**pointwise, steps=steps), WTrades()
     yield f"MART, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), Mart()
+    yield f"SR-WDRO, {steps} steps", WPGD(**pointwise, steps=steps, random_start=True), StatisticallyRobust()
     yield f"worst case, {steps} steps", BoundaryAttack(**threat, steps=steps), Adversarial()
     if ball.p > 1:
         yield "W-FGSM", WFGSM(**threat), Adversarial()
@@ -72,6 +74,7 @@ def methods(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Attack | N
         yield "lipschitz dual", None, LipschitzDual(**threat)
     if 1 < ball.p < math.inf:
         yield f"Lagrangian, {steps} steps", Lagrangian(**threat, steps=steps), Adversarial()
+        yield f"WRM, {steps} steps", WRM(**threat, steps=steps), Adversarial()
 
 
 def covers(objective: Objective, model: nn.Module, x: Tensor) -> bool:

@@ -46,6 +46,14 @@ class LagrangianSettings(AttackSettings):
     limit: fields.UpToOne = 0.6
 
 
+class WRMSettings(AttackSettings):
+    """Settings of `WRM`."""
+
+    gamma: fields.Positive = 0.385
+    steps: fields.Count = 16
+    step_size: fields.UpToOne = 1.0
+
+
 class BoundaryAttackSettings(AttackSettings):
     """Settings of `BoundaryAttack`."""
 
@@ -108,6 +116,12 @@ class GaussianNoiseSettings(Part):
     """Settings of `GaussianNoise`."""
 
     sigma: fields.Positive = 0.25
+
+
+class StatisticallyRobustSettings(Part):
+    """Settings of `StatisticallyRobust`."""
+
+    kl_radius: fields.NotNegative = 0.1
 
 
 class CertifiedObjectiveSettings(ObjectiveSettings):

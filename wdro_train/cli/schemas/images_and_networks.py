@@ -82,6 +82,12 @@ class NetworkSettings(AnyNetworkSettings):
     pretrained: fields.Flag = False
 
 
+class SmallCnnSettings(NetworkSettings):
+    """Settings of `small_cnn`."""
+
+    activation: Annotated[Literal["relu", "elu"], Said("is unknown", "choose relu or elu")] = "relu"
+
+
 class LipschitzCnnSettings(NetworkSettings):
     """Settings of `lipschitz_cnn`."""
 

@@ -2,6 +2,7 @@
 
 from wdro_train.training.callbacks.adversary import DistributionalAdversary
 from wdro_train.training.callbacks.checkpoint import RunCheckpoint
+from wdro_train.training.callbacks.execution import NetworkExecution
 from wdro_train.training.callbacks.history import ValidationHistory
 from wdro_train.training.callbacks.images import AdversarialImages
 from wdro_train.training.callbacks.keep_listening import KeepListening
@@ -20,6 +21,7 @@ __all__ = [
     "GradualWarmup",
     "KeepListening",
     "LearningRate",
+    "NetworkExecution",
     "OverfittingWarning",
     "ProgressBar",
     "RadiusWarmup",

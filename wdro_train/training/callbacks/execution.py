@@ -1,0 +1,61 @@
+"""How forward and backward passes are computed: the same network and weights, in less time on some devices."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch import nn
+
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.data import ImageDataModule
+from wdro_train.utils.errors import UserError
+
+
+class NetworkExecution(L.Callback):
+    """Lays the network out for the device, and compiles it.
+
+    Both leave weights, checkpoints and results as they are but for rounding. They pay for convolutional networks on
+    GPUs with tensor cores; small networks on a CPU are no faster.
+
+    Args:
+        channels_last: Weights of convolutions, and with them activations, lie in memory with the channels innermost
+            (NHWC).
+        compile: Passes go through `torch.compile`, which takes a minute or more before the first step of each mode of
+            the network (attacked, trained, judged).
+    """
+
+    def __init__(self, channels_last: bool = False, compile: bool = False) -> None:
+        self.channels_last, self.compile = channels_last, compile
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lay the weights out, before they are distributed and optimized."""
+        if self.channels_last:
+            _network(pl_module).to(memory_format=torch.channels_last)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compile the passes of an attack on one batch, to find out before any work whether that is possible here.
+
+        Raises:
+            UserError: The device has no compiler, or it does not take this network.
+        """
+        if not self.compile:
+            return
+        network = _network(pl_module)
+        network.compile()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ImageDataModule)
+        x = torch.zeros(data.batch_size // trainer.world_size, *data.shape, device=pl_module.device)
+        try:
+            with trainer.precision_plugin.forward_context(), attack_mode(network):
+                x.requires_grad_()
+                torch.autograd.grad(network(x).float().logsumexp(1).sum(), x)
+        except Exception as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"compile=true does not work here ({why}); leave it out") from error
+
+
+def _network(pl_module: L.LightningModule) -> nn.Module:
+    """The network inside of a module that trains it."""
+    network = getattr(pl_module, "trained_network", pl_module)
+    assert isinstance(network, nn.Module)
+    return network
