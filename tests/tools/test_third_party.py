@@ -22,6 +22,7 @@ from wdro_train.tools.published_networks import NETWORKS
 from wdro_train.tools.third_party_checks import checks
 from wdro_train.tools.third_party_jobs import SETTINGS_FILE
 from wdro_train.tools.third_party_table import Judged
+from wdro_train.utils import tables
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
 
@@ -41,7 +42,12 @@ def report(name, distances, radii=None, encloses=True):
         "band": {"width": 0.0136, "level": 0.95},
         "passes": [{"measurement": "distances", "forward": 30 * len(distances), "backward": 10 * len(distances)}],
     }
-    made_by = {"seed": 0, "git_revision": "abc", "command": "/opt/evaluate.py model.weights=/data/a.pth"}
+    made_by = {
+        "config": {"certificate": {"radii": [0.05, 0.1]}},
+        "seed": 0,
+        "git_revision": "abc",
+        "command": "/opt/evaluate.py model.weights=/data/a.pth",
+    }
     return {"threat": {"p": "inf", "norm": "inf", "delta": 0.1}, "models": [model], **made_by}
 
 
@@ -153,8 +159,22 @@ def test_rows_are_the_knapsacks_at_the_radius_and_at_half_of_it(tmp_path):
     assert "| half the radius " in text
     assert "75.00 (4,000 passes, 20 s) beside auto 50.00 (300 passes, 2 s) on 3" in text
     assert "MILP exactly 85.55" in text
+    assert "| crown, at 0.05 and 0.1 alone |" in text
     assert "not compared: mnist_mlp_lpd_0.1, published figures are about 10,000 images, ours about 4" in text
     assert kept["published"][LPD.name]["figures"][2]["percent"] == "85.55"
+
+
+def test_the_committed_table_contradicts_nothing_that_is_published():
+    folder = Path(__file__).parents[2] / "docs/results/third_party"
+    kept = json.loads((folder / "table.json").read_text())
+    assert kept["rows"]
+    assert not [check for check in kept["checks"] if check["holds"] is False]
+    text = (folder / "table.md").read_text()
+    for row in kept["rows"]:
+        assert row["certified_W_inf"] <= row["attacked_W_inf"] <= row["clean"]
+        assert f"| {tables.rounded_down(100 * row['certified_W_2'], 2)} .. " in text
+        assert f" .. {tables.rounded_up(100 * row['attacked_W_2'], 2)} " in text
+        assert not row["revision"].endswith("+")
 
 
 # ---- what is judged, and what is not

@@ -102,7 +102,7 @@ def rows(judged: Sequence[Judged]) -> list[list[str]]:
     for one in judged:
         model, passes = one.model, one.passes
         width = tables.rounded_up(100 * model["band"]["width"], 2)
-        effort = [width, certificate_in_words(model), attack_in_words(model), "" if passes is None else f"{passes:.0f}"]
+        effort = [width, _certificate(one), attack_in_words(model), "" if passes is None else f"{passes:.0f}"]
         published = "; ".join(map(str, one.network.figures)) or "nothing"
         made.append([one.network.name, _images(one), one.network.radius, *one.at_radius.cells(), *effort])
         made[-1] += [_beside(one), published]
@@ -128,7 +128,7 @@ def numbers(judged: Sequence[Judged]) -> list[dict[str, Any]]:
                 row[f"certified_W_{p:g}"] = None if found.certified is None else found.certified[p]
                 row[f"attacked_W_{p:g}"] = found.attacked[p]
             row |= {"band_width": model["band"]["width"], "band_level": model["band"]["level"]}
-            row |= {"certificate": certificate_in_words(model), "attack": attack_in_words(model), "passes": one.passes}
+            row |= {"certificate": _certificate(one), "attack": attack_in_words(model), "passes": one.passes}
             row |= _rivals(one)
             row |= {"seed": one.report["seed"], "revision": one.report["git_revision"]}
             row |= {"command": without_folders(one.report["command"])}
@@ -203,6 +203,13 @@ def _images(one: Judged) -> str:
     count, sample = one.model["images"], one.model.get("sample")
     known = {"all": f"all {count:,}", "the first": f"first {count:,}", "None": f"{count:,}"}  # None: an older report
     return f"{known.get(str(sample), f'{count:,}, drawn,')} of {one.network.images.name}"
+
+
+def _certificate(one: Judged) -> str:
+    """The certificate, and at which radii alone, where not the largest radius of each image was looked for."""
+    radii = (one.report.get("config", {}).get("certificate") or {}).get("radii")
+    alone = "" if not radii else f", at {' and '.join(map(str, radii))} alone"
+    return certificate_in_words(one.model) + alone
 
 
 def _beside(one: Judged) -> str:
