@@ -12,7 +12,7 @@ from oracles import reference_images, reference_network
 
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.theory.robustness_curve import RobustnessCurve
-from wdro_train.tools import certified_runs, compare_methods
+from wdro_train.tools import certified_runs, command_line, compare_methods
 from wdro_train.tools.accuracies import accuracies, curves, radii_of_curves
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.method_tables import certified_note, figures, summary
@@ -144,6 +144,8 @@ def test_columns_and_note():
     assert certified_note(results) == "certified figures are lower bounds, rounded down, by ibp on 50 images"
     assert certified_note(results[2:]) == ""
     assert not any(key.startswith("certified") for row in summary(results[2:], [0.05, 0.1]) for key in row)
+    typed = summary(results, command_line.radii("5/100, 1/10"))[0]
+    assert {"W_2 5/100", "W_2 1/10", "certified W_1 1/10", "AutoAttack 1/10"} <= typed.keys()
 
 
 def test_the_figure_holds_both_curves_and_the_area_between(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from wdro_train.cli.endings import ending_in_a_sentence, leave
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
+from wdro_train.utils.written import TypedRadius
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,13 +82,13 @@ def ball(key: str) -> Callable[[str], float]:
     return convert
 
 
-def radii(text: str) -> list[float]:
-    """A kind of argument: positive radii, separated by commas.
+def radii(text: str) -> list[TypedRadius]:
+    """A kind of argument: positive radii, separated by commas, that remember how they were typed.
 
     Args:
         text: As typed.
     """
-    found = [ball("delta")(part) for part in text.split(",")]
+    found = [TypedRadius(ball("delta")(part), part.strip()) for part in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text} has a radius of 0; choose positive ones")
     return found

@@ -16,6 +16,7 @@ from wdro_train.theory.robustness_curve import Floats
 from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.utils.files import replacing
 from wdro_train.utils.tables import rounded_down
+from wdro_train.utils.written import TypedRadius
 
 _LEADING = 6  # methods whose curves are drawn: more lines with their bands cannot be told apart
 _MARKERS, _DASHES = "os^v", ("-", "--", ":", "-.")
@@ -35,25 +36,32 @@ def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[
 
     Args:
         results: One a run.
-        deltas: Radii of the table.
+        deltas: Radii of the table; columns name a `TypedRadius` as it was typed.
     """
     wide, narrow = f"{max(deltas):g}", f"{min(deltas):g}"
+    written = {f"{delta:g}": _as_typed(delta) for delta in deltas}
     rows = []
     for method, group in by_method(results).items():
         row = {"training": method, "seeds": str(len(group)), "clean": _spread([r["clean"] for r in group])}
         for p, delta in (("inf", wide), ("2", wide), ("2", narrow), ("1", wide), ("1", narrow)):
-            row[f"W_{p} {delta}"] = _spread([r["accuracies"][p][delta] for r in group])
-        row[f"R, W_2 {wide}"] = _spread([r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0])
+            row[f"W_{p} {written[delta]}"] = _spread([r["accuracies"][p][delta] for r in group])
+        row[f"R, W_2 {written[wide]}"] = _spread(
+            [r["accuracies"]["2"][wide] / r["clean"] for r in group if r["clean"] > 0]
+        )
         for p in ("inf", "2", "1") if any("certified" in r for r in results) else ():
             sure = [r["certified"]["accuracies"][p][wide] for r in group if "certified" in r]
-            row[f"certified W_{p} {wide}"] = _spread(sure, rounded_down) if sure else ""
+            row[f"certified W_{p} {written[wide]}"] = _spread(sure, rounded_down) if sure else ""
         checked = [r["check"] for r in group if "check" in r]
-        row[f"AutoAttack {wide}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
+        row[f"AutoAttack {written[wide]}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
         pushed = [r["effort"] for r in group if "effort" in r]
-        row[f"W_2 {wide}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
+        row[f"W_2 {written[wide]}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
         row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
         rows.append(row)
-    return sorted(rows, key=lambda row: -float(row[f"W_2 {wide}"].split()[0]))
+    return sorted(rows, key=lambda row: -float(row[f"W_2 {written[wide]}"].split()[0]))
+
+
+def _as_typed(delta: float) -> str:
+    return delta.text if isinstance(delta, TypedRadius) else f"{delta:g}"
 
 
 def certified_note(results: Sequence[JudgedRun]) -> str:
@@ -100,7 +108,7 @@ def figures(
     ranked = sorted(groups, key=lambda m: -float(np.mean([r["accuracies"]["2"][wide] for r in groups[m]])))
     drawn = {
         folder / "curves.png": _curves(groups, ranked, [m for m in ranked if m in shown] or ranked[:_LEADING]),
-        folder / "clean_against_w2.png": _clean_against_w2(groups, ranked, wide),
+        folder / "clean_against_w2.png": _clean_against_w2(groups, ranked, max(deltas)),
     }
     for path, figure in drawn.items():
         with replacing(path) as file:
@@ -151,16 +159,16 @@ def _certified(ax: Axes, group: list[JudgedRun], p: str, attacked: Floats, colou
         ax.fill_between(deltas, values, attacked, alpha=0.35, color=colour, linewidth=0)
 
 
-def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], delta: str) -> Figure:
+def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], delta: float) -> Figure:
     """Clean accuracy against worst-case accuracy under W_2, a cross a method."""
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     ax = figure.subplots()
     for rank, method in enumerate(ranked):
-        pairs = [(r["clean"], r["accuracies"]["2"][delta]) for r in groups[method]]
+        pairs = [(r["clean"], r["accuracies"]["2"][f"{delta:g}"]) for r in groups[method]]
         (x, y), (wx, wy) = np.mean(pairs, axis=0), np.std(pairs, axis=0, ddof=1) if len(pairs) > 1 else (0.0, 0.0)
         marker = _MARKERS[rank // _COLOURS % len(_MARKERS)]
         ax.errorbar(x, y, yerr=wy, xerr=wx, fmt=marker, color=f"C{rank}", markersize=5, label=method)
     ax.set_xlabel("clean accuracy")
-    ax.set_ylabel(f"worst-case accuracy, W_2 radius {delta} (attack: an upper bound)")
+    ax.set_ylabel(f"worst-case accuracy, W_2 radius {_as_typed(delta)} (attack: an upper bound)")
     figure.legend(loc="outside right upper", fontsize=8, title="mean ± deviation over seeds")
     return figure

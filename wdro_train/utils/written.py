@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 _TYPED = re.compile(r"\d+(\.\d*)?(e-?\d+)?(/\d+(\.\d*)?)?", re.IGNORECASE)
 _DIGITS = 4  # of a radius that nobody has typed
@@ -81,6 +81,26 @@ class WrittenRadii:
         step = next((one for one in fitting if threat and _whole(threat / one)), fitting[0])
         multiples = [k * step for k in range(math.floor(end / step) + 1)]
         return [(m / self._unit, f"{m:g}/{self._unit:g}" if m else "0") for m in multiples]
+
+
+class TypedRadius(float):
+    """A number that remembers how it was typed.
+
+    Args:
+        number: Its value.
+        text: As typed.
+
+    >>> radius = TypedRadius(8 / 255, "8/255")
+    >>> radius == 8 / 255, radius.text
+    (True, '8/255')
+    """
+
+    def __new__(cls, number: float, text: str) -> Self:
+        """The number alone is what a float is made of."""
+        return super().__new__(cls, number)
+
+    def __init__(self, number: float, text: str) -> None:
+        self.text = text
 
 
 def _text(typed: Any) -> str | None:
