@@ -9,6 +9,7 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import margin
@@ -125,3 +126,32 @@ def test_images_that_no_gradient_moves_stay_where_they_are():
         points, distances = go(one, INF, model, x, y, found, Wanted(0.3, 0.3))
         assert torch.equal(points, x)
         assert torch.isinf(distances).all()
+
+
+@pytest.mark.parametrize("s", [INF, 2])
+def test_nearby_rounds_search_images_just_beyond_the_radius_and_no_others(s):
+    model, x, y, found = searched(s)
+    delta = float(found.distances[found.distances > 0].median())
+    wanted, seen = Wanted(delta, delta), []
+    near = Nearby("near", (ROUNDS[0], ROUNDS[1]), band=1.3)
+    beyond = (found.distances > delta) & (found.distances <= 1.3 * delta)
+    assert torch.equal(near.asked(wanted, found.distances), beyond)
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        points, distances = go(near, s, model, x, y, found, wanted)
+    finally:
+        handle.remove()
+    assert max(seen) == int(beyond.sum()) > 0
+    assert torch.equal(distances[~beyond], found.distances[~beyond])
+    assert torch.equal(points[~beyond], found.x_adv[~beyond])
+    fell = distances < found.distances
+    assert fell.any()
+    assert (distances[fell] <= delta).all()
+    torch.testing.assert_close(norm(points - x, s)[fell], distances[fell], rtol=1e-5, atol=0)
+    assert (margin(model(points), y)[fell] <= 1e-5).all()
+
+
+def test_nearby_rounds_ask_nobody_where_no_radius_is_fixed():
+    distances = torch.tensor([0.0, 0.05, 0.1, 0.11, INF], dtype=torch.float64)
+    for wanted in (Wanted(0.1, 0.0), Wanted(INF, 0.1)):
+        assert not Nearby("near", (ROUNDS[0],)).asked(wanted, distances).any()

@@ -51,7 +51,7 @@ def judged(folder, trained):
     """Its best checkpoint and a network that saw less, with first-order values, certified radii and a logger."""
     other = short_run(folder, "seed=1")
     both = f"ckpt_path=[first/checkpoints/best.ckpt,{other}]"
-    quick = ["limit=30", "distances.steps=8", "poster.pgd_steps=3", "certificate.method=ibp", "logger=csv"]
+    quick = ["limit=60", "distances.steps=8", "poster.pgd_steps=3", "certificate.method=ibp", "logger=csv"]
     done = call("evaluate", both, *quick, "attack.delta=0.02", "hydra.run.dir=judged", cwd=folder)
     assert done.returncode == 0, done.stderr
     return done, json.loads((folder / "judged/report.json").read_text())

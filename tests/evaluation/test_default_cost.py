@@ -101,6 +101,8 @@ def test_grid_and_former_names_are_what_they_were(tmp_path):
         assert measured(model, tmp_path / "a", nothing, *effort, n=40).first_order == ()
 
 
+@pytest.mark.slow  # Square asks five thousand times, whatever the number of images
+@pytest.mark.covers
 def test_answer_comes_first(tmp_path, monkeypatch):
     """Every result is printed before the next measurement begins."""
     told = []

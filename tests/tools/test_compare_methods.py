@@ -21,7 +21,7 @@ from wdro_train.utils.errors import UserError
 def runs(tmp_path_factory):
     """The study's own command on digits, two methods, two seeds, two at a time."""
     folder = tmp_path_factory.mktemp("study")
-    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=15", "data=digits", "model.width=4"]
+    few = ["trainer.max_epochs=2", "trainer.limit_train_batches=15", "data=digits", "model.width=8"]
     few += ["trainer.limit_val_batches=1", "data.eval_batch_size=64", "test=false"]
     what = ["seed=0,1", "method=pgd_at,worst_case", "hydra.sweep.dir=runs"]
     done = run("train.py", "study=fashion_linf", *few, *what, cwd=folder)
@@ -120,9 +120,9 @@ def test_autoattack_joins_the_table(runs, tmp_path):
     for name in ("pgd_at_0", "worst_case_0"):
         (tmp_path / "of_one_seed" / name).symlink_to(runs / name)
     command = [str(tmp_path / "of_one_seed"), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "20"]
-    compare_methods.main([*command, "--autoattack", "worst_case", "--autoattack-images", "10"])
+    compare_methods.main([*command, "--autoattack", "worst_case", "--autoattack-images", "20"])
     found = json.loads((tmp_path / "runs/worst_case_0.json").read_text())["check"]
-    assert found["images"] == 10
+    assert found["images"] == 20
     assert 0 <= found["minimal_distance"] <= found["clean"]
     assert abs(found["autoattack"] - found["minimal_distance"]) <= 0.1
     rows = {row["training"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}

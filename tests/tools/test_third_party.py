@@ -1,6 +1,7 @@
 """The table of networks that others trained: published figures, checks, and what is judged again and what is not."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datafiles import image_set, write_idx
 
 from wdro_train.certificates.base import THE_NETWORK
 from wdro_train.cli.endings import Ending
@@ -20,6 +22,7 @@ from wdro_train.tools.published_networks import NETWORKS
 from wdro_train.tools.third_party_checks import checks
 from wdro_train.tools.third_party_jobs import SETTINGS_FILE
 from wdro_train.tools.third_party_table import Judged
+from wdro_train.utils import tables
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.numbers import parse_number
 
@@ -39,7 +42,12 @@ def report(name, distances, radii=None, encloses=True):
         "band": {"width": 0.0136, "level": 0.95},
         "passes": [{"measurement": "distances", "forward": 30 * len(distances), "backward": 10 * len(distances)}],
     }
-    made_by = {"seed": 0, "git_revision": "abc", "command": "/opt/evaluate.py model.weights=/data/a.pth"}
+    made_by = {
+        "config": {"certificate": {"radii": [0.05, 0.1]}},
+        "seed": 0,
+        "git_revision": "abc",
+        "command": "/opt/evaluate.py model.weights=/data/a.pth",
+    }
     return {"threat": {"p": "inf", "norm": "inf", "delta": 0.1}, "models": [model], **made_by}
 
 
@@ -115,6 +123,13 @@ def test_other_images_are_not_compared():
     assert outcome(report("cifar_oval_base", distances), NETWORKS["cifar_oval_base"]) == [None]
 
 
+def test_the_clean_accuracy_of_all_images_is_compared_whatever_was_judged():
+    found = Judged(LPD, report(LPD.name, [0.0, 0.05, 0.2]), clean_of_all=0.9591)
+    assert [check.holds for check in found.checks] == [True, None]
+    assert "ours is 95.91 on the same images" in found.checks[0].says
+    assert [check.holds for check in Judged(LPD, found.report, clean_of_all=0.9588).checks] == [False, None]
+
+
 def test_a_contradicted_certificate_fails_whatever_the_images():
     found = report(LPD.name, [0.0, 0.05], [0.0, 0.2], encloses=False)
     assert outcome(found) == [False, None]
@@ -144,8 +159,22 @@ def test_rows_are_the_knapsacks_at_the_radius_and_at_half_of_it(tmp_path):
     assert "| half the radius " in text
     assert "75.00 (4,000 passes, 20 s) beside auto 50.00 (300 passes, 2 s) on 3" in text
     assert "MILP exactly 85.55" in text
+    assert "| crown, at 0.05 and 0.1 alone |" in text
     assert "not compared: mnist_mlp_lpd_0.1, published figures are about 10,000 images, ours about 4" in text
     assert kept["published"][LPD.name]["figures"][2]["percent"] == "85.55"
+
+
+def test_the_committed_table_contradicts_nothing_that_is_published():
+    folder = Path(__file__).parents[2] / "docs/results/third_party"
+    kept = json.loads((folder / "table.json").read_text())
+    assert kept["rows"]
+    assert not [check for check in kept["checks"] if check["holds"] is False]
+    text = (folder / "table.md").read_text()
+    for row in kept["rows"]:
+        assert row["certified_W_inf"] <= row["attacked_W_inf"] <= row["clean"]
+        assert f"| {tables.rounded_down(100 * row['certified_W_2'], 2)} .. " in text
+        assert f" .. {tables.rounded_up(100 * row['attacked_W_2'], 2)} " in text
+        assert not row["revision"].endswith("+")
 
 
 # ---- what is judged, and what is not
@@ -186,38 +215,40 @@ def called(monkeypatch):
 
 def test_what_is_there_is_not_judged_again(folder, called, tmp_path, capsys):
     command = [str(folder), "--out", str(tmp_path / "out"), "--only", CNN_A.name]
-    first = third_party.main(command)
+    assert len(third_party.main(command)) == 1
     assert third_party.ending.advice == "the same command goes on from what is finished"
     said = capsys.readouterr().out
     assert "1 of 1: mnist_cnn_a_adv, judging" in said
     assert "is another file than the published one" in said
     assert (called[0]["attack.delta"], called[0]["certificate.method"]) == ("0.3", "crown")
     assert (tmp_path / "out/table.md").is_file()
-    assert [one.network.name for one in third_party.main(command)] == [one.network.name for one in first]
-    assert "judged before" in capsys.readouterr().out
-    assert len(called) == 1
     third_party.main([*command, "--certificate", "ibp", "--limit", "3", "--at-the-radii"])
     assert len(called) == 2
     assert called[1]["limit"] == "3"
     assert called[1]["certificate.radii"] == "[0.15,0.3]"
+    capsys.readouterr()
     assert len(third_party.main(command)) == 2  # rows of both are in the table
+    assert "1 of 1: mnist_cnn_a_adv, judged before" in capsys.readouterr().out
     assert len(called) == 2
 
 
-@pytest.mark.parametrize("change", ["effort", "weights", "images", "by hand"])
-def test_other_settings_are_refused_before_any_work(change, folder, called, tmp_path):
+def test_other_settings_are_refused_before_any_work(folder, called, tmp_path):
     command = [str(folder), "--out", str(tmp_path / "out"), "--only", CNN_A.name]
     third_party.main(command)
-    if change == "weights":
-        torch.save(third_party_networks.conv().state_dict(), folder / CNN_A.file)
-    if change == "images":
-        np.save(folder / "mnist_sdp_labels.npy", np.arange(12) % 7)
-    if change == "by hand":
-        next((tmp_path / "out/runs").glob(f"*/{SETTINGS_FILE}")).unlink()
-    more = ["--effort", "quick"] if change == "effort" else []
-    named = {"effort": "distances.effort", "images": "data.labels"}.get(change, "weights")
-    with pytest.raises(UserError, match=rf"other settings \(.*{named}"):
-        third_party.main([*command, *more])
+    weights, labels = (folder / CNN_A.file).read_bytes(), folder / "mnist_sdp_labels.npy"
+    with pytest.raises(UserError, match=r"other settings \(distances.effort\)"):
+        third_party.main([*command, "--effort", "quick"])
+    torch.save(third_party_networks.conv().state_dict(), folder / CNN_A.file)
+    with pytest.raises(UserError, match=r"other settings \(weights\)"):
+        third_party.main(command)
+    (folder / CNN_A.file).write_bytes(weights)
+    np.save(labels, np.arange(12) % 7)
+    with pytest.raises(UserError, match=r"other settings \(data.labels\)"):
+        third_party.main(command)
+    np.save(labels, np.arange(12) % 10)
+    next((tmp_path / "out/runs").glob(f"*/{SETTINGS_FILE}")).unlink()  # as if it had been made by hand
+    with pytest.raises(UserError, match=r"other settings \(.*weights"):
+        third_party.main(command)
     assert len(called) == 1
 
 
@@ -231,6 +262,23 @@ def test_missing_files_are_named_and_left_out(folder, called, tmp_path, monkeypa
     assert "mnist_conv_kw_0.1 is left out: there is no " in said
     assert "mnist_mlp_lpd_0.1 is left out: " in said  # its images are missing
     assert "nowhere" in said
+
+
+def test_the_clean_accuracy_is_that_of_all_images(folder, called, tmp_path, monkeypatch):
+    """Of a network that calls everything 3, on images that come in their order."""
+    model = third_party_networks.mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[-1].bias[3] = 1
+    torch.save(model.state_dict(), folder / LPD.file)
+    few = dataclasses.replace(LPD, images=dataclasses.replace(LPD.images, number=40))
+    monkeypatch.setattr(third_party, "NETWORKS", {LPD.name: few})
+    sets = {"train": image_set(200, (28, 28)), "test": image_set(40, (28, 28))}
+    write_idx(tmp_path / "mnist", sets, packed=True)
+    command = [str(folder), "--out", str(tmp_path / "out"), "--mnist", str(tmp_path / "mnist"), "--limit", "3"]
+    with pytest.raises(UserError, match=r"figures are contradicted: .* clean 95.91 is published, ours is 10.00"):
+        third_party.main([*command, "--only", LPD.name])
 
 
 def test_nothing_to_show_is_an_error(tmp_path, called):
@@ -260,7 +308,7 @@ def test_a_contradiction_ends_in_an_error_after_the_table(folder, called, tmp_pa
     elsewhere = tmp_path / "report.json"
     elsewhere.write_text(json.dumps(ten_thousand(9591, 8556, 8578)))
     command = [str(folder), "--out", str(tmp_path / "out"), "--only", CNN_A.name, "--report", str(elsewhere)]
-    with pytest.raises(UserError, match=r"1 figures contradict published ones: FAILS: mnist_mlp_lpd_0.1, MILP exactly"):
+    with pytest.raises(UserError, match=r"figures are contradicted: FAILS: mnist_mlp_lpd_0.1, MILP exactly"):
         third_party.main(command)
     assert "FAILS: mnist_mlp_lpd_0.1" in (tmp_path / "out/table.md").read_text()
     assert "holds: mnist_mlp_lpd_0.1, clean 95.91" in capsys.readouterr().out

@@ -24,6 +24,7 @@ QUICK = [
     "trainer=cpu",
     "logger=csv",
     "callbacks.progress=null",
+    "callbacks.images=null",
     "model.width=4",
     "trainer.max_epochs=4",
     "optimizer.lr=0.01",

@@ -140,23 +140,26 @@ class Wanted:
         return (distances > self.goal) & (distances > 0)
 
 
-@dataclass(frozen=True)
-class Round:
-    """One run of `AimedSearch` for every image that is asked for.
+class FurtherSearch(Protocol):
+    """A search for nearer flips than those that are known.
 
     Attributes:
         kind: Its name, for the report.
-        start: Where it starts.
-        target: What it ascends.
-        steps: Number of steps.
-        size: First step in units of the usual one.
     """
 
-    kind: str
-    start: Start
-    target: Target
-    steps: int
-    size: float = 1.0
+    @property
+    def kind(self) -> str:
+        """See above."""
+        ...
+
+    def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
+        """Which images are searched, shape [N].
+
+        Args:
+            wanted: Which flips would matter.
+            distances: To the nearest flips so far, shape [N].
+        """
+        ...
 
     def __call__(
         self,
@@ -189,7 +192,47 @@ class Round:
         Returns:
             Points and distances after the round; no distance has grown.
         """
-        rows = wanted.asked(distances).nonzero().squeeze(1)
+        ...
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of `AimedSearch` for every image that is asked for.
+
+    Attributes:
+        kind: Its name, for the report.
+        start: Where it starts.
+        target: What it ascends.
+        steps: Number of steps.
+        size: First step in units of the usual one.
+    """
+
+    kind: str
+    start: Start
+    target: Target
+    steps: int
+    size: float = 1.0
+
+    def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
+        """See `FurtherSearch`."""
+        return wanted.asked(distances)
+
+    def __call__(
+        self,
+        ground: GroundNorm,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        points: Tensor,
+        distances: Tensor,
+        wanted: Wanted,
+        *,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        fast: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `FurtherSearch`."""
+        rows = self.asked(wanted, distances).nonzero().squeeze(1)
         if not len(rows):
             return points, distances
         search = NearestFlips(ground, model, x[rows], y[rows], batch_size)

@@ -17,7 +17,7 @@ from torch import Tensor
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.attacks.rounds import Round, Wanted
+from wdro_train.attacks.rounds import FurtherSearch, Wanted
 from wdro_train.evaluation.engine import Engine, Place, Stage
 from wdro_train.evaluation.piece_store import Arrays
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -109,7 +109,7 @@ def distance_stage(engine: Engine, attack: MinimalDistance) -> Stage:
 
 
 def round_stage(
-    engine: Engine, attack: MinimalDistance, before: Stage, one: Round, wanted: Wanted, number: int
+    engine: Engine, attack: MinimalDistance, before: Stage, one: FurtherSearch, wanted: Wanted, number: int
 ) -> Stage:
     """The stage of a further round, which goes on from the flips of the stage before it.
 
@@ -151,7 +151,7 @@ def round_stage(
         return {
             "distances": distances.cpu().numpy(),
             "rivals": rivals.cpu().numpy(),
-            "asked": wanted.asked(known).cpu().numpy(),
+            "asked": one.asked(wanted, known).cpu().numpy(),
             "counted": np.asarray([passes.forward, passes.backward])[:, None],
             "rows": rows.cpu().numpy(),
             "points": np.moveaxis(flips[rows].cpu().numpy(), 0, -1),
@@ -207,7 +207,9 @@ def find_distances(engine: Engine, attack: MinimalDistance) -> FoundDistances:
     )
 
 
-def go_on(engine: Engine, attack: MinimalDistance, found: FoundDistances, one: Round, wanted: Wanted) -> FoundDistances:
+def go_on(
+    engine: Engine, attack: MinimalDistance, found: FoundDistances, one: FurtherSearch, wanted: Wanted
+) -> FoundDistances:
     """The distances after one more round; no distance grows.
 
     Args:

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
+from wdro_train.attacks.nearby_rounds import Nearby
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, FurtherSearch, OneRival, Round, Wanted
 from wdro_train.evaluation.distances import FoundDistances, find_distances, go_on
 from wdro_train.evaluation.engine import Engine
 from wdro_train.theory.ball import WassersteinBall
@@ -64,7 +65,7 @@ class UntilConverged:
         budget: Passes an image of the set after which no further round begins.
     """
 
-    turns: tuple[tuple[Round, ...], ...]
+    turns: tuple[tuple[FurtherSearch, ...], ...]
     tolerance: float = TOLERANCE
     budget: float = BUDGET
 
@@ -80,6 +81,8 @@ class UntilConverged:
                     return found
                 if found.passes >= self.budget:
                     return replace(found, capped=True)
+                if not one.asked(wanted, torch.from_numpy(found.distances)).any():
+                    continue
                 found = _with_accuracy(go_on(engine, attack, found, one, wanted), ball)
             # Accuracies are sums of N numbers: a difference of exactly the tolerance must not be less by rounding.
             quiet = quiet + 1 if before - found.rounds[-1].accuracy < self.tolerance * (1 - 1e-9) else 0
@@ -108,7 +111,7 @@ def still_wanted(curve: RobustnessCurve, ball: WassersteinBall) -> Wanted:
     return Wanted(reach=math.inf, goal=float(finite.max(initial=0.0)))
 
 
-def _rounds(steps: int) -> tuple[tuple[Round, ...], ...]:
+def _rounds(steps: int) -> tuple[tuple[FurtherSearch, ...], ...]:
     """The rounds of `auto` and `publish`, with which docs/results/distances_effort.md was measured."""
     flip = Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
     image = Round("from the image, softened margin", AtTheImage(), AnyRival("soft_margin"), steps, 3.0)
@@ -118,7 +121,17 @@ def _rounds(steps: int) -> tuple[tuple[Round, ...], ...]:
     entropy = Round("from a random point, cross-entropy", AtRandom(), AnyRival("ce"), steps, 3.0)
     ratio = Round("from a random point, DLR", AtRandom(), AnyRival("dlr"), steps, 3.0)
     noise = Round("from a random point, softened margin", AtRandom(), AnyRival("soft_margin"), steps, 3.0)
-    return ((flip, image, second, noise), (flip, first, third, entropy), (flip, ratio, second, noise))
+    margin = Round("from a random point, margin", AtRandom(), AnyRival("margin"), steps, 1.0)
+    rival = Round("from a random point, 3rd rival", AtRandom(), OneRival(2), steps, 3.0)
+    near = Nearby(
+        "just beyond the radius, ten kinds",
+        (flip, image, first, second, third, noise, entropy, ratio, margin, rival),
+    )
+    return (
+        (near, flip, image, second, noise),
+        (near, flip, first, third, entropy),
+        (near, flip, ratio, second, noise),
+    )
 
 
 @dataclass(frozen=True)

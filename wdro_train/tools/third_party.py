@@ -9,6 +9,7 @@ go into the table at once. What is there with the same settings is not judged ag
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from wdro_train.utils import tables
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_json
 
-RIVALS_FILE = "autoattack.json"
+RIVALS_FILE, CLEAN_FILE = "autoattack.json", "clean.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Judged]:
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Judged]:
         if not done[job.folder] and not _judge(job):
             failed.append(job.network.name)
             continue
+        if not (job.folder / CLEAN_FILE).is_file():
+            write_json(job.folder / CLEAN_FILE, {"clean_of_all": job.clean_of_all()})
         if given.autoattack and not (job.folder / RIVALS_FILE).is_file():
             found = compare_efforts.main(
                 ["--efforts", given.effort, "--autoattack", *_first(job.keys, given.autoattack)]
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Judged]:
     if failed:
         raise UserError(f"{', '.join(failed)} could not be judged, for the reasons above; the others are in the table")
     if wrong := [str(check) for one in judged for check in one.checks if check.holds is False]:
-        raise UserError(f"{len(wrong)} figures contradict published ones: {'; '.join(wrong)}")
+        raise UserError(f"published figures are contradicted: {'; '.join(wrong)}")
     return judged
 
 
@@ -86,8 +89,10 @@ def collected(out: Path, more: Sequence[Path] = ()) -> list[Judged]:
     for path in reports:
         report = read_report(path)
         rivals, images = third_party_table.read_rivals(path.with_name(RIVALS_FILE))
+        clean = path.with_name(CLEAN_FILE)
+        of_all = json.loads(clean.read_text("utf-8"))["clean_of_all"] if clean.is_file() else None
         names = [str(model["name"]) for model in report["models"]]
-        found += [Judged(NETWORKS[name], report, rivals, images) for name in names if name in NETWORKS]
+        found += [Judged(NETWORKS[name], report, rivals, images, of_all) for name in names if name in NETWORKS]
     order = list(NETWORKS)
     return sorted(found, key=lambda one: order.index(one.network.name))
 

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.run_folders import REPORT_FILE
+from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.networks import load_arrays, network_trained_elsewhere
+from wdro_train.metrics import CleanAccuracy
+from wdro_train.tools.loading import BATCH_SIZE
 from wdro_train.tools.network_arguments import composed
 from wdro_train.tools.published_networks import PublishedNetwork
 from wdro_train.utils.errors import UserError
@@ -57,6 +64,24 @@ class Job:
                 "repeat them, or give another --out"
             )
         return True
+
+    def clean_of_all(self) -> float | None:
+        """Clean accuracy on all images that the published one is about; None where there is none, or they are others.
+
+        It takes one forward pass an image, so that it is compared whatever few images the evaluation is about.
+        """
+        images = self.network.images
+        if not images.original or all(figure.kind != "clean" for figure in self.network.figures):
+            return None
+        network = network_trained_elsewhere(composed(list(self.keys)))
+        arrays = load_arrays(network.config, "test")
+        if len(arrays.labels) != images.number:
+            return None
+        metric = CleanAccuracy()
+        with attack_mode(network.model), torch.no_grad():
+            for x, y in ArrayBatches(arrays, BATCH_SIZE):
+                metric.update(forward(network.model, x), y)
+        return float(metric.hits) / float(metric.total)
 
 
 def possible(network: PublishedNetwork, given: argparse.Namespace) -> Job | None:

@@ -52,12 +52,14 @@ class Judged:
         report: The content of `report.json`.
         rivals: The search's effort and AutoAttack on some first images; empty if they were not compared.
         rival_images: On how many.
+        clean_of_all: Clean accuracy on all images that the published one is about; None if it is not known.
     """
 
     network: PublishedNetwork
     report: Report
     rivals: Sequence[Row] = ()
     rival_images: int = 0
+    clean_of_all: float | None = None
 
     @property
     def model(self) -> ModelReport:
@@ -77,7 +79,7 @@ class Judged:
     @property
     def checks(self) -> list[Check]:
         """What is published, held against this evaluation."""
-        return checks(self.network, self.model, self.at_radius)
+        return checks(self.network, self.model, self.at_radius, self.clean_of_all)
 
     @property
     def passes(self) -> float | None:
@@ -100,7 +102,7 @@ def rows(judged: Sequence[Judged]) -> list[list[str]]:
     for one in judged:
         model, passes = one.model, one.passes
         width = tables.rounded_up(100 * model["band"]["width"], 2)
-        effort = [width, certificate_in_words(model), attack_in_words(model), "" if passes is None else f"{passes:.0f}"]
+        effort = [width, _certificate(one), attack_in_words(model), "" if passes is None else f"{passes:.0f}"]
         published = "; ".join(map(str, one.network.figures)) or "nothing"
         made.append([one.network.name, _images(one), one.network.radius, *one.at_radius.cells(), *effort])
         made[-1] += [_beside(one), published]
@@ -121,12 +123,12 @@ def numbers(judged: Sequence[Judged]) -> list[dict[str, Any]]:
         for found in (one.at_radius, one.at_half):
             row: dict[str, Any] = {"network": one.network.name, "data": one.network.images.name}
             row |= {"images": model["images"], "sample": model.get("sample"), "norm": "inf", "radius": found.radius}
-            row |= {"clean": found.clean}
+            row |= {"clean": found.clean, "clean_of_all": one.clean_of_all}
             for p in ORDERS:
                 row[f"certified_W_{p:g}"] = None if found.certified is None else found.certified[p]
                 row[f"attacked_W_{p:g}"] = found.attacked[p]
             row |= {"band_width": model["band"]["width"], "band_level": model["band"]["level"]}
-            row |= {"certificate": certificate_in_words(model), "attack": attack_in_words(model), "passes": one.passes}
+            row |= {"certificate": _certificate(one), "attack": attack_in_words(model), "passes": one.passes}
             row |= _rivals(one)
             row |= {"seed": one.report["seed"], "revision": one.report["git_revision"]}
             row |= {"command": without_folders(one.report["command"])}
@@ -199,8 +201,15 @@ def without_folders(command: str) -> str:
 
 def _images(one: Judged) -> str:
     count, sample = one.model["images"], one.model.get("sample")
-    known = {"all": f"all {count:,}", "the first": f"first {count:,}"}
+    known = {"all": f"all {count:,}", "the first": f"first {count:,}", "None": f"{count:,}"}  # None: an older report
     return f"{known.get(str(sample), f'{count:,}, drawn,')} of {one.network.images.name}"
+
+
+def _certificate(one: Judged) -> str:
+    """The certificate, and at which radii alone, where not the largest radius of each image was looked for."""
+    radii = (one.report.get("config", {}).get("certificate") or {}).get("radii")
+    alone = "" if not radii else f", at {' and '.join(map(str, radii))} alone"
+    return certificate_in_words(one.model) + alone
 
 
 def _beside(one: Judged) -> str:
