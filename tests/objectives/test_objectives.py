@@ -79,6 +79,19 @@ def test_statistically_robust():
     assert (sides[0] - sides[1]) / 2e-4 == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
 
 
+def test_statistically_robust_logs_the_same_weight_on_every_rank():
+    model, (x, x_adv, y) = small_network(), batch()
+    objective = StatisticallyRobust(kl_radius=0.3)
+
+    def run(reducer, copy):
+        mine = slice(reducer.rank, None, 2)
+        return objective(copy, x[mine], x_adv[mine], y[mine], reducer=reducer).terms["largest_weight"]
+
+    whole = objective(model, x, x_adv, y).terms["largest_weight"]
+    for largest in on_ranks(2, run, model):
+        torch.testing.assert_close(largest, whole)
+
+
 def test_statistically_robust_limits():
     model, (x, x_adv, y) = small_network(), batch()
     plain = Adversarial()(model, x, x_adv, y).loss

@@ -50,7 +50,9 @@ class StatisticallyRobust:
         if importance is not None:
             losses = losses * importance.to(losses)
         everyone = reducer.gather(losses.detach().double())
-        weights = worst_weights(everyone.flatten(), self.kl_radius).view_as(everyone)[reducer.rank]
-        loss = (weights.to(losses) * losses).mean()  # the mean of the ranks' losses is that of the global batch
+        weights = worst_weights(everyone.flatten(), self.kl_radius).view_as(everyone)
+        loss = (
+            weights[reducer.rank].to(losses) * losses
+        ).mean()  # the mean of the ranks' losses is that of the global batch
         terms = {"ce": losses.detach().mean(), "largest_weight": weights.amax().float()}
         return ObjectiveResult(loss, None, logits, terms)
