@@ -67,6 +67,13 @@ class PicturesSettings(Part):
     every_n_epochs: fields.Count = 1
 
 
+class ExecutionSettings(Part):
+    """Settings of `NetworkExecution`."""
+
+    channels_last: fields.Flag
+    compile: fields.Flag
+
+
 class SeedEpochSettings(Part):
     """Settings of `SeedEpoch`."""
 

@@ -89,6 +89,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     callback_settings.CheckpointSettings: [callbacks.RunCheckpoint, lightning_callbacks.ModelCheckpoint],
     callback_settings.OverfittingSettings: [callbacks.OverfittingWarning],
     callback_settings.PicturesSettings: [callbacks.AdversarialImages],
+    callback_settings.ExecutionSettings: [callbacks.NetworkExecution],
     callback_settings.SeedEpochSettings: [callbacks.SeedEpoch],
     callback_settings.ProgressSettings: [callbacks.ProgressBar],
     callback_settings.PruningSettings: [callbacks.TrialPruning],

@@ -36,6 +36,8 @@ class TrainKeys(Keys):
     ckpt_path: fields.Path | None
     resume: fields.Flag
     finetune: FinetuneKeys
+    channels_last: fields.Flag
+    compile: fields.Flag
     test: fields.Flag
     dry_run: fields.Flag
     verbose: fields.Flag
