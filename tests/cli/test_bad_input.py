@@ -23,9 +23,11 @@ from wdro_train.cli import schemas
 from wdro_train.cli.endings import unexpected
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.schemas.check import refusal, resolve
+from wdro_train.cli.schemas.constructors import part_of
 from wdro_train.cli.schemas.trial import try_out
 from wdro_train.config import writable
 from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.signatures import located, taken
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.utils.errors import UserError
 
@@ -268,6 +270,23 @@ def test_combinations(door, overrides, said):
 )
 def test_good_values_pass(door, overrides):
     schemas.check(composed(door, *overrides), door)
+
+
+# Arguments that only Python can give, or whose values Lightning checks.
+UNCHECKED = {"progress", "console", "save_on_exception", "train_time_interval", "verbose", "prefix"}
+UNCHECKED |= {"flush_logs_every_n_steps"}
+
+
+def test_what_configuration_files_make_has_checked_settings():
+    """An argument that is new is checked like the others, or wrong values of it end in a traceback."""
+    pattern = re.compile(r"_target_: (wdro_train\.(?:attacks|data|models|objectives|training)\.[\w.]+)")
+    found = {name for file in (ROOT / "conf").rglob("*.yaml") for name in pattern.findall(file.read_text())}
+    assert len(found) > 30
+    for name in sorted(found):
+        made = located(name)
+        settings, arguments = part_of(made), {argument.name for argument in taken(made)}
+        known = settings.model_fields.keys() if settings is not None else set()
+        assert arguments <= known | UNCHECKED, f"{name}: {arguments - known}"
 
 
 BEFORE = [

@@ -55,6 +55,7 @@ def test_there_is_nothing_to_train_on(tmp_path):
         (images(), np.arange(6), "outside 0..2"),
         (images(), np.arange(6) / 2, "not class numbers"),
         (images() / 100, np.arange(6) % 3, "pixels from 0 to 2.55"),
+        (images(0), np.arange(0), "holds no label"),
         (np.array([{"a": 1}], dtype=object), np.arange(1), "data.images=.* cannot be read"),
     ],
 )

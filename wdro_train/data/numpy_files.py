@@ -36,6 +36,8 @@ class NumpyDataModule(ImageDataModule):
             UserError: A file that cannot be read, or images of another shape or number.
         """
         found, labels = _array(self.images, "images"), _array(self.labels, "labels").reshape(-1)
+        if not len(labels):
+            raise UserError(f"data.labels={self.labels} holds no label; give those of the images")
         channels, height, width = self.shape
         if found.ndim == 4 and found.shape[1:] == (height, width, channels):
             found = np.moveaxis(found, -1, 1)

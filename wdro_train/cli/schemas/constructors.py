@@ -47,6 +47,7 @@ _PARTS: dict[type[Part], list[Any]] = {
     image_settings.ImagesSettings: [data.Digits],
     image_settings.TorchvisionImagesSettings: [data.TorchvisionDataModule, data.GzipDataModule],
     image_settings.FolderImagesSettings: [data.ImageFolderDataModule],
+    image_settings.NumpyImagesSettings: [data.NumpyDataModule],
     image_settings.HubImagesSettings: [data.HuggingFaceDataModule],
     image_settings.NetworkSettings: [
         models.preact_resnet18,

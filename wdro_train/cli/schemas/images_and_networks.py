@@ -28,6 +28,7 @@ class ImagesSettings(Part):
     seed: fields.Seed = 0
     num_workers: fields.Natural = 0
     augment: fields.Nodes | None = None
+    keep_decoded: fields.Flag = False
 
 
 class TorchvisionImagesSettings(ImagesSettings):
@@ -47,6 +48,13 @@ class FolderImagesSettings(ImagesSettings):
     folders: fields.Folders
     resize: fields.Count | None = None
     subset: fields.Path | None = None
+
+
+class NumpyImagesSettings(ImagesSettings):
+    """Settings of `NumpyDataModule`."""
+
+    images: fields.Path
+    labels: fields.Path
 
 
 class HubImagesSettings(ImagesSettings):
