@@ -284,7 +284,7 @@ def test_what_configuration_files_make_has_checked_settings():
     assert len(found) > 30
     for name in sorted(found):
         made = located(name)
-        settings, arguments = part_of(made), {argument.name for argument in taken(made)}
+        settings, arguments = part_of(made), {argument.name for argument in taken(made) or ()}
         known = settings.model_fields.keys() if settings is not None else set()
         assert arguments <= known | UNCHECKED, f"{name}: {arguments - known}"
 
