@@ -331,6 +331,7 @@ def test_links_lead_somewhere():
 def figures():
     """Every row of the tables of the studies, wherever they stand, with the results it has to come from."""
     source = {"AutoAttack 0.1": "fashion_linf", "W_2 1": "fashion_l2", "W_2 0.1": "digits_resnet18"}
+    source |= {"W_2 2/255": "cifar10_linf"}
     for page in PAGES:
         for header, rows in tables(page):
             columns = [name.replace("∞", "inf") for name in header[1:]]
@@ -342,8 +343,8 @@ def figures():
 
 def test_study_tables_are_the_committed_results():
     found = list(figures())
-    assert {folder for folder, *_ in found} == {"fashion_linf", "fashion_l2", "digits_resnet18"}
-    assert len(found) >= 31
+    assert {folder for folder, *_ in found} == {"fashion_linf", "fashion_l2", "digits_resnet18", "cifar10_linf"}
+    assert len(found) >= 38
     for folder, columns, (name, *values) in found:
         with (DOCS / "results" / folder / "table.csv").open() as file:
             rows = {row["training"]: [row[column] for column in columns] for row in csv.DictReader(file)}
