@@ -570,6 +570,7 @@ NEEDS = {
     ("model", "onnx"): ["model.path=net.onnx"],
     ("data", "huggingface"): ["data.name=someone/images", "data.num_classes=10"],
     ("data", "image_folder"): ["data.num_classes=10"],
+    ("data", "numpy"): ["data.images=x.npy", "data.labels=y.npy"],
 }
 
 

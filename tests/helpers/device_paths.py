@@ -29,6 +29,7 @@ from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks.rounds import Round
 from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
@@ -145,7 +146,8 @@ def rounds(norm, device):
         def distances(reducer, model):
             place = next(model.parameters()).device
             ours = Engine(model, batches(4, 8), PieceStore(folder, {"at": place.type}), place, reducer=reducer)
-            turn = tuple(replace(one, steps=11) for one in chosen_effort("auto").effort.turns[0])
+            first = chosen_effort("auto").effort.turns[0]
+            turn = tuple(replace(one, steps=11) if isinstance(one, Round) else one for one in first)
             effort = UntilConverged((turn,), tolerance=1.0)  # two turns
             found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(2, norm, 0.1))
             return found.distances, found.rivals

@@ -15,8 +15,8 @@ from wdro_train.training.callbacks.images import COLUMNS
 pytestmark = pytest.mark.slow
 
 QUICK = ["trainer.max_epochs=1", "attack.steps=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
-QUICK += ["callbacks.progress=null", "model.width=4", "trainer.log_every_n_steps=1", "logger=wandb"]
-QUICK += ["trainer.limit_test_batches=1", "data.eval_batch_size=32"]
+QUICK += ["callbacks.progress=null", "model.width=8", "trainer.log_every_n_steps=1", "logger=wandb"]
+QUICK += ["trainer.limit_test_batches=1"]
 
 
 def records(folder):

@@ -57,6 +57,7 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         Kind.OTHER,
         (
             *("name", "seed", "ckpt_path", "resume", "test", "dry_run", "verbose", "run_dir"),
+            *("channels_last", "compile", "data.keep_decoded"),
             *("hydra.*", "logger", "logger.*", CLASS_NAMES, f"{CLASS_NAMES}.*"),
             *("finetune.*", "objective", "objective.*", "model.weights", "model.pretrained"),
             *("data.seed", "data.num_workers", "data.download", "data.delta.*", "data.augment", "data.augment.*"),
@@ -75,7 +76,7 @@ _KINDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 # Callbacks that neither judge nor remember a score, by the name of their class, whatever the configuration calls them.
 _SCORELESS = {
     *("AdversarialImages", "AdversarialWeightPerturbation", "GradualWarmup", "LearningRate", "ProgressBar"),
-    *("RadiusWarmup", "SeedEpoch", "TrialPruning"),
+    *("RadiusWarmup", "NetworkExecution", "SeedEpoch", "TrialPruning"),
     *("ValidationHistory", "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
     *("RichProgressBar", "ThroughputMonitor", "Timer", "TQDMProgressBar"),
 }
