@@ -33,6 +33,10 @@ class Change:
         return f"{self.key} {before} -> {now}"
 
 
+# Settings that earlier checkpoints do not name, with the value that stands for what was done before there were any.
+_SINCE = {("model.activation", "relu")}
+
+
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between two resolved configurations, sorted into kinds.
 
@@ -48,6 +52,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     for key in sorted(old.keys() | new.keys()):
         if key == DATA_DIGEST and None in (old.get(key), new.get(key)):
             continue  # one of them does not know its images
+        if key not in old and (key, new[key]) in _SINCE:
+            continue
         if not same_value(old.get(key), new.get(key)):
             changes.append(Change(key, old.get(key), new.get(key), kind(key, before, now)))
     return changes
