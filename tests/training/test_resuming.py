@@ -1,5 +1,6 @@
 """Every key of the configuration is sorted by what a checkpoint remembers of it; one that nobody sorted is measured."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -153,3 +154,12 @@ def test_what_can_go_on(composed, limits):
 def test_weights_alone_cannot_be_resumed():
     with pytest.raises(UserError, match=r"finetune\.ckpt_path=some\.ckpt"):
         Resumption.of({"state_dict": {}}, {}, {}, "some.ckpt")
+
+
+def test_an_argument_that_is_new_says_what_was_done_without_it(composed):
+    """At its constructor's default; another value is a change."""
+    earlier = copy.deepcopy(composed())
+    del earlier["model"]["activation"]
+    assert compare(earlier, composed()) == []
+    (change,) = compare(earlier, composed("model.activation=elu"))
+    assert change.key == "model.activation"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wdro_train.config.signatures import located, taken
 from wdro_train.training.resuming.kinds import DATA_DIGEST, Kind, kind
 from wdro_train.training.resuming.values import flat, same_value
 from wdro_train.utils.renamed import with_present_names
@@ -33,10 +35,6 @@ class Change:
         return f"{self.key} {before} -> {now}"
 
 
-# Settings that earlier checkpoints do not name, with the value that stands for what was done before there were any.
-_SINCE = {("model.activation", "relu")}
-
-
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between two resolved configurations, sorted into kinds.
 
@@ -52,11 +50,23 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     for key in sorted(old.keys() | new.keys()):
         if key == DATA_DIGEST and None in (old.get(key), new.get(key)):
             continue  # one of them does not know its images
-        if key not in old and (key, new[key]) in _SINCE:
-            continue
+        if key not in old and _is_default(key, old, new):
+            continue  # an argument that there was not yet, which says what was done without it
         if not same_value(old.get(key), new.get(key)):
             changes.append(Change(key, old.get(key), new.get(key), kind(key, before, now)))
     return changes
+
+
+def _is_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a new setting has the value that the constructor, which both configurations name, gives it by default."""
+    node, _, name = key.rpartition(".")
+    target = new.get(f"{node}._target_")
+    if target is None or old.get(f"{node}._target_") != target:
+        return False
+    defaults = {argument.name: argument.default for argument in taken(located(target)) or ()}
+    return defaults.get(name, inspect.Parameter.empty) is not inspect.Parameter.empty and same_value(
+        new[key], defaults[name]
+    )
 
 
 def list_of(changes: list[Change]) -> str:
