@@ -50,7 +50,9 @@ def test_a_failing_compiler_is_named_before_any_step(monkeypatch):
         network._compiled_call_impl = call
 
     monkeypatch.setattr(nn.Module, "compile", fails)
-    with pytest.raises(UserError, match=r"^compile=true does not work here \(no such compiler\); leave it out$"):
+    with pytest.raises(
+        UserError, match=r"^compile=true: the network cannot be compiled here \(no such compiler\); leave it out"
+    ):
         trained(NetworkExecution(compile=True))
 
 

@@ -44,7 +44,8 @@ class AimedSearch:
     """
 
     def __init__(self, flips: NearestFlips, radii: Tensor, goal: float, fast: nn.Module | None = None) -> None:
-        self.flips, self.radii, self.goal, self.fast = flips, radii, goal, fast or flips.model
+        self.flips, self.radii, self.goal = flips, radii, goal
+        self.fast = flips.model if fast is None else fast
 
     def run(self, loss: LossFunction, targets: Tensor, start: Tensor, steps: int, size: float = 1.0) -> None:
         """One run from one start.

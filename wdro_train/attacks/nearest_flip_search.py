@@ -79,7 +79,8 @@ class NearestFlipSearch:
         y: Tensor,
         fast: nn.Module | None = None,
     ) -> None:
-        self.ground, self.effort, self.model, self.fast = ground, effort, model, fast or model
+        self.ground, self.effort, self.model = ground, effort, model
+        self.fast = model if fast is None else fast
         self.x, self.y = x, y
         self.flips = self._none()
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)

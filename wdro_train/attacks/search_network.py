@@ -61,7 +61,7 @@ class SearchArithmetic:
             return model
         network = SearchNetwork(model, self)
         if self.compile:
-            _try(network, x)
+            compile_passes(network, x)
         return network
 
 
@@ -117,8 +117,16 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _try(network: SearchNetwork, x: Tensor) -> None:
-    """Compile forward and backward pass on some images, since nothing is compiled before it is needed."""
+def compile_passes(network: nn.Module, x: Tensor) -> None:
+    """Compile the passes of an attack on some images at once, since nothing is compiled before it is needed.
+
+    Args:
+        network: Made by `torch.compile`, or told to by `network.compile()`.
+        x: The images, shape [B, ...], on the network's device.
+
+    Raises:
+        UserError: The machine has no compiler, or it does not take this network.
+    """
     try:
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone().float().requires_grad_()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.search_network import compile_passes
 from wdro_train.data import ImageDataModule
-from wdro_train.utils.errors import UserError
 
 
 class NetworkExecution(L.Callback):
@@ -46,13 +46,8 @@ class NetworkExecution(L.Callback):
         if not isinstance(data, ImageDataModule):  # loaders of the user's own: the shape shows in the first step
             return
         x = torch.zeros(data.batch_size // trainer.world_size, *data.shape, device=pl_module.device)
-        try:
-            with trainer.precision_plugin.forward_context(), attack_mode(network):
-                x.requires_grad_()
-                torch.autograd.grad(network(x).float().logsumexp(1).sum(), x)
-        except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"compile=true does not work here ({why}); leave it out") from error
+        with trainer.precision_plugin.forward_context(), attack_mode(network):
+            compile_passes(network, x)
 
 
 def _network(pl_module: L.LightningModule) -> nn.Module:
