@@ -29,7 +29,8 @@ from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
-from wdro_train.attacks.rounds import Round
+from wdro_train.attacks.nearby_rounds import Nearby
+from wdro_train.attacks.search_network import SearchArithmetic
 from wdro_train.certificates.named import named_certificate
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.certified_curve import certified_curve, make_certificate
@@ -139,20 +140,29 @@ def evaluation(size, device):
         compare(everything, device)
 
 
-def rounds(norm, device):
-    """The search that finds its own end, from the first search on."""
+def rounds(p, norm, device):
+    """The search that finds its own end, from the first search on, by the gradients of a copy of the network."""
     with tempfile.TemporaryDirectory() as folder:
 
         def distances(reducer, model):
             place = next(model.parameters()).device
-            ours = Engine(model, batches(4, 8), PieceStore(folder, {"at": place.type}), place, reducer=reducer)
-            first = chosen_effort("auto").effort.turns[0]
-            turn = tuple(replace(one, steps=11) if isinstance(one, Round) else one for one in first)
+            parts = batches(4, 8)
+            fast = SearchArithmetic(channels_last=True).network(model, parts[0][0].to(place))
+            store = PieceStore(folder, {"at": place.type})
+            ours = Engine(model, parts, store, place, reducer=reducer, fast=fast)
+            turn = tuple(short(one) for one in chosen_effort("auto").effort.turns[0])
             effort = UntilConverged((turn,), tolerance=1.0)  # two turns
-            found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(2, norm, 0.1))
+            found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(p, norm, 0.1))
             return found.distances, found.rivals
 
         compare(distances, device)
+
+
+def short(one):
+    """A further search of few steps."""
+    if isinstance(one, Nearby):
+        return replace(one, rounds=tuple(short(part) for part in one.rounds), band=100.0)  # some images lie within
+    return replace(one, steps=11)
 
 
 def attack(make, device):
@@ -239,7 +249,10 @@ PATHS = {
     "refusal": refusal,
     "evaluation": partial(evaluation, 12),
     "evaluation, fewer batches than ranks": partial(evaluation, 30),
-    **{f"rounds, norm {norm}": partial(rounds, norm) for norm in (math.inf, 1.0)},
+    **{
+        f"rounds, W_{p:g}, norm {norm:g}": partial(rounds, p, norm)
+        for p, norm in ((2, 1), (2, math.inf), (math.inf, math.inf))
+    },
     "robustness_curve": curve,
     **{f"attack {name}": partial(attack, make) for name, make in ATTACKS.items()},
     **{f"objective {type(one).__name__}": partial(objective, lambda one=one: one) for one in OBJECTIVES},
