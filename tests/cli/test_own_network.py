@@ -138,6 +138,8 @@ def test_what_fails_when_it_is_made_is_said_too(typed, said):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_normalisation_and_weights_of_any_network(tmp_path):
     one = network(NET)
     torch.save({"net": {f"module.{name}": value for name, value in one.state_dict().items()}}, tmp_path / "net.pt")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from shell import ROOT, run, wandb_history
 
+from wdro_train.cli import sweep_table
 from wdro_train.cli.seeds import seed_groups
 from wdro_train.cli.sweep_progress import SweepProgress
 from wdro_train.config import latest, new_folders, sweep_job
@@ -21,6 +24,21 @@ LAUNCHERS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "ray": "hydra_plugins.hydra_ray_launcher",
 }
+
+
+def _end_of_a_sweep(seed, folder, begin):
+    begin.wait()
+    return sweep_table._write_table([{"job": f"seed{seed}", "val/clean_acc": "0.5"}], folder)
+
+
+def test_sweeps_that_end_at_the_same_moment(tmp_path):
+    """None replaces the table of another: each file has the jobs of the sweep that was told its name."""
+    sweeps = 8
+    begin = multiprocessing.Manager().Barrier(sweeps)
+    with ProcessPoolExecutor(sweeps, mp_context=multiprocessing.get_context("fork")) as pool:
+        files = list(pool.map(_end_of_a_sweep, range(sweeps), [tmp_path] * sweeps, [begin] * sweeps))
+    assert [sweep_table._jobs_in(file) for file in files] == [{f"seed{seed}"} for seed in range(sweeps)]
+    assert {path.name for path in tmp_path.iterdir()} == {file.name for file in files}
 
 
 def table(folder):

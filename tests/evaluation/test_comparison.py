@@ -228,6 +228,8 @@ def test_radii_of_the_data_are_written_as_its_configuration_has_them():
     assert written_radii(one)(DELTA / 4) == "2/255"
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_figures_are_the_same_files_again(two, tmp_path):
     """As PNG, PDF and SVG, and nothing in them tells the time."""
     for name in ("one", "again"):

@@ -50,6 +50,8 @@ def measured(model, folder, *overrides, ball=BALL, n=120):
 
 @pytest.mark.parametrize("overrides", [[], ["distances.effort=quick"], ["distances.steps=60", "first_order.p=[1.5,2]"]])
 @pytest.mark.parametrize("name", networks())
+@pytest.mark.slow
+@pytest.mark.covers
 def test_default_run_costs_twice_its_distances(name, overrides, tmp_path, capsys):
     model, n = networks()[name], 10
     with PassCounter(model) as counter:
@@ -87,6 +89,8 @@ def test_passes_are_those_of_all_ranks_and_of_killed_runs(tmp_path):
     assert [again, *on_ranks(2, work, model)] == [alone] * 3
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_grid_and_former_names_are_what_they_were(tmp_path):
     """The rows of the default are among those of the grid in all but the effort; `poster.*` gives the whole grid."""
     model, effort = reference_network("adversarial"), ["distances.steps=3"]

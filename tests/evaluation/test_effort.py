@@ -83,6 +83,8 @@ def test_flips_of_every_round_are_kept(tmp_path, ball):
 
 
 @pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
+@pytest.mark.slow
+@pytest.mark.covers
 def test_ranks_agree_with_one_process(tmp_path, ball):
     def work(reducer, model):
         ours = Engine(model, batches(), PieceStore(tmp_path / "two", {}), reducer=reducer)

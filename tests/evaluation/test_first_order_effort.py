@@ -34,6 +34,8 @@ def pairs(folder, losses, orders, deltas, steps):
     ("losses", "orders", "deltas"),
     [(("redlr",), (2.0,), (0.1,)), (("ce", "redlr"), (2.0,), (0.05, 0.1)), (("ce",), (1.5, 2.0), (0.1,))],
 )
+@pytest.mark.slow
+@pytest.mark.covers
 def test_rows_take_the_passes_that_there_are_and_no_more(tmp_path, losses, orders, deltas):
     balls = len(orders) * len(deltas)
     spent = N * (len(losses) * (2 + balls * (ENOUGH_STEPS + 3)) + 0.5)

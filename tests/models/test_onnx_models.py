@@ -55,6 +55,8 @@ def small_file(tmp_path_factory):
 
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("kind", ["small_cnn", "batch norm"])
+@pytest.mark.slow
+@pytest.mark.covers
 def test_the_same_logits_and_gradients(kind, new, tmp_path):
     network = made(kind)
     found = onnx_model(exported(network, tmp_path / "net.onnx", new=new), SHAPE).eval()

@@ -33,6 +33,8 @@ def test_the_loss_is_that_of_noisy_images():
     assert result.adv_logits is None
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_a_network_that_was_trained_on_noise_is_certified_farther():
     """Two classes, one blob each; a weak feature separates them without noise and does not with it."""
     generator = torch.Generator().manual_seed(0)

@@ -38,6 +38,8 @@ def test_a_radius_that_is_too_large_is_counted(monkeypatch):
     assert rows["ibp"].above == 0
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_images_without_an_exact_radius_are_left_out_and_counted(monkeypatch):
     class Unfinished:
         def __init__(self, **options):

@@ -81,6 +81,8 @@ def test_seconds_of_a_step_by_hand():
     assert alone.seconds == alone.compute == found.compute
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_command(capsys):
     keys = ["model=resnet18", "data=imagenet", "data.root=nowhere", "method=pgd_at"]
     one, eight = cost_model.main([*keys, "--devices", "1,8", "--flops", "1e14", "--batch", "64"])

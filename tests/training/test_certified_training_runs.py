@@ -50,6 +50,8 @@ def fit(folder, epochs, ckpt_path=None, delta=0.1, **kwargs):
     return module, door
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
     whole, door = fit(tmp_path / "whole", 4)
     half, _ = fit(tmp_path / "half", 2)
@@ -164,6 +166,8 @@ class KeepWeights(Callback):
 
 
 @pytest.mark.parametrize("group", [512, 20])
+@pytest.mark.slow
+@pytest.mark.covers
 def test_certified_accuracy_is_that_of_the_averaged_weights(monkeypatch, group):
     monkeypatch.setattr(CertifiedGroups.__init__, "__defaults__", (group,))
     module = classifier(relu_network(), objective=Ibp(**THREAT), optimizer=partial(torch.optim.Adam, lr=0.01))

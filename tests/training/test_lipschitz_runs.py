@@ -32,6 +32,8 @@ def fit(folder, epochs, ckpt_path=None, **kwargs):
     return module, door
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
     whole, door = fit(tmp_path / "whole", 6)
     half, _ = fit(tmp_path / "half", 3)

@@ -180,6 +180,8 @@ def test_warmup_leaves_the_judge_alone():
         BoundaryAttack,
     ],
 )
+@pytest.mark.slow
+@pytest.mark.covers
 def test_warmup_moves_the_images_less(kind):
     attack = kind(p=INF, norm=INF, delta=0.1, steps=2)
     callbacks = [DistributionalAdversary(attack, val_attack=None, first_order=None), RadiusWarmup(4)]

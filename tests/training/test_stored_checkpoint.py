@@ -112,6 +112,8 @@ def test_a_stored_checkpoint_is_resumed_as_the_same_configuration(tmp_path):
         assert {row["epoch"] for row in csv.DictReader(file)} == {"2", "3"}
 
 
+@pytest.mark.slow
+@pytest.mark.covers
 def test_a_run_starts_from_a_stored_checkpoint(tmp_path):
     done = call(
         "train", *SAME, "trainer.max_epochs=1", f"finetune.ckpt_path={STORED}", "optimizer.lr=0",

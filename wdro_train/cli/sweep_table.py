@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 import traceback
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,15 @@ from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.seeds import SeedGroup, seed_groups
 from wdro_train.cli.sweep_progress import SweepProgress
 from wdro_train.config import latest, new_folders, run_folders, slurm
+from wdro_train.config.file_lock import lock_file
 from wdro_train.config.run_folders import ERROR_FILE, METRICS_FILE, REPORT_FILE
 from wdro_train.utils import interruption
-from wdro_train.utils.files import write_csv, write_json, write_text
+from wdro_train.utils.files import cannot_write, write_csv, write_json, write_text
 
 _SWEEP, _SEEDS = "sweep", "seeds"
 TABLE_FILE = f"{_SWEEP}.csv"
 _OFFLINE = "wandb/offline-run-*"
+_PATIENCE = 60.0  # seconds that a sweep waits for another one, which writes a table of a few lines
 
 JobRow = dict[str, str]
 
@@ -251,14 +256,36 @@ def _show_seeds(groups: list[SeedGroup], columns: list[str], path: Path) -> None
 
 
 def _write_table(rows: list[JobRow], folder: Path) -> Path:
-    """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced."""
+    """Write `sweep.csv`, or the first free `sweep-1.csv`: only a table whose jobs have all run again is replaced.
+
+    Sweeps that end in one folder at the same moment choose one after the other.
+    """
     jobs_here = {row["job"] for row in rows}
     path, number = folder / TABLE_FILE, 0
-    while path.is_file() and not _jobs_in(path) <= jobs_here:
-        number += 1
-        path = folder / f"{Path(TABLE_FILE).stem}-{number}.csv"
-    write_csv(path, rows)
+    with _alone(folder):
+        while path.is_file() and not _jobs_in(path) <= jobs_here:
+            number += 1
+            path = folder / f"{Path(TABLE_FILE).stem}-{number}.csv"
+        write_csv(path, rows)
     return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other sweep choose the name of its table in this folder meanwhile, unless it has done so for a minute."""
+    lock = folder / f".{_SWEEP}.lock"
+    try:
+        handle = lock_file(lock, _PATIENCE)
+    except OSError as error:
+        raise cannot_write(lock, error, "hydra.sweep.dir") from error
+    if handle is None:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before the lock is given back, so that nobody gets one on a file that is gone
+        os.close(handle)
 
 
 def _jobs_in(path: Path) -> set[str]:
