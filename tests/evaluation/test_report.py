@@ -24,6 +24,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from in_process import only_png
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from oracles import reference_images, reference_network
 from shell import ROOT, digits, run, wandb_history
 
@@ -483,7 +484,7 @@ def test_nothing_sticks_out(report, enclosed):
             matplotlib_figures.convergence,
         ):
             figure = draw(with_rounds(one))
-            figure.canvas.draw()
+            FigureCanvasAgg(figure).draw()  # and with it the layout
             box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
             assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, draw.__name__
 

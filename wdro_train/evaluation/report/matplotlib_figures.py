@@ -139,7 +139,7 @@ def convergence(report: Report) -> Figure:
             ax.plot(passes, accuracies, "o-", markersize=3, color=colour(k), label=_plain(model["name"]))
     where = _ball(report, report["models"][0]["worst_case"])
     ax.set(xlabel="passes (forward and backward) an image", ylabel=f"accuracy left in {where}")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     _legend(figure, [ax])
     return figure
 
