@@ -189,7 +189,8 @@ def ratios(report: Report) -> Figure:
         ax.set(xlabel=r"ratio $R = A_\delta / A$ (attack: an upper bound)", ylabel="bounds on the ratio $R$")
         title = f"{fields.loss_name(loss)}, {fields.upsilon_name(report)}, {_norm(report['threat']['norm'])}"
         alone = len(report["models"]) == 1
-        ax.set_title(f"{_plain(report['models'][0]['name'])}\n{title}" if alone else title, fontsize=9)
+        lines = [_plain(report["models"][0]["name"]), title] if alone else [title]
+        ax.set_title("\n".join(textwrap.fill(line, 64) for line in lines), fontsize=9)
     _legend(figure, panels)
     return figure
 
