@@ -256,6 +256,20 @@ def test_other_layers_are_named(layer, named):
         LinearRelaxation(norm=2)(net, x, y)
 
 
+def test_of_a_whole_network_a_refusal_shows_the_name_alone():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(30)])
+
+        def forward(self, x):
+            return self.layers(x.flatten(1))
+
+    x = torch.rand(2, 1, 2, 2)
+    with pytest.raises(UserError, match=r"layer model \(Network\) on input .* choose alpha_crown, crown_ibp or ibp"):
+        LinearRelaxation(norm=2)(Network(), x, torch.tensor([0, 1]))
+
+
 def test_hooks_are_noticed():
     x, y = random_batch(2)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
