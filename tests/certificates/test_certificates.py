@@ -15,6 +15,7 @@ from torch import nn
 from wdro_train.attacks import WPGD
 from wdro_train.attacks.minimal_distance import MinimalDistance
 from wdro_train.certificates import LinearRelaxation, RandomizedSmoothing
+from wdro_train.certificates.affine_pieces import AffinePieces
 from wdro_train.certificates.relaxation import BOUNDS
 from wdro_train.certificates.relaxed_network import RelaxedNetwork
 from wdro_train.models import Normalize, small_cnn
@@ -254,6 +255,22 @@ def test_other_layers_are_named(layer, named):
     net(x)
     with pytest.raises(UserError, match=named):
         LinearRelaxation(norm=2)(net, x, y)
+
+
+def test_of_a_whole_network_a_refusal_shows_the_name_alone():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(30)])
+
+        def forward(self, x):
+            return self.layers(x.flatten(1))
+
+    x = torch.rand(2, 1, 2, 2)
+    with pytest.raises(UserError, match=r"layer model \(Network\) on input .* choose alpha_crown, crown_ibp or ibp"):
+        LinearRelaxation(norm=2)(Network(), x, torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=r"layer model \(Network\) has no exact encoding"):
+        AffinePieces(Network())
 
 
 def test_hooks_are_noticed():

@@ -60,6 +60,21 @@ def test_whatever_the_steps_no_point_has_a_smaller_margin(seed, radius, steps):
     assert (margin(net(points.flatten(0, 1)), y.repeat(len(points))).view(-1, 6).amin(0) >= found - 1e-12).all()
 
 
+def test_margins_that_better_boxes_alone_close_need_no_slopes():
+    """Seed and radius at which no rival is left once the boxes of hidden layers are improved."""
+    net = perceptron(155)
+    x = torch.rand(1, 2, dtype=torch.float64)
+    y = net(x).argmax(1)
+    with torch.no_grad():
+        found = OptimisedNetwork(net, x, torch.float64, math.inf, (8,)).margins(x, y, radii(0.5)[:1])
+        looser = RelaxedNetwork(net, x, torch.float64).margins(x, y, radii(0.5)[:1])
+        corners = torch.rand(1000, 2, dtype=torch.float64).round()
+        points = (x + torch.rand(1000, 2, dtype=torch.float64) - 0.5).clamp(0, 1)
+        for candidates in (points, (x + corners - 0.5).clamp(0, 1)):
+            assert margin(net(candidates), y.expand(1000)).amin() >= found
+    assert looser <= 0 < found
+
+
 def test_given_radii_are_those_of_the_largest_one():
     net = perceptron(3).float()
     x = torch.rand(12, 2)

@@ -89,6 +89,14 @@ def whole():
         return compose("train")
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown_ibp", "sabr"])
+def test_certified_training_takes_every_order(method, configure):
+    """No attack is run, so that none may refuse p = 1, of which the knapsack over certified radii knows the value."""
+    cfg = configure(f"method={method}", "attack.p=1", "attack.delta=0.05")
+    assert instantiate(cfg.attack).ball.p == 1
+    assert instantiate(cfg.objective).ball.p == 1
+
+
 def test_every_group_is_covered():
     groups = {group for group, _ in OPTIONS}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - UNBUILT

@@ -69,6 +69,14 @@ def test_what_stands_in_the_lines():
     assert second.strip() == "loss 0.5940"
 
 
+def test_bounds_are_rounded_away_from_the_claim_while_a_run_goes_on():
+    """To the nearest, 0.28818.. certified would claim too much, and 0.09444.. as an upper bound too little."""
+    values = {"clean": 83 / 288, "worst case": 34 / 360, "certified": 83 / 288 - 1e-5}
+    _, second = (line.plain for line in drawn(Progress("training", values=values), 80))
+    assert second.strip() == "clean 0.2882  worst case 0.0945  certified 0.2881"
+    assert progress._named(values) == ["clean 0.2882", "worst case 0.0945", "certified 0.2881"]
+
+
 def test_of_a_sweep_the_time_left_is_that_of_all_jobs():
     """Two jobs have taken 60 seconds; the third of five needs another 10, and two follow."""
     job = SweepJob(3, 5, "seed=2", alone=True, each=30.0)

@@ -69,3 +69,11 @@ def test_and_notices_that_it_was_replaced(tmp_path):
     with pytest.warns(UserWarning, match=r"best\.ckpt, has been replaced by another epoch; the best epoch from now on"):
         best = fitted_in(tmp_path, [0.5, 0.9, 0.1, 0.7], tmp_path / "last.ckpt")
     assert float(best.best_model_score) == pytest.approx(0.7)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("scores", "best"), [([0.0, 0.0, 0.0], 2), ([0.0, 0.0, 0.3, 0.3], 2), ([0.2, 0.0, 0.0], 0)])
+def test_while_nothing_is_certified_the_latest_epoch_is_kept(tmp_path, scores, best):
+    """Not the first, which is trained least; above 0 the first of equals stays."""
+    assert fitted_in(tmp_path, scores)._best_epoch == best
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wdro_train.certificates.reading import PASSING, computes, copied, flattened
+from wdro_train.certificates.reading import PASSING, computes, copied, described, flattened
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -34,7 +34,7 @@ class AffinePieces:
                 self.pieces[-1].append(_bare(layer))
             else:
                 raise UserError(
-                    f"layer {name or 'model'} ({layer}) has no exact encoding; certificate.method=exact takes an "
+                    f"{described(name, layer)} has no exact encoding; certificate.method=exact takes an "
                     "nn.Sequential of Linear, Conv2d, ReLU, Flatten, AvgPool2d, BatchNorm, Dropout, Identity and "
                     "Normalize, certificate.method=ibp other networks, too"
                 )

@@ -37,6 +37,7 @@ class BoxInterpreter(fx.Interpreter):
         graph = traced(model if dtype is None else copied(model, dtype).requires_grad_(False))
         # The graph's module has tensors of its own, which do not follow when the network moves to another device.
         super().__init__(model if dtype is None else graph, graph=graph.graph)
+        self.extra_traceback = False  # refusals are sentences of their own
         self._dtype = dtype
         self.graph_module, self._last = graph, _last_linear(graph)
 
@@ -102,8 +103,9 @@ def _cast(value: Any, before: torch.dtype | None, after: torch.dtype | None) -> 
 
 def _refused(graph: fx.GraphModule, node: fx.Node) -> UserError:
     what = _operation(graph, node)
+    name = f"layer {node.target}" if node.op == "call_module" else node.name
     return UserError(
-        f"{node.name} ({getattr(what, '__name__', what)}) of the network has no interval bounds; certify a network of "
+        f"{name} ({getattr(what, '__name__', what)}) of the network has no interval bounds; certify a network of "
         "affine layers, monotone activations, pooling, additions and changes of shape"
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wdro_train.certificates.forms import Form, Pair, flat
-from wdro_train.certificates.reading import PASSING, computes, flattened, pair
+from wdro_train.certificates.reading import PASSING, computes, described, flattened, pair
 from wdro_train.models.layers import Normalize
 from wdro_train.utils.errors import UserError
 
@@ -72,8 +72,9 @@ def segments(model: nn.Module, shape: Shape, like: Tensor) -> list[Segment]:
 
 def _unknown(name: str, layer: nn.Module, shape: Shape) -> UserError:
     return UserError(
-        f"layer {name or 'model'} ({layer}) on input of shape {list(shape)} has no linear relaxation; certify an "
-        "nn.Sequential of Linear, Conv2d, ReLU, Flatten, AvgPool2d, BatchNorm, Dropout, Identity and Normalize"
+        f"{described(name, layer)} on input of shape {list(shape)} has no linear relaxation; certify an "
+        "nn.Sequential of Linear, Conv2d, ReLU, Flatten, AvgPool2d, BatchNorm, Dropout, Identity and Normalize, or "
+        "choose alpha_crown, crown_ibp or ibp, which read a network from its graph"
     )
 
 

@@ -95,6 +95,8 @@ class OptimisedNetwork:
         logits, by_intervals = relaxed_logits(self._network, x, y, radii, self.norm, tighten)
         known = torch.maximum(differences, by_intervals).scatter(1, y[:, None], torch.inf)
         most = int((known <= enough[:, None]).sum(1).amax())
+        if not most:  # the better boxes alone have closed every margin
+            return known.scatter(1, y[:, None], 0.0)
         rivals = known.argsort(1)[:, :most]  # for each image those that are farthest from being certified
         rows = difference_rows(y, known.shape[1], x)[rivals.T, torch.arange(len(x), device=x.device)]
         bounds = optimised_bounds(logits.tape, logits.value, rows, steps, enough)

@@ -123,6 +123,18 @@ def called(name: str, layer: nn.Module) -> str:
     return f"layer {name or 'model'} ({type(layer).__name__})"
 
 
+def described(name: str, layer: nn.Module) -> str:
+    """What a refusal calls a layer whose options matter: with them, but a network of layers by its class alone.
+
+    Args:
+        name: Inside the network; empty for the network itself.
+        layer: The layer.
+    """
+    if next(layer.children(), None) is not None:
+        return called(name, layer)
+    return f"layer {name or 'model'} ({layer})"
+
+
 def pair(value: int | tuple[int, ...]) -> Pair:
     """Height and width of an option of a layer.
 

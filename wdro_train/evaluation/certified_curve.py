@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.certificates import (
     Certificate,
     ExactRobustness,
@@ -76,6 +78,25 @@ def make_certificate(
     if norm != 2:
         raise UserError(f"smoothing certifies the l_2 norm, not l_{norm:g}; choose attack.norm=2, or crown")
     return RandomizedSmoothing(sigma=sigma, total_images=images, n=samples, alpha=alpha, batch_size=batch_size)
+
+
+def require_covered(certificate: Certificate, model: nn.Module, x: Tensor) -> None:
+    """Refuse a network that a certificate does not cover, before distances are searched, which may take hours.
+
+    A misclassified image has radius 0, so with a label that is not the network's answer the network is read and no
+    radius is searched.
+
+    Args:
+        certificate: Is to certify the whole set.
+        model: The network.
+        x: Images in [0, 1], of which one is looked at, shape [B, ...].
+
+    Raises:
+        UserError: A part of the network that is not covered, named.
+    """
+    with attack_mode(model), torch.no_grad():
+        logits = forward(model, x[:1])
+    certificate(model, x[:1], (logits.argmax(1) + 1) % logits.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,6 +196,24 @@ class Square(Measurement):
         return warning_signs.black_box_wins(evidence.curve_of_own_attacks, flips, evidence.ball.delta)
 
 
+def chosen_certificate(cfg: DictConfig, ball: WassersteinBall, images: int) -> Certificate | None:
+    """What `certificate` of `conf/evaluate.yaml` asks for; None for nothing.
+
+    Args:
+        cfg: The composed configuration.
+        ball: The threat.
+        images: Number of images of the set.
+
+    Raises:
+        UserError: Radii that cannot be read, or a certificate that does not exist.
+    """
+    if cfg.certificate is None or cfg.certificate.method is None:
+        return None
+    radii = cfg.certificate.radii
+    given = {**cfg.certificate, "radii": None if radii is None else parsed(radii, "certificate.radii", [])}
+    return make_certificate(**given, norm=ball.norm, images=images, batch_size=cfg.batch_size)
+
+
 def chosen_measurements(
     cfg: DictConfig, ball: WassersteinBall, images: int, tell: Callable[[str], None]
 ) -> list[Measurement]:
@@ -214,11 +232,8 @@ def chosen_measurements(
         UserError: A number that cannot be read, a grid without entries, or a certificate that does not exist.
     """
     chosen: list[Measurement] = []
-    sure: Certificate | None = None
-    if cfg.certificate is not None and cfg.certificate.method is not None:
-        radii = cfg.certificate.radii
-        given = {**cfg.certificate, "radii": None if radii is None else parsed(radii, "certificate.radii", [])}
-        sure = make_certificate(**given, norm=ball.norm, images=images, batch_size=cfg.batch_size)
+    sure = chosen_certificate(cfg, ball, images)
+    if sure is not None:
         first = sure.relaxation if isinstance(sure, ExactRobustness) else sure
         chosen.append(Certified(first, cfg.certificate.method))
     chosen.append(Randomness())

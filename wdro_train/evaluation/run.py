@@ -11,10 +11,12 @@ from torch import Tensor
 from wdro_train.attacks.network_check import PROBED_IMAGES, check_network
 from wdro_train.data import ImageSet
 from wdro_train.evaluation.array_batches import ArrayBatches
+from wdro_train.evaluation.certified_curve import require_covered
 from wdro_train.evaluation.choices import chosen_arithmetic, chosen_grid, chosen_networks, open_store
 from wdro_train.evaluation.effort import chosen_effort
 from wdro_train.evaluation.judge import measure_network
 from wdro_train.evaluation.judged_images import JudgedImages
+from wdro_train.evaluation.measurements import chosen_certificate
 from wdro_train.evaluation.networks import JudgedNetwork
 from wdro_train.evaluation.report import build, terminal
 from wdro_train.evaluation.report.publish import publish
@@ -44,6 +46,9 @@ def evaluate(cfg: DictConfig) -> float:
         for network in networks:
             x = _check(network, images.beginning(network), fabric)
             model = network.model if cfg.expectation == 1 else ExpectedLogits(network.model, cfg.expectation)
+            certificate = chosen_certificate(cfg, ball, len(x))
+            if certificate is not None:
+                require_covered(certificate, model, x)
             judged.append((network, model, arithmetic.network(model, x)))
         for network, model, fast in judged:
             stores.append(open_store(cfg, model, fabric))

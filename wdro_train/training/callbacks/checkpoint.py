@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from wdro_train.training.resuming import set_aside
 
@@ -23,6 +24,9 @@ class RunCheckpoint(ModelCheckpoint):
     folder are ever replaced. Where the best so far was measured otherwise, and so is not this run's, its file is given
     another name before this run writes one. Use one callback with `monitor` for the best epoch and one without for the
     last: Lightning's `save_last` skips epochs that are not among the best.
+
+    While an accuracy that chooses is 0, as certified accuracies are at first, every epoch is as good, and the latest is
+    kept, not the one that was trained least.
 
     Args:
         dirpath: The folder.
@@ -69,6 +73,18 @@ class RunCheckpoint(ModelCheckpoint):
                 self._restored, self._best_epoch = True, state_dict.get("best_epoch")
             else:
                 rank_zero_warn(f"the best checkpoint so far, {best}, {reason}; the best epoch from now on is kept")
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether an epoch is to be kept.
+
+        Args:
+            trainer: Of the run.
+            current: The value that chooses, of this epoch.
+        """
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        nothing_yet = self.mode == "max" and self.save_top_k == 1 and self.best_model_score is not None
+        return nothing_yet and current is not None and float(current) == float(self.best_model_score or 0.0) == 0.0
 
     def _missing(self, best: str, state_dict: dict[str, Any]) -> str | None:
         """Why a file is not the epoch that was the best one; None if it is."""
