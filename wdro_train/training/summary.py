@@ -132,7 +132,7 @@ def present(summary: TrainingSummary, folder: Path, *, verbose: bool = False) ->
     keys = _published(stages.values())
     if verbose:
         keys += [key for values in stages.values() for key in values if key not in keys]
-    rows = [[key, *(_rounded(key, values.get(key)) for values in stages.values())] for key in dict.fromkeys(keys)]
+    rows = [[key, *(tables.logged(key, values.get(key)) for values in stages.values())] for key in dict.fromkeys(keys)]
     run_output.say(
         f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; "
         f"best epoch {summary.epoch + 1} of {summary.epochs}",
@@ -151,15 +151,6 @@ def _published(stages: Iterable[Mapping[str, float]]) -> list[str]:
     found = {key for values in stages for key in values}
     ratio = "worst_ratio" if "worst_ratio" in found else "ratio"
     return [key for key in ("clean_acc", "adv_acc", "worst_acc", ratio, "certified_acc") if key in found]
-
-
-def _rounded(key: str, value: float | None) -> str:
-    """A value with four decimals: upper bounds are not rounded down, and lower bounds not up."""
-    if value is None:
-        return "-"
-    if key in ("worst_acc", "worst_ratio"):
-        return tables.rounded_up(value)
-    return tables.rounded_down(value) if key.startswith("certified") else tables.four_decimals(value)
 
 
 def _effort(callbacks: Iterable[L.Callback], tested: Mapping[str, float] | None) -> str | None:
