@@ -245,7 +245,7 @@ def test_the_line_of_a_job():
 
 
 def test_bounds_of_a_sweep_are_rounded_to_their_side(capsys):
-    """As in the table of a run: a guarantee of 0.12349 is none of 0.1235, and an upper bound of 0.42221 is above 0.4222."""
+    """As in the table of a run: what guarantees 0.12349 does not guarantee 0.1235, and 0.42221 is more than 0.4222."""
     key, other = "test/worst_acc", "val/certified_acc"
     progress = SweepProgress.of(sweep("seed=0,1"))
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.config.typed_command import typed_command
 from wdro_train.data import ImageDataModule
 from wdro_train.training import run_output
 from wdro_train.training.callbacks import DistributionalAdversary, ValidationHistory
@@ -29,7 +29,7 @@ class TrainingSummary:
     """The content of `metrics.json`.
 
     Attributes:
-        command: As it was typed.
+        command: As it was typed; in a sweep with the job behind it.
         seed: Of the run.
         threat: p, norm and radius that were trained and judged against.
         epoch: The best epoch, from 0.
@@ -104,7 +104,7 @@ def conclude(
         trainer.test(module, datamodule=data, verbose=False)
         tested = _values(trainer, "test/")
     return TrainingSummary(
-        command=" ".join(sys.argv),
+        command=typed_command(),
         seed=cfg.seed,
         threat={key: cfg.attack.get(key) for key in ("p", "norm", "delta")},
         epoch=epoch,

@@ -17,8 +17,8 @@ class LearningRate(L.Callback):
     def __init__(self) -> None:
         self._rate: float | None = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the rate of the step that follows; after an epoch's last one Lightning has set that of the next epoch."""
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, index: int) -> None:
+        """Note the rate of the step that follows: after an epoch's last one Lightning has set that of the next."""
         if trainer.optimizers:
             self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
