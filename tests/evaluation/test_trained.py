@@ -68,7 +68,7 @@ def test_a_run_and_its_checkpoint_are_the_same_network_ready_to_classify(run, mo
     monkeypatch.setattr(ImageDataModule, "setup", lambda *_: pytest.fail("no data are needed"))
     x, _ = digits(20)
     expected = load_network(STORED).model(x)
-    for path in (run, run / "checkpoints/best.ckpt", str(run)):
+    for path in (run, run / "checkpoints", run / "checkpoints/best.ckpt", str(run)):
         network = wdro_train.load(path)
         assert not any(module.training for module in network.modules())
         assert torch.equal(network(x), expected)

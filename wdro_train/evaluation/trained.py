@@ -111,7 +111,7 @@ def load(
     `wdro_train.config.constructors` lists, or that `allowed` names.
 
     Args:
-        path: The folder of a run (its best epoch), a checkpoint, or a folder that `wdro_train.tools.export` wrote with
+        path: The folder of a run (its best epoch) or of its checkpoints, a checkpoint, or a folder that `wdro_train.tools.export` wrote with
             weights.
         report: A `report.json` of `evaluate.py` about this network, or its folder: its figures take the place of those
             that the run measured at its end.
@@ -132,13 +132,16 @@ def load(
 def checkpoint_of(path: str | Path) -> Path:
     """The checkpoint that a path means: itself, or the best one of a run's folder, or else its last one.
 
+    The folder may also be the one inside a run's in which its checkpoints are.
+
     Raises:
         UserError: There is none.
     """
     place = Path(path)
     if place.is_file():
         return place
-    tried = [place / BEST_CHECKPOINT, place / LAST_CHECKPOINT]
+    best, last = Path(BEST_CHECKPOINT), Path(LAST_CHECKPOINT)
+    tried = [place / file for file in (best, last, best.name, last.name)]
     found = next((file for file in tried if file.is_file()), None)
     if found is None:
         what = f"no checkpoint in {place}" if place.is_dir() else f"nothing at {place}"
