@@ -133,7 +133,7 @@ def test_nearby_rounds_search_images_just_beyond_the_radius_and_no_others(s):
     model, x, y, found = searched(s)
     delta = float(found.distances[found.distances > 0].median())
     wanted, seen = Wanted(delta, delta), []
-    near = Nearby("near", (ROUNDS[0], ROUNDS[1]), band=1.3)
+    near = Nearby("near", (ROUNDS[0], ROUNDS[1]), band=1.3, most=1.0)
     beyond = (found.distances > delta) & (found.distances <= 1.3 * delta)
     assert torch.equal(near.asked(wanted, found.distances), beyond)
     handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
@@ -155,3 +155,13 @@ def test_nearby_rounds_ask_nobody_where_no_radius_is_fixed():
     distances = torch.tensor([0.0, 0.05, 0.1, 0.11, INF], dtype=torch.float64)
     for wanted in (Wanted(0.1, 0.0), Wanted(INF, 0.1)):
         assert not Nearby("near", (ROUNDS[0],)).asked(wanted, distances).any()
+
+
+def test_nearby_rounds_ask_at_most_a_share_the_nearest_ones():
+    """Of the 40 images without a flip at 0.1 at most ceil(0.06 * 40) = 3, ties in their order."""
+    distances = torch.full((42,), 0.11, dtype=torch.float64)
+    distances[:2], distances[20], distances[30] = 0.1, 0.105, 0.104
+    asked = Nearby("near", (ROUNDS[0],), most=0.06).asked(Wanted(0.1, 0.1), distances)
+    assert asked.nonzero().flatten().tolist() == [2, 20, 30]
+    assert not Nearby("near", (ROUNDS[0],), band=1.03, most=0.06).asked(Wanted(0.1, 0.1), distances).any()
+    assert Nearby("near", (ROUNDS[0],), most=1.0).asked(Wanted(0.1, 0.1), distances).sum() == 40

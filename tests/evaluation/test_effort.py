@@ -31,7 +31,7 @@ TURNS = (
         Round("random", AtRandom(), AnyRival("soft_margin"), 5, 3.0),
     ),
 )
-SHORT = UntilConverged(TURNS, budget=100.0)
+SHORT = UntilConverged(TURNS, TURNS, budget=100.0)
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
 
@@ -139,7 +139,7 @@ def test_from_python_a_threat_makes_the_search_go_on():
 
 
 def test_the_budget_ends_it(tmp_path):
-    found = UntilConverged(TURNS, tolerance=0.0, budget=30.0)(engine(tmp_path), QUICK, BALLS[1])
+    found = UntilConverged(TURNS, TURNS, tolerance=0.0, budget=30.0)(engine(tmp_path), QUICK, BALLS[1])
     assert found.capped
     assert found.rounds[-2].passes < 30.0 <= found.passes
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from in_process import only_png
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from oracles import reference_images, reference_network
 from shell import ROOT, digits, run, wandb_history
 
@@ -444,12 +445,33 @@ def test_figures_are_written(folder, report):
         assert {file.stem for file in figures.glob(f"*.{kind}")} == (files.keys() if every_format else set())
     count = len(report["models"])
     movers = {"moved_first"} if count == 1 else {f"moved_first_{k + 1}" for k in range(count)}
-    assert set(files) == {"robustness_curves", "distances", "first_order", "ratios"} | movers
+    rounds = any(len(model["distances"]["convergence"]["rounds"]) > 1 for model in report["models"])
+    further = {"convergence"} if rounds else set()
+    assert set(files) == {"robustness_curves", "distances", "first_order", "ratios"} | movers | further
     for name, file in files.items():
         picture = matplotlib.image.imread(file)
         assert 300 < picture.shape[0] < 2500, name
         assert 500 < picture.shape[1] < 3000, name
         assert picture[..., :3].std() > 0.01, name
+
+
+def with_rounds(report):
+    """The report with the rounds of a search that went on."""
+    report = copy.deepcopy(report)
+    kinds = ("minimum norm", "from the flip, margin", "elimination of rivals, from the image")
+    for k, model in enumerate(report["models"]):
+        rounds = [
+            {
+                "kind": kind,
+                "passes": 38.0 + 50 * i + k,
+                "asked": 40,
+                "improved": 3,
+                "accuracy": 0.75 - 0.01 * i - 0.1 * k,
+            }
+            for i, kind in enumerate(kinds)
+        ]
+        model["distances"]["convergence"] = {"rounds": rounds, "capped": True}
+    return report
 
 
 def test_nothing_sticks_out(report, enclosed):
@@ -459,11 +481,30 @@ def test_nothing_sticks_out(report, enclosed):
             matplotlib_figures.distance_histograms,
             matplotlib_figures.first_order,
             matplotlib_figures.ratios,
+            matplotlib_figures.convergence,
         ):
-            figure = draw(one)
-            figure.canvas.draw()
+            figure = draw(with_rounds(one))
+            FigureCanvasAgg(figure).draw()  # and with it the layout
             box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
             assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, draw.__name__
+
+
+def test_convergence_is_drawn_round_by_round(report):
+    """The lines of the file and of the page go through the rounds of the report; a single search has none."""
+    report = with_rounds(report)
+    (axes,) = matplotlib_figures.convergence(report).axes
+    assert len(axes.get_lines()) == len(report["models"])
+    page = html.render(report, [None] * len(report["models"]))
+    assert page.count("Accuracy left against the passes of the search") == len(report["models"])
+    for line, model in zip(axes.get_lines(), report["models"], strict=True):
+        rounds = model["distances"]["convergence"]["rounds"]
+        passes, accuracies = ([one[key] for one in rounds] for key in ("passes", "accuracy"))
+        assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (passes, accuracies)
+        (trace,) = plotly_figures.convergence(report, model)["data"]
+        assert (trace["x"], trace["y"]) == (passes, accuracies)
+        model["distances"]["convergence"] = {"rounds": rounds[:1], "capped": False}
+        assert plotly_figures.convergence(report, model) is None
+    assert "Accuracy left against" not in html.render(report, [None] * len(report["models"]))
 
 
 def test_curves_of_one_model_share_a_panel(enclosed):

@@ -29,6 +29,7 @@ from shell import Arrays, adversary, classifier, fitted, loader, trainer
 from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
+from wdro_train.attacks.elimination import Elimination
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.search_network import SearchArithmetic
 from wdro_train.certificates.named import named_certificate
@@ -150,8 +151,9 @@ def rounds(p, norm, device):
             fast = SearchArithmetic(channels_last=True).network(model, parts[0][0].to(place))
             store = PieceStore(folder, {"at": place.type})
             ours = Engine(model, parts, store, place, reducer=reducer, fast=fast)
-            turn = tuple(short(one) for one in chosen_effort("auto").effort.turns[0])
-            effort = UntilConverged((turn,), tolerance=1.0)  # two turns
+            auto = chosen_effort("auto").effort
+            turn, pointwise = (tuple(short(one) for one in some[0]) for some in (auto.turns, auto.pointwise_turns))
+            effort = UntilConverged((turn,), (pointwise,), tolerance=1.0)  # two turns
             found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(p, norm, 0.1))
             return found.distances, found.rivals
 
@@ -161,7 +163,9 @@ def rounds(p, norm, device):
 def short(one):
     """A further search of few steps."""
     if isinstance(one, Nearby):
-        return replace(one, rounds=tuple(short(part) for part in one.rounds), band=100.0)  # some images lie within
+        return replace(one, rounds=tuple(short(part) for part in one.rounds), band=100.0, most=1.0)  # some lie within
+    if isinstance(one, Elimination):
+        return replace(one, heats=tuple(replace(heat, steps=min(heat.steps, 11)) for heat in one.heats), rivals=2)
     return replace(one, steps=11)
 
 

@@ -47,7 +47,7 @@ class AimedSearch:
         self.flips, self.radii, self.goal = flips, radii, goal
         self.fast = flips.model if fast is None else fast
 
-    def run(self, loss: LossFunction, targets: Tensor, start: Tensor, steps: int, size: float = 1.0) -> None:
+    def run(self, loss: LossFunction, targets: Tensor, start: Tensor, steps: int, size: float = 1.0) -> Tensor:
         """One run from one start.
 
         Args:
@@ -56,6 +56,11 @@ class AimedSearch:
             start: First points, shape of the images; they are brought inside the radii.
             steps: Number of steps.
             size: First step, in units of the usual one.
+
+        Returns:
+            How close each image came to a flip: the loss at its last step, divided by the dual norm of its gradient
+            there and by the radius, shape [N]. Of a loss that is positive at flips alone this is minus the distance
+            in units of the radius at which the linearised loss flips; inf for finished images.
         """
         flips, ground = self.flips, self.flips.ground
         rows = torch.arange(len(start), device=start.device)
@@ -64,6 +69,7 @@ class AimedSearch:
         point = move(x, ground.shrink(u, ground.distances(u), radii))
         momentum, squares = torch.zeros_like(x), torch.zeros_like(x)
         nearest = flips.distances
+        closeness = torch.full_like(nearest, math.inf)
         for step in range(steps):
             here = input_gradient(self.fast, point, targets, loss, flips.batch_size)
             with torch.no_grad():
@@ -84,16 +90,20 @@ class AimedSearch:
                     direction = (momentum / (1 - _MOMENTUM**past)) / _nonzero((squares / (1 - _SQUARES**past)).sqrt())
                     u = (point + per_image(share * radii, x) * direction).clamp(0, 1) - x
                 point = move(x, ground.shrink(u, ground.distances(u), radii))
-                if step % _LOOK == _LOOK - 1:
+                if step == steps - 1:
+                    slopes = _nonzero(ground.dual_norms(here.gradient).double() * radii)
+                    closeness[rows] = torch.where(nearest > self.goal, here.losses.double() / slopes, math.inf)
+                elif step % _LOOK == _LOOK - 1:
                     open_ = nearest > self.goal
                     if not open_.all():
                         kept = (rows, x, y, targets, radii, nearest, point, momentum, squares)
                         rows, x, y, targets, radii, nearest, point, momentum, squares = (t[open_] for t in kept)
                     if not len(rows):
-                        return
+                        return closeness
         whole = flips.points.clone()
         whole[rows] = point
         flips.check(whole)
+        return closeness
 
     def _keep(
         self, rows: Tensor, point: Tensor, flipped: Tensor, nearest: Tensor, radii: Tensor

@@ -13,17 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wdro_train.attacks.aimed_search import AimedSearch
+from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, ce, dlr, margin
-
-# A flip that was meant to lie at a radius must not lie beyond it by rounding: the radius and a displacement in float32.
-_INSIDE = 1 - 1e-6
-# A flip that is known is improved upon from 2 % below: less than what a run usually gains, more than rounding.
-_BELOW = 0.98
 
 
 class Start(Protocol):
@@ -116,11 +111,19 @@ class OneRival:
 
     def __call__(self, known: NearestFlips) -> tuple[LossFunction, Tensor]:
         """See `Target`."""
-        with torch.no_grad():
-            logits = forward(known.model, known.x, known.batch_size).float()
-        rivals = logits.scatter(1, known.y[:, None], -math.inf).argsort(dim=1, descending=True)
-        rank = self.rank % (logits.shape[1] - 1)
-        return minus_margin_to_rival, torch.stack([known.y, rivals[:, rank]], dim=1)
+        rivals = rivals_by_strength(known)
+        return minus_margin_to_rival, torch.stack([known.y, rivals[:, self.rank % rivals.shape[1]]], dim=1)
+
+
+@torch.no_grad()
+def rivals_by_strength(known: NearestFlips) -> Tensor:
+    """The classes other than the label, the one with the largest logit at the image first, shape [N, m - 1].
+
+    Args:
+        known: Gives network, images and labels.
+    """
+    logits = forward(known.model, known.x, known.batch_size).float()
+    return logits.scatter(1, known.y[:, None], -math.inf).argsort(dim=1, descending=True)[:, :-1]
 
 
 @dataclass(frozen=True)
@@ -235,25 +238,12 @@ class Round:
         rows = self.asked(wanted, distances).nonzero().squeeze(1)
         if not len(rows):
             return points, distances
-        search = NearestFlips(ground, model, x[rows], y[rows], batch_size)
-        search.points, search.distances = points[rows], distances[rows]
-        radii = torch.minimum(_BELOW * search.distances, torch.full_like(search.distances, _INSIDE * wanted.reach))
-        radii = radii.clamp(max=ground.diameter(x))
-        loss, targets = self.target(search)
-        start = self.start(search, radii, generator)
-        AimedSearch(search, radii, wanted.goal, fast).run(loss, targets, start, self.steps, self.size)
-        better = (search.distances < distances[rows]).nonzero().squeeze(1)
-        if not len(better):
-            return points, distances
-        nearer = NearestFlips(ground, model, search.x[better], search.y[better], batch_size)
-        nearer.points, nearer.distances = search.points[better], search.distances[better]
-        if fast is not None and fast is not model:
-            nearer.confirm()
-        nearer.refine(near=True)
-        nearer.recheck()
-        kept = (nearer.distances < distances[rows[better]]).nonzero().squeeze(1)
+        known = NearestFlips(ground, model, x[rows], y[rows], batch_size)
+        known.points, known.distances = points[rows], distances[rows]
+        run = FurtherRun(known, wanted.reach, wanted.goal, fast)
+        run(*self.target(known), self.start(known, run.radii, generator), self.steps, self.size)
         points, distances = points.clone(), distances.clone()
-        points[rows[better[kept]]], distances[rows[better[kept]]] = nearer.points[kept], nearer.distances[kept]
+        points[rows], distances[rows] = known.points, known.distances
         return points, distances
 
 

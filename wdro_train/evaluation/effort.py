@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.nearby_rounds import Nearby
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, FurtherSearch, OneRival, Round, Wanted
+from wdro_train.attacks.rounds import FurtherSearch, Wanted
 from wdro_train.evaluation.distances import FoundDistances, find_distances, go_on
 from wdro_train.evaluation.engine import Engine
+from wdro_train.evaluation.turns import pointwise_turns, turns
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
@@ -61,21 +61,24 @@ class UntilConverged:
 
     Attributes:
         turns: The kinds of each turn; after the last one they begin again, with other random numbers.
+        pointwise_turns: The same at p = inf, where it matters alone whether an image has a flip within the radius.
         tolerance: In units of accuracy.
         budget: Passes an image of the set after which no further round begins.
     """
 
     turns: tuple[tuple[FurtherSearch, ...], ...]
+    pointwise_turns: tuple[tuple[FurtherSearch, ...], ...]
     tolerance: float = TOLERANCE
     budget: float = BUDGET
 
     def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
         """See `Effort`."""
         found = _with_accuracy(find_distances(engine, attack), ball)
+        kinds = self.pointwise_turns if math.isinf(ball.p) else self.turns
         turn, quiet = 0, 0
         while quiet < 2:
             before = found.rounds[-1].accuracy
-            for one in self.turns[turn % len(self.turns)]:
+            for one in kinds[turn % len(kinds)]:
                 wanted = still_wanted(found.curve, ball)
                 if wanted.reach <= 0 or not wanted.asked(torch.from_numpy(found.distances)).any():
                     return found
@@ -111,29 +114,6 @@ def still_wanted(curve: RobustnessCurve, ball: WassersteinBall) -> Wanted:
     return Wanted(reach=math.inf, goal=float(finite.max(initial=0.0)))
 
 
-def _rounds(steps: int) -> tuple[tuple[FurtherSearch, ...], ...]:
-    """The rounds of `auto` and `publish`, with which docs/results/distances_effort.md was measured."""
-    flip = Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
-    image = Round("from the image, softened margin", AtTheImage(), AnyRival("soft_margin"), steps, 3.0)
-    first = Round("from the image, 1st rival", AtTheImage(), OneRival(0), steps, 3.0)
-    second = Round("from the image, 2nd rival", AtTheImage(), OneRival(1), steps, 3.0)
-    third = Round("from the image, 3rd rival", AtTheImage(), OneRival(2), steps, 3.0)
-    entropy = Round("from a random point, cross-entropy", AtRandom(), AnyRival("ce"), steps, 3.0)
-    ratio = Round("from a random point, DLR", AtRandom(), AnyRival("dlr"), steps, 3.0)
-    noise = Round("from a random point, softened margin", AtRandom(), AnyRival("soft_margin"), steps, 3.0)
-    margin = Round("from a random point, margin", AtRandom(), AnyRival("margin"), steps, 1.0)
-    rival = Round("from a random point, 3rd rival", AtRandom(), OneRival(2), steps, 3.0)
-    near = Nearby(
-        "just beyond the radius, ten kinds",
-        (flip, image, first, second, third, noise, entropy, ratio, margin, rival),
-    )
-    return (
-        (near, flip, image, second, noise),
-        (near, flip, first, third, entropy),
-        (near, flip, ratio, second, noise),
-    )
-
-
 @dataclass(frozen=True)
 class ChosenEffort:
     """An effort by its name, or by numbers.
@@ -158,10 +138,12 @@ class ChosenEffort:
 
 _FIRST = {"steps": 30, "restarts": 1, "targets": 0}
 _EFFORTS = {
-    "auto": ChosenEffort("auto", _FIRST, UntilConverged(_rounds(30))),
+    "auto": ChosenEffort("auto", _FIRST, UntilConverged(turns(30), pointwise_turns(30))),
     "quick": ChosenEffort("quick", _FIRST, FirstSearch()),
     "publish": ChosenEffort(
-        "publish", {"steps": 50, "restarts": 2, "targets": 3}, UntilConverged(_rounds(100), budget=10 * BUDGET)
+        "publish",
+        {"steps": 50, "restarts": 2, "targets": 3},
+        UntilConverged(turns(100), pointwise_turns(100), budget=10 * BUDGET),
     ),
 }
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from wdro_train.evaluation.report import fields
+from wdro_train.evaluation.report import fields, search
 from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
 from wdro_train.evaluation.report.image_pairs import Pairs
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, PosterRow, Report, WorstCaseBlock
@@ -46,6 +46,8 @@ def write(report: Report, pictures: Sequence[Pairs | None], folder: Path) -> lis
         "robustness_curves": robustness_curves(report),
         "distances": distance_histograms(report),
     }
+    if any(search.convergence_line(model)[0] for model in report["models"]):
+        figures["convergence"] = convergence(report)
     if fields.losses(report):
         figures["first_order"] = first_order(report)
         figures["ratios"] = ratios(report)
@@ -125,6 +127,20 @@ def distance_histograms(report: Report) -> Figure:
             f"{_plain(model['name'])}\n{found['misclassified']} misclassified, {found['not_flipped']} not flipped",
             fontsize=9,
         )
+    return figure
+
+
+def convergence(report: Report) -> Figure:
+    """How far the accuracy in the ball of the threat fell while flips were searched: a line a model, a dot a round."""
+    figure, (ax,) = _panels(1)
+    for k, model in enumerate(report["models"]):
+        passes, accuracies = search.convergence_line(model)
+        if passes:
+            ax.plot(passes, accuracies, "o-", markersize=3, color=colour(k), label=_plain(model["name"]))
+    where = _ball(report, report["models"][0]["worst_case"])
+    ax.set(xlabel="passes (forward and backward) an image", ylabel=f"accuracy left in {where}")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _legend(figure, [ax])
     return figure
 
 

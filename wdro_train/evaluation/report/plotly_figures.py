@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from wdro_train.evaluation.report import fields
+from wdro_train.evaluation.report import fields, search
 from wdro_train.evaluation.report.fields import colour, column, to_float, to_floats
 from wdro_train.evaluation.report.schema import CurveBlock, ModelReport, Report
 from wdro_train.evaluation.report.sentences import written_radii
@@ -59,6 +59,19 @@ def distance_histogram(report: Report, model: ModelReport) -> Plot:
             {"type": "line", "x0": marginal, "x1": marginal, "y0": 0, "y1": 1, "yref": "paper", "line": line}
         ]
     return {"title": model["name"], "data": [bars], "layout": layout}
+
+
+def convergence(report: Report, model: ModelReport) -> Plot | None:
+    """Accuracy left in the ball of the threat against the passes of the search, a dot a round; None for one search."""
+    passes, accuracies = search.convergence_line(model)
+    if not passes:
+        return None
+    line = _trace(passes, accuracies, model["name"], mode="lines+markers", line={"color": colour(0)})
+    worst = model["worst_case"]
+    where = f"{_order(worst['p'])}, δ = {written_radii(report)(worst['delta'])}"
+    layout = _layout("passes (forward and backward) an image", f"accuracy left in {where}") | {"showlegend": False}
+    layout["yaxis"]["tickformat"] = ".1%"
+    return {"title": model["name"], "data": [line], "layout": layout}
 
 
 def first_order(report: Report, model: ModelReport) -> list[Plot]:

@@ -40,6 +40,14 @@ def convergence_rows(model: ModelReport) -> list[list[Any]]:
     return [head, *rows] if len(rows) > 1 else []
 
 
+def convergence_line(model: ModelReport) -> tuple[list[float], list[float]]:
+    """Passes an image so far, and the accuracy left in [0, 1], after each round; empty where there was one search."""
+    rounds = _rounds(model)
+    if len(rounds) < 2:
+        return [], []
+    return [float(one["passes"]) for one in rounds], [float(one["accuracy"]) for one in rounds]
+
+
 def _rounds(model: ModelReport) -> list[Any]:
     found = model["distances"].get("convergence")
     return [] if found is None else list(found["rounds"])

@@ -1,0 +1,77 @@
+"""Which rounds of further search `distances.effort=auto` and `publish` go through, turn by turn.
+
+docs/results/distances_effort.md compares them with AutoAttack, with exact values and with others that were tried.
+"""
+
+from __future__ import annotations
+
+from wdro_train.attacks.elimination import Elimination, Heat
+from wdro_train.attacks.nearby_rounds import Nearby
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, FurtherSearch, OneRival, Round, Start
+
+Turns = tuple[tuple[FurtherSearch, ...], ...]
+
+
+def turns(steps: int) -> Turns:
+    """At p < inf, where every flip that is nearer lowers the worst case: one round of all images after the other.
+
+    Args:
+        steps: Of each round.
+    """
+    flip, image, noise = _flip(steps), _image(steps), _noise(steps)
+    first, second, third = (_rival(k, steps) for k in range(3))
+    entropy, ratio = _random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)
+    return (
+        (flip, image, second, noise),
+        (flip, first, third, entropy),
+        (flip, ratio, second, noise),
+    )
+
+
+def pointwise_turns(steps: int) -> Turns:
+    """At p = inf, where few of the images can be flipped yet: most steps for those that came closest.
+
+    Args:
+        steps: Of a round of middle length.
+    """
+    kinds = [_flip(steps), _image(steps), *(_rival(k, steps) for k in range(3)), _noise(steps)]
+    kinds += [_random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)]
+    kinds += [Round("from a random point, margin", AtRandom(), AnyRival("margin"), steps, 1.0)]
+    kinds += [Round("from a random point, 3rd rival", AtRandom(), OneRival(2), steps, 3.0)]
+    near = Nearby("just beyond the radius, ten kinds", tuple(kinds))
+    return tuple(
+        (near, _flip(steps), Elimination(f"elimination of rivals, from {what}", _heats(start, steps)))
+        for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
+    )
+
+
+def _heats(start: Start, steps: int) -> tuple[Heat, ...]:
+    """46 steps for each `steps` of a run that took them for every image."""
+    noise = AtRandom()
+    return (
+        Heat(1.0, steps // 6, start),
+        Heat(0.06, steps, start),
+        *(Heat(share, steps, noise) for share in (0.04, 0.04, 0.03, 0.03)),
+        Heat(0.02, 2 * steps, noise),
+        *(Heat(0.01, 3 * steps, noise) for _ in range(2)),
+    )
+
+
+def _flip(steps: int) -> Round:
+    return Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
+
+
+def _image(steps: int) -> Round:
+    return Round("from the image, softened margin", AtTheImage(), AnyRival("soft_margin"), steps, 3.0)
+
+
+def _noise(steps: int) -> Round:
+    return _random("softened margin", "soft_margin", steps)
+
+
+def _random(name: str, loss: str, steps: int) -> Round:
+    return Round(f"from a random point, {name}", AtRandom(), AnyRival(loss), steps, 3.0)
+
+
+def _rival(rank: int, steps: int) -> Round:
+    return Round(f"from the image, {('1st', '2nd', '3rd')[rank]} rival", AtTheImage(), OneRival(rank), steps, 3.0)
