@@ -119,16 +119,22 @@ def four_decimals(value: float | None) -> str:
 def logged(key: str, value: float | None) -> str:
     """A logged value with four decimals: an upper bound is not rounded down, and a lower one not up.
 
+    Radii, orders and counts are no shares, and are written as they are.
+
     Args:
         key: As it is logged, with or without its set: `test/worst_acc`, `certified_acc`.
         value: The number, or None, for which there is a dash.
 
+    >>> logged("p", 2.0), logged("images_moved", 205.0), logged("delta", 0.025)
+    ('2', '205', '0.025')
     >>> logged("test/worst_acc", 0.42221), logged("certified_acc", 0.42229), logged("clean_acc", 0.42226)
     ('0.4223', '0.4222', '0.4223')
     """
     if value is None:
         return "-"
     name = key.rpartition("/")[2]
+    if name in ("p", "delta", "images_moved"):
+        return f"{value:g}"
     if name in ("worst_acc", "worst_ratio", "band"):
         return rounded_up(value)
     return rounded_down(value) if name.startswith("certified") else four_decimals(value)
