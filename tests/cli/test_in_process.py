@@ -187,6 +187,8 @@ def test_a_sweep_outlives_a_failing_job(tmp_path):
     assert float(works["val/adv_acc"]) == pytest.approx(found["val"]["adv_acc"], abs=1e-9)
     assert "0.5 is not a Wasserstein order" in (tmp_path / "sweep/1/error.txt").read_text()
     assert "1 of 2 jobs failed: 1" in done.stderr
+    assert done.stdout.startswith("job 1/2  attack.p=2")  # a line for a job that is over, and none for one that begins
+    assert "[HYDRA]" not in done.stdout
 
 
 def test_evaluations_sweep_too(folder, trained):

@@ -244,6 +244,28 @@ def test_the_line_of_a_job():
         sweep_job.forget()
 
 
+def test_bounds_of_a_sweep_are_rounded_to_their_side(capsys):
+    """As in the table of a run: what guarantees 0.12349 does not guarantee 0.1235, and 0.42221 is more than 0.4222."""
+    key, other = "test/worst_acc", "val/certified_acc"
+    progress = SweepProgress.of(sweep("seed=0,1"))
+    try:
+        progress.begins(0, ["seed=0"])
+        line = progress.ends({key: "0.42221", other: "0.12349", "error": ""}, skipped=False)
+    finally:
+        sweep_job.forget()
+    assert f"{other} 0.1234" in line
+    assert f"{key} 0.4223" in line
+    rows = [{"job": "0", "overrides": "seed=0", key: "0.42221", other: "0.12349", "error": ""}]
+    shown = sweep_table.SweepTable()
+    rows[0] = dict.fromkeys(shown.columns, "") | rows[0]
+    shown._show(rows, [["seed=0"]], Path("sweep.csv"))
+    printed = capsys.readouterr().out
+    assert "0.1234" in printed
+    assert "0.4223" in printed
+    (group,) = seed_groups([(["seed=0"], rows[0]), (["seed=1"], rows[0])], [key, other])
+    assert [group.shown(one) for one in (key, other)] == ["0.4223 ± 0.0000", "0.1234 ± 0.0000"]
+
+
 def test_latest_leads_to_the_newest_folder_with_something_in_it(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / "day" / name).mkdir(parents=True)

@@ -11,6 +11,7 @@ from shell import ROOT, Arrays, digits
 import wdro_train
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.data import ImageDataModule
+from wdro_train.evaluation import trained
 from wdro_train.evaluation.network_figures import described, newest_report
 from wdro_train.evaluation.networks import load_network
 from wdro_train.theory.ball import WassersteinBall
@@ -68,7 +69,7 @@ def test_a_run_and_its_checkpoint_are_the_same_network_ready_to_classify(run, mo
     monkeypatch.setattr(ImageDataModule, "setup", lambda *_: pytest.fail("no data are needed"))
     x, _ = digits(20)
     expected = load_network(STORED).model(x)
-    for path in (run, run / "checkpoints/best.ckpt", str(run)):
+    for path in (run, run / "checkpoints", run / "checkpoints/best.ckpt", str(run)):
         network = wdro_train.load(path)
         assert not any(module.training for module in network.modules())
         assert torch.equal(network(x), expected)
@@ -76,6 +77,19 @@ def test_a_run_and_its_checkpoint_are_the_same_network_ready_to_classify(run, mo
         assert (network.name, network.dataset, network.shape) == ("small_cnn", "Digits", (1, 8, 8))
         assert network.classes == tuple("0123456789")
         assert network.figures is None
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"_target_": "wdro_train.data.ImageFolderDataModule", "root": "/home/me/pets/"}, "pets"),
+        ({"_target_": "wdro_train.data.ImageFolderDataModule", "root": "."}, "ImageFolderDataModule"),
+        ({"_target_": "wdro_train.data.HuggingFaceDataModule", "name": "me/pets"}, "me/pets"),
+        ({"_target_": "wdro_train.data.Digits", "root": "/data"}, "Digits"),
+    ],
+)
+def test_what_the_images_are_called(data, name):
+    assert trained._dataset(data) == name
 
 
 def test_without_a_best_epoch_it_is_the_last_one(run):

@@ -231,6 +231,9 @@ def test_unreadable_weights(tmp_path):
     with pytest.raises(UserError, match=r"whole.pt cannot be read .*; save it as"):
         load_weights(cnn(1), tmp_path / "whole.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"12345678{")
+    (tmp_path / "words.pt").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"words.pt cannot be read \(it is damaged, or was not written by torch.save"):
+        load_weights(cnn(1), tmp_path / "words.pt")
     with pytest.raises(UserError, match=r"bad.safetensors cannot be read"):
         load_weights(cnn(1), tmp_path / "bad.safetensors")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")

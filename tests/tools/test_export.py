@@ -289,6 +289,18 @@ def test_the_card_says_what_was_not_measured():
     assert "worst-case accuracy" not in body
 
 
+@pytest.mark.parametrize("name", ["state_dict", "safetensors", "onnx", "torch_export"])
+def test_the_card_says_how_a_network_of_ones_own_is_opened(name):
+    """With weights somebody else needs its code and has to name it; a program needs neither."""
+    network = trained()
+    assert 'wdro_train.load("path/of/this/folder")' in card(network, "safetensors")
+    network.model["_target_"] = "my_package.Net`"
+    text = card(network, name)
+    weights = name in ("state_dict", "safetensors")
+    assert ('wdro_train.load("path/of/this/folder", allowed={"my_package.Net_"})' in text) == weights
+    assert ("made by `my_package.Net_`, which is not part of wdro_train" in text) == weights
+
+
 @pytest.mark.parametrize(
     ("typed", "told"),
     [

@@ -24,6 +24,7 @@ from wdro_train.training.adversary import AdversarialJudge, Attacker
 from wdro_train.training.callbacks import (
     AdversarialImages,
     DistributionalAdversary,
+    LearningRate,
     OverfittingWarning,
     SeedEpoch,
     ValidationHistory,
@@ -539,19 +540,28 @@ def test_no_images_without_an_adversary(tmp_path):
     assert not (tmp_path / "images").exists()
 
 
+class Rates(Callback):
+    """The learning rate of every step, and the one that is logged for every epoch."""
+
+    def __init__(self):
+        self.seen, self.logged = [], []
+
+    def on_train_batch_start(self, door, *args):
+        self.seen.append(door.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_start(self, door, *args):
+        self.logged += [float(door.callback_metrics["train/learning_rate"])] if door.current_epoch else []
+
+    def on_train_end(self, door, *args):
+        self.logged += [float(door.callback_metrics["train/learning_rate"])]
+
+
 def rates(scheduler, epochs=2, **kwargs):
-    """The learning rate of every step of a run of 4 steps an epoch."""
-
-    class Watch(Callback):
-        def __init__(self):
-            self.seen = []
-
-        def on_train_batch_start(self, door, *args):
-            self.seen.append(door.optimizers[0].param_groups[0]["lr"])
-
-    watch = Watch()
+    """Of a run of 4 steps an epoch, in which the logged rates have to be those of its epochs' last steps."""
+    watch = Rates()
     module = classifier(optimizer=partial(torch.optim.Adam, lr=1e-3), scheduler=scheduler)
-    trainer([watch], max_epochs=epochs, **kwargs).fit(module, loader(64, 16))
+    trainer([watch, LearningRate()], max_epochs=epochs, **kwargs).fit(module, loader(64, 16))
+    assert watch.logged == pytest.approx(watch.seen[3::4])
     return watch.seen
 
 

@@ -23,6 +23,7 @@ from shell import adversary, classifier, command, fitted, loader, run, trainer
 from wdro_train.attacks import MinimalDistance
 from wdro_train.config import sweep_job
 from wdro_train.config.sweep_job import SweepJob
+from wdro_train.data import Digits
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.training import cost, run_output
 from wdro_train.training.callbacks import ProgressBar, progress
@@ -309,6 +310,19 @@ def test_dry_run_says_the_cost_first(tmp_path):
 def test_epochs_of_the_estimate(settings, expected):
     """Ten batches an epoch."""
     assert cost._epochs(settings, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "train", "val"), [(None, 1149, 288), (3, 96, 192), (100, 1149, 288), (1.0, 1149, 288), (0.5, 544, 128)]
+)
+def test_a_limited_run_has_fewer_images(limit, train, val):
+    """Of 1149 and 288 images in batches of 32 and 64; passes and images are those of the epochs that will be."""
+    shape = {"shape": (1, 8, 8), "num_classes": 10, "mean": [0.3], "std": [0.4]}
+    data = Digits(**shape, delta={"linf": 0.1}, batch_size=32, eval_batch_size=64, val_fraction=0.2)
+    data.prepare_data()
+    data.setup()
+    settings = {"limit_train_batches": limit, "limit_val_batches": limit}
+    assert [cost._images(data, name, settings) for name in ("train", "val")] == [train, val]
 
 
 def test_cost_of_a_run_by_hand():

@@ -1,6 +1,7 @@
 """Trials that are behind are stopped, by Optuna's own pruner, and by nothing else."""
 
 import json
+import warnings
 
 import pytest
 from shell import adversary, classifier, fitted, loader, run, trainer
@@ -40,7 +41,10 @@ def fit(folder, epochs=4, **kwargs):
 
 def test_a_trial_below_the_median_is_stopped(tmp_path):
     others(tmp_path, [0.99] * 4, [0.98] * 4, [1.0] * 4)
-    callback, epochs = fit(tmp_path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        callback, epochs = fit(tmp_path)
+    assert not [one for one in said if issubclass(one.category, optuna.exceptions.ExperimentalWarning)]
     assert (callback.pruned, epochs) == (True, 1)
     left = json.loads((tmp_path / "mine" / CURVE_FILE).read_text())
     assert left == {"monitor": "val/adv_acc", "pruned": True, "values": [[0, callback.values[0]]]}

@@ -24,7 +24,7 @@ from wdro_train.cli.arguments import maximizing, quoted
 from wdro_train.cli.endings import RAISE, ending, ending_in_a_sentence, leave, leaving_on_error, unexpected
 from wdro_train.cli.error_messages import sentence
 from wdro_train.cli.own_network import own_network
-from wdro_train.config import earlier_jobs, new_folders, run_folders
+from wdro_train.config import earlier_jobs, new_folders, run_folders, typed_command
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.config.writable import refuse_unwritable
@@ -46,6 +46,7 @@ def run_command_line(main: Callable[[], Any], config_name: str) -> None:
         print(help_text.text(config_name, sys.argv[1:]))
         return
     with ending_in_a_sentence(lambda error: did_you_mean.sentence(error, config_name, sys.argv[1:])):
+        typed_command.remember(sys.argv)
         typed = own_network(quoted(sys.argv[1:], _CHECKPOINTS), config_name)
         sys.argv[1:] = processes.quiet_rank(maximizing(typed))
         os.environ[RAISE] = "1"  # Hydra prints and exits unless it is asked to raise; `run` takes the request back

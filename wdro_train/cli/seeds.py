@@ -32,11 +32,11 @@ class SeedGroup:
         return statistics.stdev(self.values[key]) if len(self.values[key]) > 1 else None
 
     def shown(self, key: str) -> str:
-        """Mean and deviation for people."""
-        mean, deviation = self.mean(key), self.deviation(key)
-        if mean is None:
-            return "-"
-        return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+        """Mean and deviation for people; the mean of bounds is a bound, and rounded as one."""
+        from wdro_train.utils import tables  # and with it Rich, which commands without a table need not load
+
+        deviation = self.deviation(key)
+        return tables.logged(key, self.mean(key)) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def seed_groups(jobs: Sequence[tuple[Sequence[str], Mapping[str, str]]], columns: Sequence[str]) -> list[SeedGroup]:

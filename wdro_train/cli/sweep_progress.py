@@ -76,11 +76,13 @@ class SweepProgress:
         Returns:
             A line for people.
         """
+        from wdro_train.utils import tables  # and with it Rich, which commands without a table need not load
+
         job, took = sweep_job.current(), time.time() - self._began
         sweep_job.forget()
         if not skipped:
             self._seconds.append(took)
-        numbers = [f"{key} {float(row[key]):.4f}" for key in _SHOWN if row.get(key)]
+        numbers = [f"{key} {tables.logged(key, float(row[key]))}" for key in _SHOWN if row.get(key)]
         end = "finished before" if skipped else f"{took:.0f} s"
         return "  ".join([str(job), *([row["error"]] if row["error"] else numbers), end])
 

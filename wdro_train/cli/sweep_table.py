@@ -197,7 +197,7 @@ class SweepTable(Callback):
         lines = []
         for row, what in zip(rows, overrides, strict=True):
             varied = " ".join(item for item in what if item not in common)
-            numbers = (tables.four_decimals(float(row[key]) if row[key] else None) for key in shown)
+            numbers = (tables.logged(key, float(row[key]) if row[key] else None) for key in shown)
             lines.append([row["job"], varied, *numbers])
         tables.show(
             f"sweep of {len(rows)} jobs" + (f", all with {' '.join(common)}" if common else ""),

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from wdro_train.config import latest, slurm
 from wdro_train.config.checkpoint_files import LAST_CHECKPOINT
 from wdro_train.config.file_lock import lock_file
+from wdro_train.config.typed_command import typed_command
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import cannot_write, write_json, write_text
 
@@ -218,7 +219,7 @@ def _continues(folder: Path, cfg: DictConfig) -> bool:
 def _note(folder: Path, run: str, state: str) -> None:
     note = {"run": run, "state": state, "process": os.getpid(), "host": socket.gethostname()}
     note |= {"version": _version()}
-    note |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(sys.argv)}
+    note |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": typed_command()}
     write_json(folder / _CLAIM / "state.json", note)
 
 

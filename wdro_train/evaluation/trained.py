@@ -19,6 +19,7 @@ from wdro_train.config.constructors import permitted
 from wdro_train.config.one_sentence import one_sentence
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.config.trusted import checked
+from wdro_train.data import ImageFolderDataModule
 from wdro_train.evaluation.network_figures import DAMAGED, Figures, figures_of_report, figures_of_run
 from wdro_train.evaluation.networks import load_network
 from wdro_train.models import load_weights
@@ -111,8 +112,8 @@ def load(
     `wdro_train.config.constructors` lists, or that `allowed` names.
 
     Args:
-        path: The folder of a run (its best epoch), a checkpoint, or a folder that `wdro_train.tools.export` wrote with
-            weights.
+        path: The folder of a run (its best epoch) or of its checkpoints, a checkpoint, or a folder that
+            `wdro_train.tools.export` wrote with weights.
         report: A `report.json` of `evaluate.py` about this network, or its folder: its figures take the place of those
             that the run measured at its end.
         device: Where to put the network.
@@ -132,13 +133,16 @@ def load(
 def checkpoint_of(path: str | Path) -> Path:
     """The checkpoint that a path means: itself, or the best one of a run's folder, or else its last one.
 
+    The folder may also be the one inside a run's in which its checkpoints are.
+
     Raises:
         UserError: There is none.
     """
     place = Path(path)
     if place.is_file():
         return place
-    tried = [place / BEST_CHECKPOINT, place / LAST_CHECKPOINT]
+    best, last = Path(BEST_CHECKPOINT), Path(LAST_CHECKPOINT)
+    tried = [place / file for file in (best, last, best.name, last.name)]
     found = next((file for file in tried if file.is_file()), None)
     if found is None:
         what = f"no checkpoint in {place}" if place.is_dir() else f"nothing at {place}"
@@ -163,9 +167,16 @@ def _trained(checkpoint: Path, report: str | Path | None, allowed: Collection[st
         threat=loaded.threat(),
         figures=figures,
         path=checkpoint,
-        dataset=str(data.get("name") or str(data["_target_"]).rpartition(".")[-1]),
+        dataset=_dataset(data),
         command="" if of_run is None else of_run.command,
     )
+
+
+def _dataset(data: Mapping[str, Any]) -> str:
+    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them."""
+    reader = str(data["_target_"]).rpartition(".")[-1]
+    folder = Path(str(data.get("root") or "")).name if reader == ImageFolderDataModule.__name__ else ""
+    return str(data.get("name") or folder or reader)
 
 
 def _exported(folder: Path, allowed: Collection[str]) -> TrainedNetwork:

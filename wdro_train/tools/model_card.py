@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from wdro_train.config.constructors import CONSTRUCTORS
 from wdro_train.evaluation.network_figures import Figures
 from wdro_train.evaluation.report.fields import at_least, at_most, percent, short
 from wdro_train.evaluation.trained import TrainedNetwork
@@ -22,9 +23,7 @@ CARD_FILE = "README.md"
 # An absolute path, of which a command has one after a space, a quote, or an equals sign; in `8/255` there is none.
 _PATH = re.compile(r"(?<![\w.~:/\\-])(?:file:/{2})?(?:~|[A-Za-z]:)?[\\/][^\s'\"=,\[\]{}]*")
 _MARKS = re.compile(r"[\\`<>\[\]|]")  # of Markdown: the start of HTML, of links and images, and of a table's next cell
-_LOADING = {
-    "state_dict": 'import wdro_train\n\nnetwork = wdro_train.load("path/of/this/folder")\nlogits = network(images)',
-    "safetensors": 'import wdro_train\n\nnetwork = wdro_train.load("path/of/this/folder")\nlogits = network(images)',
+_PROGRAMS = {
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\n'
     '(logits,) = session.run(["logits"], {"images": images})  # a NumPy array of float32',
     "torch_export": 'import torch\n\nnetwork = torch.export.load("model.pt2").module()\nlogits = network(images)',
@@ -65,7 +64,7 @@ def card(network: TrainedNetwork, format_name: str) -> str:
         if network.command
         else "The command was not recorded with these weights.",
         "## How to open it",
-        f"```python\n{_LOADING[format_name]}\n```",
+        _opened(network, format_name),
         "## What the figures do not say",
         "They are about the images named above and about others only as far as these are a sample of them; "
         "`evaluate.py` gives bands for that. They say nothing of another norm, a larger radius, or changes of images "
@@ -171,6 +170,28 @@ def _typed(command: str) -> str:
 def _text(value: object) -> str:
     """Words on one line, in which nothing is a mark of Markdown."""
     return _MARKS.sub(r"\\\g<0>", " ".join(str(value).split()))
+
+
+def _opened(network: TrainedNetwork, format_name: str) -> str:
+    """How a file of this format is opened, and what else is needed for it."""
+    if format_name in _PROGRAMS:
+        return f"```python\n{_PROGRAMS[format_name]}\n```"
+    target = str(network.model["_target_"])
+    own = target not in CONSTRUCTORS["model"]
+    allowed = f', allowed={{"{_code(target)}"}}' if own else ""
+    lines = [f'network = wdro_train.load("path/of/this/folder"{allowed})', "logits = network(images)"]
+    needed = (
+        f" It is made by `{_code(target)}`, which is not part of wdro_train and has to be importable." if own else ""
+    )
+    return (
+        "```python\nimport wdro_train\n\n" + "\n".join(lines) + "\n```\n\n"
+        "The file holds weights alone: the architecture and the normalisation before it are in `config.json`." + needed
+    )
+
+
+def _code(name: str) -> str:
+    """A dotted name, without what could end its place in the card."""
+    return re.sub(r"[^\w.]", "_", name)
 
 
 def _listed(classes: tuple[str, ...]) -> str:

@@ -29,7 +29,7 @@ class StageCost:
 
     Attributes:
         stage: `training` or `validation`.
-        images: Images of the whole set.
+        images: Images of an epoch: those of the whole set, or of as many batches as the run is limited to.
         batches: Batches of an epoch.
         seconds: Of one batch; in training of the second one, as the first also pays for what is set up once.
         forward: Forward passes an image.
@@ -161,7 +161,7 @@ def measure(
             else:
                 trainer.validate(network, datamodule=data, verbose=False)
         name = "train" if stage == "training" else "val"
-        images, batches = len(data.arrays(name).labels), _batches(data, name, settings)
+        images, batches = _images(data, name, settings), _batches(data, name, settings)
         each = watch.forward / watch.images, watch.backward / watch.images
         stages[stage] = StageCost(stage, images, batches, watch.seconds[-1], *each)
         device = trainer.strategy.root_device
@@ -192,6 +192,13 @@ def _trainer(settings: Mapping[str, Any], callbacks: list[L.Callback], stage: st
     if stage == "training":
         limits = {"limit_train_batches": 2, "limit_val_batches": 0}
     return L.Trainer(callbacks=callbacks, **options, **limits)
+
+
+def _images(data: ImageDataModule, name: str, settings: Mapping[str, Any]) -> int:
+    images, batches = len(data.arrays(name).labels), _batches(data, name, settings)
+    if batches == _batches(data, name, {}):
+        return images
+    return min(images, batches * (data.batch_size if name == "train" else data.eval_batch_size))
 
 
 def _batches(data: ImageDataModule, name: str, settings: Mapping[str, Any]) -> int:

@@ -66,21 +66,6 @@ def accuracies(logged: Mapping[str, Tensor], prefix: str, keys: Sequence[str] = 
     return {NAMES[key]: float(logged[prefix + key]) for key in keys if prefix + key in logged}
 
 
-def rounded(name: str, value: float) -> str:
-    """A value with four decimals: upper bounds are not rounded down, and lower bounds not up.
-
-    Args:
-        name: Its key without the stage, or what `NAMES` calls it.
-        value: The value.
-
-    >>> rounded("worst case", 0.12341), rounded("certified_acc", 0.12349), rounded("clean", 0.12349)
-    ('0.1235', '0.1234', '0.1235')
-    """
-    if name.startswith("worst"):
-        return tables.rounded_up(value)
-    return tables.rounded_down(value) if name.startswith("certified") else tables.four_decimals(value)
-
-
 def two_lines(progress: Progress) -> RenderableType:
     """What is done and what is left in the first line, values in the second; each is cut where the terminal ends.
 
@@ -105,7 +90,7 @@ def two_lines(progress: Progress) -> RenderableType:
         Text(counted),
         Text(_left(progress)),
     )
-    values = "  ".join(f"{name} {rounded(name, value)}" for name, value in dict(progress.values).items())
+    values = "  ".join(f"{name} {tables.logged(name, value)}" for name, value in dict(progress.values).items())
     return Group(first, Text(values or " ", no_wrap=True, overflow="ellipsis"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.config.typed_command import typed_command
 from wdro_train.data import ImageDataModule
 from wdro_train.training import run_output
 from wdro_train.training.callbacks import DistributionalAdversary, ValidationHistory
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.checkpoint_io import ReplacingCheckpointIO, check_own
-from wdro_train.training.progress_lines import rounded
 from wdro_train.utils import tables
 from wdro_train.utils.files import write_json
 
@@ -30,7 +29,7 @@ class TrainingSummary:
     """The content of `metrics.json`.
 
     Attributes:
-        command: As it was typed.
+        command: As it was typed; in a sweep with the job behind it.
         seed: Of the run.
         threat: p, norm and radius that were trained and judged against.
         epoch: The best epoch, from 0.
@@ -105,7 +104,7 @@ def conclude(
         trainer.test(module, datamodule=data, verbose=False)
         tested = _values(trainer, "test/")
     return TrainingSummary(
-        command=" ".join(sys.argv),
+        command=typed_command(),
         seed=cfg.seed,
         threat={key: cfg.attack.get(key) for key in ("p", "norm", "delta")},
         epoch=epoch,
@@ -133,10 +132,7 @@ def present(summary: TrainingSummary, folder: Path, *, verbose: bool = False) ->
     keys = _published(stages.values())
     if verbose:
         keys += [key for values in stages.values() for key in values if key not in keys]
-    rows = [
-        [key, *(rounded(key, values[key]) if key in values else "-" for values in stages.values())]
-        for key in dict.fromkeys(keys)
-    ]
+    rows = [[key, *(tables.logged(key, values.get(key)) for values in stages.values())] for key in dict.fromkeys(keys)]
     run_output.say(
         f"W_{threat['p']} ball, radius {threat['delta']}, l_{threat['norm']} norm; "
         f"best epoch {summary.epoch + 1} of {summary.epochs}",

@@ -114,3 +114,27 @@ def four_decimals(value: float | None) -> str:
         value: The number, or None.
     """
     return "-" if value is None else f"{value:.4f}"
+
+
+def logged(key: str, value: float | None) -> str:
+    """A logged value with four decimals: an upper bound is not rounded down, and a lower one not up.
+
+    Radii, orders and counts are no shares, and are written as they are.
+
+    Args:
+        key: As it is logged, with or without its set, or as progress lines call it: `test/worst_acc`, `worst case`.
+        value: The number, or None, for which there is a dash.
+
+    >>> logged("p", 2.0), logged("images_moved", 205.0), logged("delta", 0.025)
+    ('2', '205', '0.025')
+    >>> logged("worst case", 0.42221), logged("test/certified_acc", 0.42229), logged("clean_acc", 0.42226)
+    ('0.4223', '0.4222', '0.4223')
+    """
+    if value is None:
+        return "-"
+    name = key.rpartition("/")[2]
+    if name in ("p", "delta", "images_moved"):
+        return f"{value:g}"
+    if name.startswith("worst") or name == "band":
+        return rounded_up(value)
+    return rounded_down(value) if name.startswith("certified") else four_decimals(value)

@@ -47,4 +47,6 @@ def load_failure(error: Exception) -> str:
         if named := re.search(r"GLOBAL ([\w.]+)", text):
             return f"it holds the Python object {named[1][:SHOWN_CHARACTERS]}, and reading such objects can run code"
         return "it is damaged, or holds Python objects, and reading such objects can run code"
+    if isinstance(error, LookupError):  # of an unpickler that took text for its instructions; it names a byte
+        return "it is damaged, or was not written by torch.save"
     return text.splitlines()[0] if text else type(error).__name__

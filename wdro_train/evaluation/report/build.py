@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wdro_train.config.run_folders import REPORT_FILE
+from wdro_train.config.typed_command import typed_command
 from wdro_train.evaluation.autoattack import ReferenceResult
 from wdro_train.evaluation.certified_curve import CertifiedCurve
 from wdro_train.evaluation.choices import CurveGrid
@@ -51,7 +51,7 @@ def header(config: Any) -> Header:
     """
     return {
         "schema": SCHEMA,
-        "command": " ".join(sys.argv),
+        "command": typed_command(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": {str(key): value for key, value in config.items()},
         "seed": config.get("seed"),

@@ -16,8 +16,9 @@ from rich.live import Live
 from wdro_train.config import sweep_job
 from wdro_train.data import ImageDataModule
 from wdro_train.training import run_output
-from wdro_train.training.progress_lines import Progress, accuracies, rounded, two_lines
+from wdro_train.training.progress_lines import Progress, accuracies, two_lines
 from wdro_train.training.time_left import TimeLeft, shown
+from wdro_train.utils import tables
 
 _PER_SECOND = 4  # how often the terminal is drawn, and the loss is fetched from the device
 
@@ -235,7 +236,7 @@ class ProgressBar(LightningProgressBar):
 
 
 def _named(values: Mapping[str, float]) -> list[str]:
-    return [f"{name} {rounded(name, value)}" for name, value in values.items()]
+    return [f"{name} {tables.logged(name, value)}" for name, value in values.items()]
 
 
 def _finite(batches: float) -> int | None:

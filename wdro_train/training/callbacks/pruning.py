@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ class TrialPruning(L.Callback):
             return True
         optuna = self._optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            # Optuna says of the two calls that make a study of finished trials that their form may change.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return self._asked()
+
+    def _asked(self) -> bool:
+        """The same, of finite values."""
+        optuna = self._optuna
         study = optuna.create_study(direction=self.direction, pruner=self.pruner)
         for curve in self._other_curves():
             study.add_trial(
