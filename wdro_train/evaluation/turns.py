@@ -46,7 +46,7 @@ def pointwise_turns(steps: int) -> Turns:
 
 
 def _heats(start: Start, steps: int) -> tuple[Heat, ...]:
-    """134 steps an image in all where `steps` are 30, 45 of them towards every rival; small ones find what large ones miss."""
+    """134 steps an image where `steps` are 30, 45 of them towards all rivals; small ones find what large ones miss."""
     noise = AtRandom()
     return (
         Heat(1.0, steps // 6, start),
