@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from oracles import norm, reference_images, reference_network
+from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.elimination import Elimination, Heat
-from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheImage, Round, Wanted
-from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import margin
 
 INF = math.inf
@@ -22,10 +20,9 @@ def go(one, s, model, x, y, wanted, steps=1, seed=0):
     """The first search, and `one` after it."""
     found = MinimalDistance(norm=s, steps=steps)(model, x, y)
     generator = torch.Generator().manual_seed(seed)
-    with attack_mode(model):
-        points, distances = one(
-            GroundNorm(s), model, x, y, found.x_adv, found.distances, wanted, generator=generator, batch_size=7
-        )
+    points, distances = further(
+        one, s, model, x, y, found.x_adv, found.distances, wanted, generator=generator, batch_size=7
+    )
     return found, points, distances
 
 
@@ -33,9 +30,8 @@ def alone(one, model, x, radius):
     """Distances after `one`, in l_inf, of images of label 0 of which no flip was known."""
     none = torch.full((len(x),), INF, dtype=torch.float64)
     labels = torch.zeros(len(x), dtype=torch.int64)
-    with attack_mode(model):
-        generator = torch.Generator().manual_seed(0)
-        return one(GroundNorm(INF), model, x, labels, x, none, Wanted(radius, radius), generator=generator)[1]
+    generator = torch.Generator().manual_seed(0)
+    return further(one, INF, model, x, labels, x, none, Wanted(radius, radius), generator=generator)[1]
 
 
 @pytest.mark.parametrize("s", [INF, 2, 1])
@@ -102,10 +98,8 @@ def test_steps_go_to_the_closest_pairs():
     x[:, 0, 0, 0] = torch.arange(6) / 20
     y = torch.zeros(6, dtype=torch.int64)
     model = Slopes()
-    with attack_mode(model):
-        Elimination("all", (Heat(1.0, 3, AtTheImage()), Heat(0.1, 5, AtTheImage(), 0.0)))(
-            GroundNorm(2), model, x, y, x.clone(), torch.full((6,), INF, dtype=torch.float64), Wanted(0.1, 0.1)
-        )
+    one = Elimination("all", (Heat(1.0, 3, AtTheImage()), Heat(0.1, 5, AtTheImage(), 0.0)))
+    further(one, 2, model, x, y, x, torch.full((6,), INF, dtype=torch.float64), Wanted(0.1, 0.1))
     first, second = model.seen[: 4 * 3], model.seen[4 * 3 :]
     assert all(len(rows) == 6 for rows in first)
     assert all(len(rows) == 3 for rows in second)

@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from oracles import norm, reference_images, reference_network
+from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
-from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import margin
 
 INF = math.inf
@@ -34,8 +32,7 @@ def searched(s, count=20):
 
 def go(one, s, model, x, y, found, wanted, seed=0, **kwargs):
     generator = torch.Generator().manual_seed(seed)
-    with attack_mode(model):
-        return one(GroundNorm(s), model, x, y, found.x_adv, found.distances, wanted, generator=generator, **kwargs)
+    return further(one, s, model, x, y, found.x_adv, found.distances, wanted, generator=generator, **kwargs)
 
 
 @pytest.mark.parametrize("one", ROUNDS, ids=lambda one: one.kind)

@@ -5,14 +5,12 @@ import threading
 
 import pytest
 import torch
-from oracles import norm, reference_images, reference_network
+from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round, Wanted
 from wdro_train.attacks.search_network import SearchArithmetic
-from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
@@ -83,10 +81,8 @@ def test_a_network_that_lies_to_the_search_makes_no_flips(s):
     plain, found = attack(model, x, y), attack(model, x, y, fast=liar)
     assert torch.equal(found.distances, plain.distances)  # what it loses is searched once more by the network itself
     for one in (Round("flip", AtTheFlip(), AnyRival("margin"), 5), Round("random", AtRandom(), AnyRival("ce"), 5)):
-        with attack_mode(model):
-            points, distances = one(
-                GroundNorm(s), model, x, y, plain.x_adv, plain.distances, Wanted(DELTA[s], 0.0), fast=liar
-            )
+        wanted = Wanted(DELTA[s], 0.0)
+        points, distances = further(one, s, model, x, y, plain.x_adv, plain.distances, wanted, fast=liar)
         assert (distances <= plain.distances).all()
         known = (distances > 0) & distances.isfinite()
         assert not correct(model(points), y)[known & (margin(model(points), y) > 1e-5)].any()
@@ -97,10 +93,9 @@ def test_rounds_find_flips_of_the_network_itself(fast):
     model, (x, y) = reference_network("adversarial"), (part[:60] for part in reference_images())
     plain = MinimalDistance(norm=INF, steps=3)(model, x, y)
     one = Round("flip", AtTheFlip(), AnyRival("margin"), 10)
-    with attack_mode(model):
-        points, distances = one(
-            GroundNorm(INF), model, x, y, plain.x_adv, plain.distances, Wanted(0.15, 0.0), fast=fast.network(model, x)
-        )
+    points, distances = further(
+        one, INF, model, x, y, plain.x_adv, plain.distances, Wanted(0.15, 0.0), fast=fast.network(model, x)
+    )
     fell = distances < plain.distances
     assert fell.sum() > 10
     assert (margin(model(points), y)[fell] <= 1e-5).all()

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from oracles import on_ranks, reference_images, reference_network
 
 from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.elimination import Elimination, Heat
+from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances, flipped_points
@@ -32,6 +34,8 @@ TURNS = (
     ),
 )
 SHORT = UntilConverged(TURNS, TURNS, budget=100.0)
+HEATS = (Heat(1.0, 3, AtRandom()), Heat(0.2, 5, AtRandom()))
+ELIMINATING = UntilConverged(TURNS, ((Nearby("near", TURNS[0]), Elimination("all", HEATS)),), budget=100.0)
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
 
@@ -82,16 +86,16 @@ def test_flips_of_every_round_are_kept(tmp_path, ball):
     assert (rivals >= logits.gather(1, torch.from_numpy(found.labels)[:, None]).squeeze(1) - 1e-4)[moved].all()
 
 
-@pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
+@pytest.mark.parametrize(("ball", "effort"), [(BALLS[0], SHORT), (BALLS[1], SHORT), (BALLS[0], ELIMINATING)])
 @pytest.mark.slow
 @pytest.mark.covers
-def test_ranks_agree_with_one_process(tmp_path, ball):
+def test_ranks_agree_with_one_process(tmp_path, ball, effort):
     def work(reducer, model):
         ours = Engine(model, batches(), PieceStore(tmp_path / "two", {}), reducer=reducer)
-        found = SHORT(ours, QUICK, ball)
+        found = effort(ours, QUICK, ball)
         return found.distances, found.rounds
 
-    alone = SHORT(engine(tmp_path / "one"), QUICK, ball)
+    alone = effort(engine(tmp_path / "one"), QUICK, ball)
     for distances, rounds in on_ranks(2, work, reference_network("adversarial")):
         np.testing.assert_array_equal(distances, alone.distances)
         assert rounds == alone.rounds
@@ -101,10 +105,11 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("effort", [SHORT, ELIMINATING], ids=["rounds", "elimination"])
 @pytest.mark.parametrize("after", [2, pytest.param(4, marks=pytest.mark.slow), 7])
-def test_goes_on_where_it_was_killed(tmp_path, after):
+def test_goes_on_where_it_was_killed(tmp_path, after, effort):
     """Killed when so many pieces are there, in any round: the same distances, and no finished piece is made again."""
-    whole = SHORT(engine(tmp_path / "whole"), QUICK, BALLS[0])
+    whole = effort(engine(tmp_path / "whole"), QUICK, BALLS[0])
     saved, limit = [], after
 
     class Store(PieceStore):
@@ -116,11 +121,11 @@ def test_goes_on_where_it_was_killed(tmp_path, after):
 
     model = reference_network("adversarial")
     with pytest.raises(_KilledError):
-        SHORT(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+        effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
     before = list(saved)
     saved.clear()
     limit = None
-    again = SHORT(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+    again = effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
     assert not set(before) & set(saved)
     np.testing.assert_array_equal(again.distances, whole.distances)
     assert again.rounds == whole.rounds

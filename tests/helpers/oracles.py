@@ -12,6 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.theory.ground_norm import GroundNorm
+
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 
@@ -116,3 +120,12 @@ def on_ranks(world_size, run, model):
             for rank in range(world_size)
         ]
         return [job.result() for job in jobs]
+
+
+def further(one, s, model, x, y, points, distances, wanted, *, batch_size=None, **kwargs):
+    """Points and distances after a further search, from those that are known before it."""
+    known = NearestFlips(GroundNorm(s), model, x, y, batch_size)
+    known.points, known.distances = points, distances
+    with attack_mode(model):
+        one(known, wanted, **kwargs)
+    return known.points, known.distances

@@ -19,7 +19,6 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import Start, Wanted, rivals_by_strength
-from wdro_train.theory.ground_norm import GroundNorm
 
 
 @dataclass(frozen=True)
@@ -59,43 +58,34 @@ class Elimination:
 
     def __call__(
         self,
-        ground: GroundNorm,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        points: Tensor,
-        distances: Tensor,
+        known: NearestFlips,
         wanted: Wanted,
         *,
-        batch_size: int | None = None,
         generator: torch.Generator | None = None,
         fast: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, distances).nonzero().squeeze(1)
+        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
         if not len(rows):
-            return points, distances
-        known = NearestFlips(ground, model, x[rows], y[rows], batch_size)
-        known.points, known.distances = points[rows].clone(), distances[rows].clone()
-        rivals = rivals_by_strength(known)[:, : self.rivals]
-        images, count = len(rivals), rivals.shape[1]
+            return
+        part = known.part(rows)
+        rivals = rivals_by_strength(part)[:, : self.rivals]
+        images, count = rivals.shape
+        classes = rivals.T.flatten()
         # Pair k * images + i is image i and its k-th rival: the first heat takes one rival after the other, so that no
         # heat holds more images at a time than were asked for.
-        closeness = torch.full((count * images,), -math.inf, dtype=torch.float64, device=x.device)
-        pairs = torch.arange(count * images, device=x.device)
+        closeness = torch.full((count * images,), -math.inf, dtype=torch.float64, device=part.x.device)
+        pairs = torch.arange(count * images, device=part.x.device)
         for number, heat in enumerate(self.heats):
             if number:
                 pairs = closeness.argsort(descending=True, stable=True)[: math.ceil(heat.share * count * images)]
             for some in torch.split(pairs, images):
-                some = some[wanted.asked(known.distances)[some % images]]
+                some = some[wanted.asked(part.distances)[some % images]]
                 if len(some):
-                    classes = rivals.T.flatten()[some]
-                    came = _run(known, some % images, classes, heat, wanted, generator, fast)
+                    came = _run(part, some % images, classes[some], heat, wanted, generator, fast)
                     closeness[some] = torch.maximum(closeness[some], came)
-            closeness[~wanted.asked(known.distances).repeat(count)] = -math.inf
-        points, distances = points.clone(), distances.clone()
-        points[rows], distances[rows] = known.points, known.distances
-        return points, distances
+            closeness[~wanted.asked(part.distances).repeat(count)] = -math.inf
+        known.put(rows, part)
 
 
 def _run(
@@ -108,8 +98,7 @@ def _run(
     fast: nn.Module | None,
 ) -> Tensor:
     """Run once for pairs of an image and a rival, and keep the nearest flip of each image; returns the closeness."""
-    pairs = NearestFlips(known.ground, known.model, known.x[image], known.y[image], known.batch_size)
-    pairs.points, pairs.distances = known.points[image], known.distances[image]
+    pairs = known.part(image)
     run = FurtherRun(pairs, wanted.reach, wanted.goal, fast)
     start = heat.start(pairs, run.radii, generator)
     closeness = run(minus_margin_to_rival, torch.stack([pairs.y, rival], dim=1), start, heat.steps, heat.size)
@@ -119,5 +108,5 @@ def _run(
     winners = (pairs.distances == nearest[image]) & (pairs.distances < known.distances[image])
     winner = none.scatter_reduce(0, image, torch.where(winners, number, len(image)), "amin")
     nearer = (winner < len(image)).nonzero().squeeze(1)
-    known.points[nearer], known.distances[nearer] = pairs.points[winner[nearer]], pairs.distances[winner[nearer]]
+    known.put(nearer, pairs.part(winner[nearer]))
     return closeness

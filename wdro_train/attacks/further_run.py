@@ -47,19 +47,16 @@ class FurtherRun:
             How close the run came to a flip, shape [N]; see `AimedSearch.run`.
         """
         known = self.known
-        found = NearestFlips(known.ground, known.model, known.x, known.y, known.batch_size)
-        found.points, found.distances = known.points.clone(), known.distances.clone()
+        found = known.part(torch.arange(len(known.x), device=known.x.device))
         closeness = AimedSearch(found, self.radii, self.goal, self.fast).run(loss, targets, start, steps, size)
         better = (found.distances < known.distances).nonzero().squeeze(1)
         if not len(better):
             return closeness
-        nearer = NearestFlips(known.ground, known.model, known.x[better], known.y[better], known.batch_size)
-        nearer.points, nearer.distances = found.points[better], found.distances[better]
+        nearer = found.part(better)
         if self.fast is not None and self.fast is not known.model:
             nearer.confirm()
         nearer.refine(near=True)
         nearer.recheck()
         kept = (nearer.distances < known.distances[better]).nonzero().squeeze(1)
-        known.points, known.distances = known.points.clone(), known.distances.clone()
-        known.points[better[kept]], known.distances[better[kept]] = nearer.points[kept], nearer.distances[kept]
+        known.put(better[kept], nearer.part(kept))
         return closeness

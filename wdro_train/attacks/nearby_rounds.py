@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import Round, Wanted
-from wdro_train.theory.ground_norm import GroundNorm
 
 # Up to which multiple of the radius the nearest flip that is known may lie. The 12 of 10,000 images that rounds flip on
 # `mnist_mlp_lpd_0.1` had theirs within 1.06 radii (docs/results/distances_effort.md).
@@ -54,26 +54,15 @@ class Nearby:
 
     def __call__(
         self,
-        ground: GroundNorm,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        points: Tensor,
-        distances: Tensor,
+        known: NearestFlips,
         wanted: Wanted,
         *,
-        batch_size: int | None = None,
         generator: torch.Generator | None = None,
         fast: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, distances).nonzero().squeeze(1)
-        some, far = points[rows], distances[rows]
+        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
+        part = known.part(rows)
         for one in self.rounds:
-            some, far = one(
-                ground, model, x[rows], y[rows], some, far, wanted,
-                batch_size=batch_size, generator=generator, fast=fast,
-            )  # fmt: skip
-        points, distances = points.clone(), distances.clone()
-        points[rows], distances[rows] = some, far
-        return points, distances
+            one(part, wanted, generator=generator, fast=fast)
+        known.put(rows, part)

@@ -45,6 +45,26 @@ class NearestFlips:
         self.points = x.clone()
         self.distances = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
 
+    def part(self, rows: Tensor) -> NearestFlips:
+        """What is known of some images, as a batch of its own.
+
+        Args:
+            rows: Their positions, shape [n]; an image may come more than once.
+        """
+        part = NearestFlips(self.ground, self.model, self.x[rows], self.y[rows], self.batch_size)
+        part.points, part.distances = self.points[rows], self.distances[rows]
+        return part
+
+    def put(self, rows: Tensor, part: NearestFlips) -> None:
+        """Know of some images what a part knows of them.
+
+        Args:
+            rows: Their positions, shape [n], each at most once.
+            part: A batch of these images.
+        """
+        self.points, self.distances = self.points.clone(), self.distances.clone()
+        self.points[rows], self.distances[rows] = part.points, part.distances
+
     def take(self, point: Tensor, distances: Tensor, flipped: Tensor) -> None:
         """Keep those points that are flips and nearer than the ones known.
 

@@ -17,7 +17,7 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, ce, dlr, margin
 
 
@@ -166,34 +166,19 @@ class FurtherSearch(Protocol):
 
     def __call__(
         self,
-        ground: GroundNorm,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        points: Tensor,
-        distances: Tensor,
+        known: NearestFlips,
         wanted: Wanted,
         *,
-        batch_size: int | None = None,
         generator: torch.Generator | None = None,
         fast: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Look for nearer flips; call inside `attack_mode`.
+    ) -> None:
+        """Look for nearer flips, and put them in place of those that are known; call inside `attack_mode`.
 
         Args:
-            ground: The norm.
-            model: Maps images to logits.
-            x: Images in [0, 1], shape [N, ...], float32.
-            y: Labels, shape [N].
-            points: The nearest flips so far, the images themselves where there are none.
-            distances: How far they are, inf where there are none, float64, shape [N].
+            known: The nearest flips so far of all images, misclassified ones included; no distance grows.
             wanted: Which flips would matter.
-            batch_size: Images per forward pass; None for all at once.
             generator: Source of random starts; None for the default one.
-            fast: The network whose gradients are followed (see `SearchArithmetic`); None for `model`.
-
-        Returns:
-            Points and distances after the round; no distance has grown.
+            fast: The network whose gradients are followed (see `SearchArithmetic`); None for that of `known`.
         """
         ...
 
@@ -222,29 +207,19 @@ class Round:
 
     def __call__(
         self,
-        ground: GroundNorm,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        points: Tensor,
-        distances: Tensor,
+        known: NearestFlips,
         wanted: Wanted,
         *,
-        batch_size: int | None = None,
         generator: torch.Generator | None = None,
         fast: nn.Module | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, distances).nonzero().squeeze(1)
-        if not len(rows):
-            return points, distances
-        known = NearestFlips(ground, model, x[rows], y[rows], batch_size)
-        known.points, known.distances = points[rows], distances[rows]
-        run = FurtherRun(known, wanted.reach, wanted.goal, fast)
-        run(*self.target(known), self.start(known, run.radii, generator), self.steps, self.size)
-        points, distances = points.clone(), distances.clone()
-        points[rows], distances[rows] = known.points, known.distances
-        return points, distances
+        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
+        if len(rows):
+            part = known.part(rows)
+            run = FurtherRun(part, wanted.reach, wanted.goal, fast)
+            run(*self.target(part), self.start(part, run.radii, generator), self.steps, self.size)
+            known.put(rows, part)
 
 
 def _minus_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import FurtherSearch, Wanted
 from wdro_train.evaluation.engine import Engine, Place, Stage
 from wdro_train.evaluation.piece_store import Arrays
@@ -130,28 +131,20 @@ def round_stage(
         points = flipped_points(engine, before, place, x, y)
         seeds = np.random.SeedSequence([generator.initial_seed(), number])
         generator = torch.Generator(x.device).manual_seed(int(seeds.generate_state(1, np.uint32)[0]))
-        known = torch.from_numpy(piece["distances"]).to(x.device)
+        before_it = torch.from_numpy(piece["distances"]).to(x.device)
+        known = NearestFlips(attack.ground, engine.model, x.float(), y, attack.effort.batch_size)
+        known.points, known.distances = points.to(x.device), before_it
         with PassCounter(engine.model) as passes, attack_mode(engine.model):
-            flips, distances = one(
-                attack.ground,
-                engine.model,
-                x.float(),
-                y,
-                points.to(x.device),
-                known,
-                wanted,
-                batch_size=attack.effort.batch_size,
-                generator=generator,
-                fast=engine.fast,
-            )
-        rows = (distances < known).nonzero().squeeze(1)
+            one(known, wanted, generator=generator, fast=engine.fast)
+        flips, distances = known.points, known.distances
+        rows = (distances < before_it).nonzero().squeeze(1)
         rivals = torch.from_numpy(piece["rivals"]).to(y)
         if len(rows):
             rivals[rows] = _rivals(engine, flips[rows], y[rows], attack.effort.batch_size)
         return {
             "distances": distances.cpu().numpy(),
             "rivals": rivals.cpu().numpy(),
-            "asked": one.asked(wanted, known).cpu().numpy(),
+            "asked": one.asked(wanted, before_it).cpu().numpy(),
             "counted": np.asarray([passes.forward, passes.backward])[:, None],
             "rows": rows.cpu().numpy(),
             "points": np.moveaxis(flips[rows].cpu().numpy(), 0, -1),
