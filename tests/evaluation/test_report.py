@@ -36,7 +36,16 @@ from wdro_train.evaluation.distances import FoundDistances, find_distances, flip
 from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.evidence import NetworkEvidence
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.report import fields, html, markdown, matplotlib_figures, plotly_figures, schema, terminal
+from wdro_train.evaluation.report import (
+    fields,
+    html,
+    markdown,
+    matplotlib_figures,
+    plotly_figures,
+    schema,
+    search,
+    terminal,
+)
 from wdro_train.evaluation.report.curves import curve_rows
 from wdro_train.evaluation.report.image_pairs import flipped_pairs
 from wdro_train.evaluation.report.intervals import differences
@@ -505,6 +514,15 @@ def test_convergence_is_drawn_round_by_round(report):
         model["distances"]["convergence"] = {"rounds": rounds[:1], "capped": False}
         assert plotly_figures.convergence(report, model) is None
     assert "Accuracy left against" not in html.render(report, [None] * len(report["models"]))
+
+
+def test_accuracies_of_the_search_are_not_rounded_down(both):
+    """They are upper bounds: 0.411041 is written as 41.11 %."""
+    model = with_rounds(both)["models"][0]
+    for one in model["distances"]["convergence"]["rounds"]:
+        one["accuracy"] = 0.411041
+    assert search.convergence(model).count("41.11 %") == 2
+    assert {row[-1] for row in search.convergence_rows(model)[1:]} == {"41.11 %"}
 
 
 def test_curves_of_one_model_share_a_panel(enclosed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wdro_train.evaluation.report.schema import ModelReport
+from wdro_train.utils.tables import rounded_up
 
 
 def effort(model: ModelReport) -> str:
@@ -25,8 +26,8 @@ def convergence(model: ModelReport) -> str | None:
     first, last = rounds[0], rounds[-1]
     why = "the budget of passes was used up before it converged" if _capped(model) else "it had converged"
     return (
-        f"search for flips: accuracy left {100 * first['accuracy']:.2f} % after {first['passes']:.0f} passes an image, "
-        f"{100 * last['accuracy']:.2f} % after {last['passes']:.0f}, in {len(rounds)} rounds; {why}"
+        f"search for flips: accuracy left {_percent(first)} % after {first['passes']:.0f} passes an image, "
+        f"{_percent(last)} % after {last['passes']:.0f}, in {len(rounds)} rounds; {why}"
     )
 
 
@@ -34,7 +35,7 @@ def convergence_rows(model: ModelReport) -> list[list[Any]]:
     """A head, and a row a round: what was done, images searched and improved, passes, accuracy."""
     head = ["round", "images searched", "distances improved", "passes an image so far", "accuracy left"]
     rows = [
-        [one["kind"], one["asked"], one["improved"], f"{one['passes']:.1f}", f"{100 * one['accuracy']:.2f} %"]
+        [one["kind"], one["asked"], one["improved"], f"{one['passes']:.1f}", f"{_percent(one)} %"]
         for one in _rounds(model)
     ]
     return [head, *rows] if len(rows) > 1 else []
@@ -46,6 +47,11 @@ def convergence_line(model: ModelReport) -> tuple[list[float], list[float]]:
     if len(rounds) < 2:
         return [], []
     return [float(one["passes"]) for one in rounds], [float(one["accuracy"]) for one in rounds]
+
+
+def _percent(one: Any) -> str:
+    """The accuracy left after a round, an upper bound, which is not rounded down."""
+    return rounded_up(100 * float(one["accuracy"]), 2)
 
 
 def _rounds(model: ModelReport) -> list[Any]:

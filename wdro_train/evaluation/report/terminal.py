@@ -115,7 +115,7 @@ def _show_first_order(model: ModelReport, written: WrittenRadii) -> None:
         tables.show(
             f"first-order values and W-PGD{_steps(rows)}, {loss} (ratio_lower* are asymptotic)",
             ["", *(ball(written, row["p"], row["delta"]) for row in rows)],
-            [[key, *map(tables.four_decimals, column(rows, key))] for key in keys],
+            [[key, *(tables.logged(key, value) for value in column(rows, key))] for key in keys],
         )
 
 
