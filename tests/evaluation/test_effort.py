@@ -11,13 +11,16 @@ from oracles import on_ranks, reference_images, reference_network
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.elimination import Elimination, Heat
+from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearby_rounds import Nearby
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
 from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.piece_store import PieceStore
+from wdro_train.evaluation.turns import pointwise_turns, turns
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -143,10 +146,37 @@ def test_from_python_a_threat_makes_the_search_go_on():
         robustness_curve(model, batches(), norm=2, threat=ball)
 
 
-def test_the_budget_ends_it(tmp_path):
-    found = UntilConverged(TURNS, TURNS, tolerance=0.0, budget=30.0)(engine(tmp_path), QUICK, BALLS[1])
+@pytest.mark.parametrize("budget", [1.0, 20.0, 30.0, 45.0])
+@pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
+def test_no_round_begins_that_would_exceed_the_budget(tmp_path, ball, budget):
+    """Rounds here take 5 steps of at most all images, and what they find up to 14 passes to bring to the boundary."""
+    found = UntilConverged(TURNS, TURNS, tolerance=0.0, budget=budget)(engine(tmp_path), QUICK, ball)
     assert found.capped
-    assert found.rounds[-2].passes < 30.0 <= found.passes
+    left = float(still_wanted(found.curve, ball).asked(torch.from_numpy(found.distances)).double().mean())
+    if len(found.rounds) > 1:
+        assert found.rounds[-2].passes + 5 * found.rounds[-1].asked / IMAGES <= budget * (left + 1 / IMAGES)
+    assert found.passes + 5 * left > budget * left
+
+
+@pytest.mark.parametrize("norm", [INF, 2.0])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_rounds_know_what_they_take(norm, classes):
+    """Counted, where nothing is found that would have to be brought down to the boundary."""
+    torch.manual_seed(0)
+    x = torch.rand(400, 1, 4, 4)
+    y = torch.zeros(400, dtype=torch.int64)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes))
+    with torch.no_grad():
+        model[1].bias[0] += 100
+    ground, wanted = GroundNorm(norm), still_wanted(RobustnessCurve([1.0] * 400), WassersteinBall(INF, norm, 0.5))
+    for one in {one.kind: one for turn in (*turns(9), *pointwise_turns(9)) for one in turn}.values():
+        known = NearestFlips(ground, model, x, y, None)
+        known.distances = torch.full((400,), 0.51, dtype=torch.float64)
+        asked = int(one.asked(wanted, known.distances).sum())
+        with PassCounter(model) as passes, attack_mode(model):
+            one(known, wanted, generator=torch.Generator().manual_seed(0))
+        expected = one.passes(classes, ground) * asked
+        assert 0.9 * expected <= passes.pairs <= 1.2 * expected + 2 * asked
 
 
 def test_a_flawless_network_is_left_alone(tmp_path):

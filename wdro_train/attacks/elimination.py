@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival
 from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.attacks.random_search import RandomSearch
 from wdro_train.attacks.rounds import Start, Wanted, rivals_by_strength
+from wdro_train.theory.ground_norm import GroundNorm
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,45 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class RandomHeat:
+    """Random search for the images whose pairs came closest.
+
+    Attributes:
+        share: How many images, as a share of those that are asked for.
+        search: What to do.
+        start: Where it starts.
+    """
+
+    share: float
+    search: RandomSearch
+    start: Start
+
+
+@dataclass(frozen=True)
 class Elimination:
     """Heats with fewer and fewer pairs of image and rival: the closest of the best run of each pair so far go on.
 
     Attributes:
         kind: Its name, for the report.
         heats: The first is of all pairs.
+        last: What follows the heats, in l_inf.
         rivals: How many rival classes an image has at most, the strongest at the image; AutoAttack aims at nine.
     """
 
     kind: str
     heats: tuple[Heat, ...]
+    last: tuple[RandomHeat, ...] = ()
     rivals: int = 9
 
     def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
         """See `FurtherSearch`."""
         return wanted.asked(distances)
+
+    def passes(self, classes: int, ground: GroundNorm) -> float:
+        """See `FurtherSearch`."""
+        rivals = min(self.rivals, classes - 1)
+        of_pairs = sum(heat.share * heat.steps for heat in self.heats) * rivals
+        return of_pairs + sum(last.share * last.search.passes(ground) for last in self.last)
 
     def __call__(
         self,
@@ -85,6 +110,14 @@ class Elimination:
                     came = _run(part, some % images, classes[some], heat, wanted, generator, fast)
                     closeness[some] = torch.maximum(closeness[some], came)
             closeness[~wanted.asked(part.distances).repeat(count)] = -math.inf
+        by_closeness = closeness.view(count, images).amax(0).argsort(descending=True, stable=True)
+        for last in self.last:
+            some = by_closeness[: math.ceil(last.share * images)]
+            some = some[wanted.asked(part.distances)[some]]
+            few = part.part(some)
+            run = FurtherRun(few, wanted.reach, wanted.goal, fast)
+            run.at_random(last.search, last.start(few, run.radii, generator), generator)
+            part.put(some, few)
         known.put(rows, part)
 
 

@@ -1,4 +1,4 @@
-"""One run of `AimedSearch` for images of which some flips are known, and what it finds brought down to the boundary."""
+"""One search inside the radii for images of which some flips are known, and what it finds brought to the boundary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.aimed_search import AimedSearch
 from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.attacks.random_search import RandomSearch
 from wdro_train.theory.losses import LossFunction
 
 # A flip that was meant to lie at a radius must not lie beyond it by rounding: the radius and a displacement in float32.
@@ -46,12 +47,32 @@ class FurtherRun:
         Returns:
             How close the run came to a flip, shape [N]; see `AimedSearch.run`.
         """
-        known = self.known
-        found = known.part(torch.arange(len(known.x), device=known.x.device))
+        found = self._copy()
         closeness = AimedSearch(found, self.radii, self.goal, self.fast).run(loss, targets, start, steps, size)
+        self._keep(found)
+        return closeness
+
+    def at_random(self, search: RandomSearch, start: Tensor, generator: torch.Generator | None) -> None:
+        """The same by random search.
+
+        Args:
+            search: What to do.
+            start: First points, shape of the images.
+            generator: Source of random squares.
+        """
+        found = self._copy()
+        search(found, self.radii, start, generator)
+        self._keep(found)
+
+    def _copy(self) -> NearestFlips:
+        return self.known.part(torch.arange(len(self.known.x), device=self.known.x.device))
+
+    def _keep(self, found: NearestFlips) -> None:
+        """Keep what is nearer after it was brought down to the boundary and looked at again."""
+        known = self.known
         better = (found.distances < known.distances).nonzero().squeeze(1)
         if not len(better):
-            return closeness
+            return
         nearer = found.part(better)
         if self.fast is not None and self.fast is not known.model:
             nearer.confirm()
@@ -59,4 +80,3 @@ class FurtherRun:
         nearer.recheck()
         kept = (nearer.distances < known.distances[better]).nonzero().squeeze(1)
         known.put(better[kept], nearer.part(kept))
-        return closeness

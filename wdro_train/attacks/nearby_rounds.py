@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import Round, Wanted
+from wdro_train.theory.ground_norm import GroundNorm
 
 # Up to which multiple of the radius the nearest flip that is known may lie. The 12 of 10,000 images that rounds flip on
 # `mnist_mlp_lpd_0.1` had theirs within 1.06 radii (docs/results/distances_effort.md).
@@ -51,6 +52,10 @@ class Nearby:
         some = torch.zeros_like(near)
         some[nearest[: math.ceil(self.most * int(without.sum()))]] = True
         return near & some
+
+    def passes(self, classes: int, ground: GroundNorm) -> float:
+        """See `FurtherSearch`."""
+        return sum(one.passes(classes, ground) for one in self.rounds)
 
     def __call__(
         self,

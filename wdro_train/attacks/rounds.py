@@ -17,7 +17,7 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.ground_norm import per_image
+from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, ce, dlr, margin
 
 
@@ -64,6 +64,18 @@ class AtRandom:
         """See `Start`."""
         noise = torch.empty_like(known.x).uniform_(-1, 1, generator=generator)
         return (known.x + noise * per_image(radii / known.ground.distances(noise), noise)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class AtStripes:
+    """Each column of pixels at one of the two ends of the radius (l_inf), drawn for each image and channel."""
+
+    def __call__(self, known: NearestFlips, radii: Tensor, generator: torch.Generator | None) -> Tensor:
+        """See `Start`."""
+        x = known.x
+        columns = (*x.shape[:-2], 1, x.shape[-1]) if x.dim() > 2 else x.shape
+        up = torch.randint(2, columns, generator=generator, device=x.device)
+        return (x + per_image(radii, x) * (2 * up - 1)).clamp(0, 1)
 
 
 class Target(Protocol):
@@ -164,6 +176,17 @@ class FurtherSearch(Protocol):
         """
         ...
 
+    def passes(self, classes: int, ground: GroundNorm) -> float:
+        """About how many passes it takes of each image that it searches, in pairs of a forward and a backward one.
+
+        What is found is brought down to the boundary in some more; few images are.
+
+        Args:
+            classes: Of the network.
+            ground: The norm.
+        """
+        ...
+
     def __call__(
         self,
         known: NearestFlips,
@@ -204,6 +227,10 @@ class Round:
     def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
         """See `FurtherSearch`."""
         return wanted.asked(distances)
+
+    def passes(self, classes: int, ground: GroundNorm) -> float:
+        """See `FurtherSearch`."""
+        return float(self.steps)
 
     def __call__(
         self,

@@ -24,9 +24,9 @@ from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 
 TOLERANCE = 1e-3  # 0.1 points of accuracy
-# Passes an image after which no further round begins. AutoAttack's standard version takes some 3,500 on an image that
-# it cannot flip (100 + 900 of APGD, 900 of FAB, 5,000 forward passes of Square); a tenth of that is 350.
-BUDGET = 350.0
+# A tenth of the 4,900 passes that AutoAttack, standard, takes on an image that it cannot flip: 1,000 steps of APGD, 900
+# of FAB with as many looks, 5,000 forward passes of Square, and others (docs/results/distances_effort.md).
+BUDGET = 490.0
 
 
 class Effort(Protocol):
@@ -57,13 +57,14 @@ class UntilConverged:
     """Rounds of different kinds after the first search, until two turns of them hardly move the worst case.
 
     A turn is one round of each kind. The search ends after two turns in a row each of which lowered the accuracy in the
-    ball of the threat by less than the tolerance, when no image is left to ask about, or when the budget is used up.
+    ball of the threat by less than the tolerance, when no image is left to ask about, or when the budget is too small
+    for the next round.
 
     Attributes:
         turns: The kinds of each turn; after the last one they begin again, with other random numbers.
         pointwise_turns: The same at p = inf, where it matters alone whether an image has a flip within the radius.
         tolerance: In units of accuracy.
-        budget: Passes an image of the set after which no further round begins.
+        budget: Passes for each image that is still asked for. A round that would exceed it does not begin.
     """
 
     turns: tuple[tuple[FurtherSearch, ...], ...]
@@ -80,12 +81,15 @@ class UntilConverged:
             before = found.rounds[-1].accuracy
             for one in kinds[turn % len(kinds)]:
                 wanted = still_wanted(found.curve, ball)
-                if wanted.reach <= 0 or not wanted.asked(torch.from_numpy(found.distances)).any():
+                left = int(wanted.asked(torch.from_numpy(found.distances)).sum())
+                if wanted.reach <= 0 or not left:
                     return found
-                if found.passes >= self.budget:
-                    return replace(found, capped=True)
-                if not one.asked(wanted, torch.from_numpy(found.distances)).any():
+                asked = int(one.asked(wanted, torch.from_numpy(found.distances)).sum())
+                if not asked:
                     continue
+                cost = one.passes(_classes(found), attack.ground) * asked
+                if found.passes * len(found.distances) + cost > self.budget * left:
+                    return replace(found, capped=True)
                 found = _with_accuracy(go_on(engine, attack, found, one, wanted), ball)
             # Accuracies are sums of N numbers: a difference of exactly the tolerance must not be less by rounding.
             quiet = quiet + 1 if before - found.rounds[-1].accuracy < self.tolerance * (1 - 1e-9) else 0
@@ -169,6 +173,11 @@ def chosen_effort(
     if not by_hand:
         return _EFFORTS[effort]
     return ChosenEffort("by hand", {**_EFFORTS[effort].search, **by_hand}, FirstSearch())
+
+
+def _classes(found: FoundDistances) -> int:
+    """How many classes were seen, as labels or as what images flip to."""
+    return 1 + int(max(found.labels.max(), found.rivals.max()))
 
 
 def _with_accuracy(found: FoundDistances, ball: WassersteinBall) -> FoundDistances:

@@ -5,9 +5,20 @@ docs/results/distances_effort.md compares them with AutoAttack, with exact value
 
 from __future__ import annotations
 
-from wdro_train.attacks.elimination import Elimination, Heat
+from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
 from wdro_train.attacks.nearby_rounds import Nearby
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, FurtherSearch, OneRival, Round, Start
+from wdro_train.attacks.random_search import RandomSearch
+from wdro_train.attacks.rounds import (
+    AnyRival,
+    AtRandom,
+    AtStripes,
+    AtTheFlip,
+    AtTheImage,
+    FurtherSearch,
+    OneRival,
+    Round,
+    Start,
+)
 
 Turns = tuple[tuple[FurtherSearch, ...], ...]
 
@@ -40,13 +51,13 @@ def pointwise_turns(steps: int) -> Turns:
     kinds += [Round("from a random point, 3rd rival", AtRandom(), OneRival(2), steps, 3.0)]
     near = Nearby("just beyond the radius, ten kinds", tuple(kinds))
     return tuple(
-        (near, _flip(steps), Elimination(f"elimination of rivals, from {what}", _heats(start, steps)))
+        (near, _flip(steps), Elimination(f"elimination of rivals, from {what}", _heats(start, steps), _last(steps)))
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
 
 
 def _heats(start: Start, steps: int) -> tuple[Heat, ...]:
-    """134 steps an image where `steps` are 30, 45 of them towards all rivals; small ones find what large ones miss."""
+    """109 steps an image where `steps` are 30, 45 of them towards all rivals; small ones find what large ones miss."""
     noise = AtRandom()
     return (
         Heat(1.0, steps // 6, start),
@@ -55,7 +66,16 @@ def _heats(start: Start, steps: int) -> tuple[Heat, ...]:
         Heat(0.04, steps, noise, 1.0),
         Heat(0.03, steps, noise, 1.0),
         Heat(0.02, 2 * steps, noise, 1.0),
-        *(Heat(0.005, 2 * steps, noise, size) for size in (3.0, 1.0, 1.0) * 4),
+        *(Heat(0.005, 2 * steps, noise, size) for size in (3.0, 1.0, 1.0)),
+    )
+
+
+def _last(steps: int) -> tuple[RandomHeat, ...]:
+    """Forward passes worth 40 steps an image where `steps` are 30, as no gradient leads to some of the last flips."""
+    queries = 200 * steps // 3
+    return (
+        RandomHeat(0.02, RandomSearch(queries, 0.05), AtTheFlip()),
+        RandomHeat(0.02, RandomSearch(queries, 0.8), AtStripes()),
     )
 
 
