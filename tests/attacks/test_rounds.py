@@ -8,6 +8,7 @@ from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
 from wdro_train.theory.losses import margin
@@ -19,6 +20,8 @@ ROUNDS = [
     Round("entropy", AtRandom(), AnyRival("ce"), 10),
     Round("ratio", AtRandom(), AnyRival("dlr"), 10),
     Round("rival", AtTheImage(), OneRival(1), 10),
+    MinimumNorm("minimum norm, random", AtRandom(), AnyRival("soft_margin"), 10),
+    MinimumNorm("minimum norm, rival", AtTheImage(), OneRival(0), 10),
 ]
 DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
 
@@ -44,7 +47,8 @@ def test_points_are_what_they_say_and_no_distance_grows(s, one):
     fell = distances < found.distances
     assert fell.any()
     assert (distances <= found.distances).all()
-    assert (distances[fell] <= reach).all()
+    if isinstance(one, Round):  # which does not look beyond it
+        assert (distances[fell] <= reach).all()
     assert ((points >= 0) & (points <= 1)).all()
     torch.testing.assert_close(norm(points - x, s)[fell], distances[fell], rtol=1e-5, atol=0)
     # Flips lie within the resolution of float32 of the boundary, and logits of another batch are rounded otherwise.
@@ -53,20 +57,22 @@ def test_points_are_what_they_say_and_no_distance_grows(s, one):
     assert torch.equal(distances == 0, found.distances == 0)
 
 
+@pytest.mark.parametrize("one", [ROUNDS[0], ROUNDS[-1]], ids=lambda one: one.kind)
 @pytest.mark.parametrize("s", [INF, 2])
-def test_only_images_without_a_flip_at_the_goal_are_searched(s):
+def test_only_images_without_a_flip_at_the_goal_are_searched(s, one):
     model, x, y, found = searched(s)
     delta = float(found.distances[found.distances > 0].median())
     wanted, seen = Wanted(delta, delta), []
     handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     try:
-        _, distances = go(ROUNDS[0], s, model, x, y, found, wanted)
+        _, distances = go(one, s, model, x, y, found, wanted)
     finally:
         handle.remove()
     assert max(seen) == int((found.distances > delta).sum())
     near = found.distances <= delta
     assert torch.equal(distances[near], found.distances[near])
-    assert (distances[distances < found.distances] <= delta).all()
+    if isinstance(one, Round):
+        assert (distances[distances < found.distances] <= delta).all()
 
 
 def test_nothing_to_ask_is_nothing_done():
@@ -110,6 +116,33 @@ def test_smooth_steps_follow_a_kink():
     _, distances = go(one, INF, model, x, y, found, Wanted(0.06, 0.06))
     assert (distances <= 0.06).all()
     assert (distances >= 0.08 / 1.5 - 1e-6).all()
+
+
+@pytest.mark.parametrize("s", [INF, 2])
+def test_a_run_from_the_image_leaves_the_valley_of_the_flip_that_is_known(s):
+    """Two ways to flip: up by 0.3, which is known, and down by 0.1, whose slope is steeper but only below -0.02."""
+
+    class Valleys(nn.Module):
+        def forward(self, x):
+            u = x.flatten(1)[:, 0] - 0.5
+            far, near = 10 * u - 3, torch.where(u < -0.02, -30 * u - 3, -2.4 - 2 * u)
+            zero = torch.zeros_like(u)
+            return torch.stack([zero, far, near], 1)
+
+    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    flip = x.clone()
+    flip[..., 0] = 0.81
+    known = torch.full((3,), 0.31, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    rounds = (
+        Round("flip", AtTheFlip(), AnyRival("margin"), 30, 3.0),
+        MinimumNorm("1st", AtTheImage(), OneRival(0), 30),
+    )
+    stays, leaves = (
+        further(one, s, Valleys(), x, y, flip, known, Wanted(1.0, 0.0), generator=generator)[1] for one in rounds
+    )
+    torch.testing.assert_close(stays, torch.full_like(stays, 0.3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(leaves, torch.full_like(leaves, 0.1), rtol=1e-4, atol=0)
 
 
 def test_images_that_no_gradient_moves_stay_where_they_are():

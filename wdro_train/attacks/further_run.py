@@ -16,6 +16,17 @@ _INSIDE = 1 - 1e-6
 _BELOW = 0.98
 
 
+def search_radii(known: NearestFlips, reach: float) -> Tensor:
+    """Within which distance of each image a flip would be nearer than the known one and matter, float64, shape [N].
+
+    Args:
+        known: The nearest flips so far.
+        reach: No flip beyond this distance matters.
+    """
+    radii = torch.minimum(_BELOW * known.distances, torch.full_like(known.distances, _INSIDE * reach))
+    return radii.clamp(max=known.ground.diameter(known.x))
+
+
 class FurtherRun:
     """Looks for nearer flips than those that are known, within the distance at which a flip would still matter.
 
@@ -31,8 +42,7 @@ class FurtherRun:
 
     def __init__(self, known: NearestFlips, reach: float, goal: float, fast: nn.Module | None = None) -> None:
         self.known, self.goal, self.fast = known, goal, fast
-        radii = torch.minimum(_BELOW * known.distances, torch.full_like(known.distances, _INSIDE * reach))
-        self.radii = radii.clamp(max=known.ground.diameter(known.x))
+        self.radii = search_radii(known, reach)
 
     def __call__(self, loss: LossFunction, targets: Tensor, start: Tensor, steps: int, size: float) -> Tensor:
         """Search once, and keep what is nearer after it was brought down to the boundary and looked at again.

@@ -99,16 +99,27 @@ class NearestFlipSearch:
         targets = min(self.effort.targets, logits.shape[1] - 1)
         for run in range(self.effort.restarts + targets):
             rank = run - self.effort.restarts
-            best = self.flips
             start = self._start(generator) if 0 < run < self.effort.restarts else self.x
-            self.flips = self._none()
             if rank < 0:
-                self._search(minus_soft_margin, self.y, start, first=run == 0)
+                self.once(minus_soft_margin, self.y, start, first=run == 0)
             else:
-                self._search(minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
-            self.flips.refine()
-            self.flips.take(best.points, best.distances, best.distances < math.inf)
+                self.once(minus_margin_to_rival, torch.stack([self.y, rivals[:, rank]], dim=1), start)
         self.flips.recheck()
+
+    def once(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
+        """Search from one start, and keep what is nearer than the flips known when it is brought down to the boundary.
+
+        Args:
+            loss: See `_descend`.
+            targets: What the loss is told about each image, shape [N] or [N, k].
+            start: First points, shape of the images.
+            first: Count the images without gradient.
+        """
+        best = self.flips
+        self.flips = self._none()
+        self._search(loss, targets, start, first)
+        self.flips.refine()
+        self.flips.take(best.points, best.distances, best.distances < math.inf)
 
     def _search(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
         """One run from one start, see `_descend`, whose flips are flips of `model`.

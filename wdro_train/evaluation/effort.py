@@ -62,7 +62,8 @@ class UntilConverged:
 
     Attributes:
         turns: The kinds of each turn; after the last one they begin again, with other random numbers.
-        pointwise_turns: The same at p = inf, where it matters alone whether an image has a flip within the radius.
+        pointwise_turns: The same at p = inf in l_inf, where it matters alone whether an image has a flip within the
+            radius.
         tolerance: In units of accuracy.
         budget: Passes for each image that is still asked for. A round that would exceed it does not begin.
     """
@@ -75,7 +76,7 @@ class UntilConverged:
     def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
         """See `Effort`."""
         found = _with_accuracy(find_distances(engine, attack), ball)
-        kinds = self.pointwise_turns if math.isinf(ball.p) else self.turns
+        kinds = self.pointwise_turns if math.isinf(ball.p) and math.isinf(ball.norm) else self.turns
         turn, quiet = 0, 0
         while quiet < 2:
             before = found.rounds[-1].accuracy

@@ -6,6 +6,7 @@ docs/results/distances_effort.md compares them with AutoAttack, with exact value
 from __future__ import annotations
 
 from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
+from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.random_search import RandomSearch
 from wdro_train.attacks.rounds import (
@@ -20,19 +21,27 @@ from wdro_train.attacks.rounds import (
     Start,
 )
 
+_RANKS = ("1st", "2nd", "3rd")
+
 Turns = tuple[tuple[FurtherSearch, ...], ...]
 
 
 def turns(steps: int) -> Turns:
-    """At p < inf, where every flip that is nearer lowers the worst case: one round of all images after the other.
+    """One round of all images that are asked for after the other; further runs of the minimum-norm attack come first.
+
+    At p < inf, where every flip that is nearer lowers the worst case, and in l_2 and l_1 at any p these lower it most.
 
     Args:
         steps: Of each round.
     """
+    again = MinimumNorm("minimum norm, from a random point", AtRandom(), AnyRival("soft_margin"), steps)
+    aimed = (MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtTheImage(), OneRival(k), steps) for k in range(3))
     flip, image, noise = _flip(steps), _image(steps), _noise(steps)
     first, second, third = (_rival(k, steps) for k in range(3))
     entropy, ratio = _random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)
     return (
+        (again, *aimed),
+        (flip, again, again, again),
         (flip, image, second, noise),
         (flip, first, third, entropy),
         (flip, ratio, second, noise),
@@ -40,7 +49,7 @@ def turns(steps: int) -> Turns:
 
 
 def pointwise_turns(steps: int) -> Turns:
-    """At p = inf, where few of the images can be flipped yet: most steps for those that came closest.
+    """At p = inf in l_inf, where few of the images can be flipped yet: most steps for those that came closest.
 
     Args:
         steps: Of a round of middle length.
@@ -96,4 +105,4 @@ def _random(name: str, loss: str, steps: int) -> Round:
 
 
 def _rival(rank: int, steps: int) -> Round:
-    return Round(f"from the image, {('1st', '2nd', '3rd')[rank]} rival", AtTheImage(), OneRival(rank), steps, 3.0)
+    return Round(f"from the image, {_RANKS[rank]} rival", AtTheImage(), OneRival(rank), steps, 3.0)

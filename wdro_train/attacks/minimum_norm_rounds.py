@@ -1,0 +1,68 @@
+"""Further runs of the minimum-norm attack, for images whose nearest flip matters however near one is known.
+
+A run inside the radius of the flip that is known ends in the valley of that flip more often than one that begins far
+inside it and is told which class to go to (docs/results/distances_effort.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wdro_train.attacks.further_run import search_radii
+from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch, SearchEffort
+from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.attacks.rounds import Start, Target, Wanted
+from wdro_train.theory.ground_norm import GroundNorm
+
+# Each run is brought down to the boundary, whether it comes near the flip that is known or not: 22 forward passes and 2
+# polishes, at most.
+_DESCENT = 14.0
+
+
+@dataclass(frozen=True)
+class MinimumNorm:
+    """One run of the search of `MinimalDistance` for every image that is asked for.
+
+    Attributes:
+        kind: Its name, for the report.
+        start: Where it starts.
+        target: What it ascends.
+        steps: Number of steps.
+    """
+
+    kind: str
+    start: Start
+    target: Target
+    steps: int
+
+    def asked(self, wanted: Wanted, distances: torch.Tensor) -> torch.Tensor:
+        """See `FurtherSearch`."""
+        return wanted.asked(distances)
+
+    def passes(self, classes: int, ground: GroundNorm) -> float:
+        """See `FurtherSearch`."""
+        return self.steps + _DESCENT
+
+    def __call__(
+        self,
+        known: NearestFlips,
+        wanted: Wanted,
+        *,
+        generator: torch.Generator | None = None,
+        fast: nn.Module | None = None,
+    ) -> None:
+        """See `FurtherSearch`."""
+        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
+        if not len(rows):
+            return
+        part = known.part(rows)
+        effort = SearchEffort(self.steps, 1, 0, STEP_SIZES.get(part.ground.order, 1.0), part.batch_size)
+        search = NearestFlipSearch(part.ground, effort, part.model, part.x, part.y, fast)
+        search.once(*self.target(part), self.start(part, search_radii(part, wanted.reach), generator))
+        found = search.flips
+        found.recheck()
+        part.take(found.points, found.distances, found.distances < torch.inf)
+        known.put(rows, part)
