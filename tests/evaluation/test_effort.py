@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from oracles import on_ranks, reference_images, reference_network
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.elimination import Elimination, Heat
+from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
+from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round
+from wdro_train.attacks.random_search import RandomSearch
+from wdro_train.attacks.rounds import AnyRival, AtRandom, AtStripes, AtTheFlip, Round
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
@@ -38,7 +40,13 @@ TURNS = (
 )
 SHORT = UntilConverged(TURNS, TURNS, budget=100.0)
 HEATS = (Heat(1.0, 3, AtRandom()), Heat(0.2, 5, AtRandom()))
-ELIMINATING = UntilConverged(TURNS, ((Nearby("near", TURNS[0]), Elimination("all", HEATS)),), budget=100.0)
+LAST = (RandomHeat(0.5, RandomSearch(20, 0.3), AtStripes()),)
+POINTWISE = (
+    Nearby("near", TURNS[0]),
+    MinimumNorm("again", AtRandom(), AnyRival("soft_margin"), 5),
+    Elimination("all", HEATS, LAST),
+)
+ELIMINATING = UntilConverged(TURNS, (POINTWISE,), budget=200.0)
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
 

@@ -165,7 +165,9 @@ def short(one):
     if isinstance(one, Nearby):
         return replace(one, rounds=tuple(short(part) for part in one.rounds), band=100.0, most=1.0)  # some lie within
     if isinstance(one, Elimination):
-        return replace(one, heats=tuple(replace(heat, steps=min(heat.steps, 11)) for heat in one.heats), rivals=2)
+        heats = tuple(replace(heat, steps=min(heat.steps, 11)) for heat in one.heats)
+        last = tuple(replace(heat, share=1.0, search=replace(heat.search, queries=120)) for heat in one.last)
+        return replace(one, heats=heats, last=last, rivals=2)
     return replace(one, steps=11)
 
 
