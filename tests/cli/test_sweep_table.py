@@ -218,6 +218,9 @@ def sweep(*overrides, **sweeper):
         (sweep("method=pgd_at", params={"seed": "0,1,2"}), 3, {"seed"}),
         (sweep("test=false", params={"optimizer.lr": "interval(1e-3,1e-2)"}, n_trials=20), 20, {"optimizer.lr"}),
         (sweep("attack.p=2"), 1, set()),
+        # What is typed stands in the place of a study's list.
+        (sweep("method=pgd_at", "seed=1", params={"seed": "0,1,2", "method": "pgd_at,trades"}), 1, set()),
+        (sweep("seed=3,4", params={"seed": "0,1,2", "method": "pgd_at,trades"}), 4, {"seed", "method"}),
         (sweep("method=glob(*)", "seed=0,1"), None, {"method", "seed"}),
         (sweep("optimizer.lr=interval(1e-3,1e-2)", max_trials=9), None, {"optimizer.lr"}),
     ],

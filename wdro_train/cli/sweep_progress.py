@@ -46,7 +46,9 @@ class SweepProgress:
         sweeper = config.hydra.sweeper
         typed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         typed += list(config.hydra.overrides.task)
-        swept = [one for one in OverridesParser.create().parse_overrides(typed) if one.is_sweep_override()]
+        # As in Hydra's sweeper what comes later stands: a typed value in the place of a study's list is no sweep.
+        last = {one.get_key_element(): one for one in OverridesParser.create().parse_overrides(typed)}
+        swept = [one for one in last.values() if one.is_sweep_override()]
         varied = frozenset(str(one.get_key_element()).lstrip("+") for one in swept)
         if sweeper.get("n_trials") is not None:
             return cls(int(sweeper.n_trials), varied)
