@@ -92,7 +92,7 @@ def test_goes_forward_only_and_leaves_flipped_images_alone():
         searched(model, x, y, 0.06, RandomSearch(120, 0.3), AtTheImage())
     assert passes.backward == 0
     assert model.seen == [2] * 51 + [1] * 70
-    assert RandomSearch(120, 0.3).passes(GroundNorm(INF)) == 60
+    assert RandomSearch(120, 0.3).passes == 60
 
 
 @pytest.mark.parametrize("s", [1, 2])
@@ -102,7 +102,22 @@ def test_other_norms_have_none(s):
     flips = searched(model, x, torch.zeros(3, dtype=torch.int64), 10.0, RandomSearch(50, 0.3), AtTheImage(), s=s)
     assert flips.distances.isinf().all()
     assert not model.seen
-    assert RandomSearch(120, 0.3).passes(GroundNorm(s)) == 0
+
+
+class NeverEmpty(Stairs):
+    def forward(self, x):
+        assert len(x), "an empty batch"
+        return super().forward(x)
+
+
+def test_asks_nothing_where_the_closest_have_flipped():
+    """The first random search flips all images, so that the second has none: networks may refuse an empty batch."""
+    x, y = torch.full((5, 1, 4, 4), 0.5), torch.zeros(5, dtype=torch.int64)
+    none = torch.full((5,), INF, dtype=torch.float64)
+    one = Elimination("all", (), (RandomHeat(1.0, RandomSearch(400, 0.3), AtTheImage()),) * 2)
+    generator = torch.Generator().manual_seed(0)
+    _, distances = further(one, INF, NeverEmpty(), x, y, x, none, Wanted(0.06, 0.06), generator=generator)
+    assert (distances <= 0.06).all()
 
 
 @given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), area=st.floats(1e-4, 1.0), seed=st.integers(0, 1000))

@@ -152,7 +152,8 @@ def rounds(p, norm, device):
             store = PieceStore(folder, {"at": place.type})
             ours = Engine(model, parts, store, place, reducer=reducer, fast=fast)
             auto = chosen_effort("auto").effort
-            turn, pointwise = (tuple(short(one) for one in some[0]) for some in (auto.turns, auto.pointwise_turns))
+            every = ({one.kind: one for turn in some for one in turn} for some in (auto.turns, auto.pointwise_turns))
+            turn, pointwise = (tuple(short(one) for one in kinds.values()) for kinds in every)
             effort = UntilConverged((turn,), (pointwise,), tolerance=1.0)  # two turns
             found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(p, norm, 0.1))
             return found.distances, found.rivals

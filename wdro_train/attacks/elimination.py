@@ -19,8 +19,7 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.random_search import RandomSearch
-from wdro_train.attacks.rounds import Start, Wanted, rivals_by_strength
-from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.attacks.rounds import FurtherSearch, Start, Wanted, rivals_by_strength
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class RandomHeat:
 
 
 @dataclass(frozen=True)
-class Elimination:
+class Elimination(FurtherSearch):
     """Heats with fewer and fewer pairs of image and rival: the closest of the best run of each pair so far go on.
 
     Attributes:
@@ -71,29 +70,16 @@ class Elimination:
     last: tuple[RandomHeat, ...] = ()
     rivals: int = 9
 
-    def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
-        """See `FurtherSearch`."""
-        return wanted.asked(distances)
-
-    def passes(self, classes: int, ground: GroundNorm) -> float:
+    def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""
         rivals = min(self.rivals, classes - 1)
         of_pairs = sum(heat.share * heat.steps for heat in self.heats) * rivals
-        return of_pairs + sum(last.share * last.search.passes(ground) for last in self.last)
+        return of_pairs + sum(last.share * last.search.passes for last in self.last)
 
-    def __call__(
-        self,
-        known: NearestFlips,
-        wanted: Wanted,
-        *,
-        generator: torch.Generator | None = None,
-        fast: nn.Module | None = None,
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
     ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
-        if not len(rows):
-            return
-        part = known.part(rows)
         rivals = rivals_by_strength(part)[:, : self.rivals]
         images, count = rivals.shape
         classes = rivals.T.flatten()
@@ -114,11 +100,11 @@ class Elimination:
         for last in self.last:
             some = by_closeness[: math.ceil(last.share * images)]
             some = some[wanted.asked(part.distances)[some]]
-            few = part.part(some)
-            run = FurtherRun(few, wanted.reach, wanted.goal, fast)
-            run.at_random(last.search, last.start(few, run.radii, generator), generator)
-            part.put(some, few)
-        known.put(rows, part)
+            if len(some):
+                few = part.part(some)
+                run = FurtherRun(few, wanted.reach, wanted.goal, fast)
+                run.at_random(last.search, last.start(few, run.radii, generator), generator)
+                part.put(some, few)
 
 
 def _run(

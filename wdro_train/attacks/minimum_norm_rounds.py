@@ -14,8 +14,7 @@ from torch import nn
 from wdro_train.attacks.further_run import search_radii
 from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch, SearchEffort
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import Start, Target, Wanted
-from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.attacks.rounds import FurtherSearch, Start, Target, Wanted
 
 # Each run is brought down to the boundary, whether it comes near the flip that is known or not: 22 forward passes and 2
 # polishes, at most.
@@ -23,7 +22,7 @@ _DESCENT = 14.0
 
 
 @dataclass(frozen=True)
-class MinimumNorm:
+class MinimumNorm(FurtherSearch):
     """One run of the search of `MinimalDistance` for every image that is asked for.
 
     Attributes:
@@ -38,31 +37,17 @@ class MinimumNorm:
     target: Target
     steps: int
 
-    def asked(self, wanted: Wanted, distances: torch.Tensor) -> torch.Tensor:
-        """See `FurtherSearch`."""
-        return wanted.asked(distances)
-
-    def passes(self, classes: int, ground: GroundNorm) -> float:
+    def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""
         return self.steps + _DESCENT
 
-    def __call__(
-        self,
-        known: NearestFlips,
-        wanted: Wanted,
-        *,
-        generator: torch.Generator | None = None,
-        fast: nn.Module | None = None,
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
     ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
-        if not len(rows):
-            return
-        part = known.part(rows)
         effort = SearchEffort(self.steps, 1, 0, STEP_SIZES.get(part.ground.order, 1.0), part.batch_size)
         search = NearestFlipSearch(part.ground, effort, part.model, part.x, part.y, fast)
         search.once(*self.target(part), self.start(part, search_radii(part, wanted.reach), generator))
         found = search.flips
         found.recheck()
         part.take(found.points, found.distances, found.distances < torch.inf)
-        known.put(rows, part)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import Round, Wanted
-from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.attacks.rounds import FurtherSearch, Round, Wanted
 
 # Up to which multiple of the radius the nearest flip that is known may lie. The 12 of 10,000 images that rounds flip on
 # `mnist_mlp_lpd_0.1` had theirs within 1.06 radii (docs/results/distances_effort.md).
@@ -26,7 +25,7 @@ _MOST = 0.05
 
 
 @dataclass(frozen=True)
-class Nearby:
+class Nearby(FurtherSearch):
     """Several rounds, one after the other, for the images whose nearest flip is just too far.
 
     Where no radius is fixed, at p < inf, there are none.
@@ -53,21 +52,13 @@ class Nearby:
         some[nearest[: math.ceil(self.most * int(without.sum()))]] = True
         return near & some
 
-    def passes(self, classes: int, ground: GroundNorm) -> float:
+    def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""
-        return sum(one.passes(classes, ground) for one in self.rounds)
+        return sum(one.passes(classes) for one in self.rounds)
 
-    def __call__(
-        self,
-        known: NearestFlips,
-        wanted: Wanted,
-        *,
-        generator: torch.Generator | None = None,
-        fast: nn.Module | None = None,
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
     ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
-        part = known.part(rows)
         for one in self.rounds:
             one(part, wanted, generator=generator, fast=fast)
-        known.put(rows, part)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.ground_norm import GroundNorm, choose_images, per_image
-from wdro_train.theory.losses import correct, margin
+from wdro_train.theory.ground_norm import choose_images, per_image
+from wdro_train.theory.losses import margin
 
 # After these shares of the queries the area of a square is halved, as by its authors.
 _SHARES = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -38,9 +38,10 @@ class RandomSearch:
     queries: int
     area: float
 
-    def passes(self, ground: GroundNorm) -> float:
+    @property
+    def passes(self) -> float:
         """Passes an image at most, in pairs of a forward and a backward one."""
-        return self.queries / 2 if math.isinf(ground.order) else 0.0
+        return self.queries / 2
 
     @torch.no_grad()
     def __call__(
@@ -57,24 +58,28 @@ class RandomSearch:
         if not math.isinf(flips.ground.order):
             return
         rows = torch.arange(len(start), device=start.device)
-        radius = per_image(radii, flips.x).to(flips.x.dtype)
+        part = flips.part(rows)
+        radius = per_image(radii, flips.x)
         low, high = (flips.x - radius).clamp(0, 1), (flips.x + radius).clamp(0, 1)
         best = start.clamp(low, high)
-        margins = _look(flips, rows, best)
+        margins = _look(part, best)
+        channels = best.shape[1 : max(best.dim() - 2, 1)]
         for query in range(self.queries):
             inside = _squares(best, self._area(query), generator)
-            channels = best.shape[: max(best.dim() - 2, 1)]
-            up = _random((*channels, *[1] * (best.dim() - len(channels))), 2, generator, best.device).bool()
-            point = torch.where(inside, torch.where(up, high, low), best)
-            found = _look(flips, rows, point)
+            up = _random((len(best), *channels, *[1] * (best.dim() - 1 - len(channels))), 2, generator, best.device)
+            point = torch.where(inside, torch.where(up.bool(), high, low), best)
+            found = _look(part, point)
             best = choose_images(found <= margins, point, best)
             margins = torch.minimum(found, margins)
             if query % _LOOK == _LOOK - 1:
-                open_ = margins > 0
-                if not open_.all():
+                open_ = (margins > 0).nonzero().squeeze(1)
+                if len(open_) < len(rows):
+                    flips.put(rows, part)
                     rows, low, high, best, margins = (t[open_] for t in (rows, low, high, best, margins))
+                    part = flips.part(rows)
                 if not len(rows):
                     return
+        flips.put(rows, part)
 
     def _area(self, query: int) -> float:
         """Share of the image that a square covers at a query."""
@@ -82,13 +87,11 @@ class RandomSearch:
         return self.area * 0.5**halvings
 
 
-def _look(flips: NearestFlips, rows: Tensor, point: Tensor) -> Tensor:
-    """The margins of one point for some images, of which flips are kept, shape [n]."""
-    logits = forward(flips.model, point, flips.batch_size)
-    some = flips.part(rows)
-    some.take(point, flips.ground.distances(point.double() - some.x.double()), ~correct(logits, some.y))
-    flips.put(rows, some)
-    return margin(logits, some.y)
+def _look(flips: NearestFlips, point: Tensor) -> Tensor:
+    """The margins of one point for each image, of which flips are kept, shape [N]."""
+    margins = margin(forward(flips.model, point, flips.batch_size), flips.y)
+    flips.take(point, flips.ground.between(point, flips.x), ~(margins > 0))
+    return margins
 
 
 def _squares(images: Tensor, area: float, generator: torch.Generator | None) -> Tensor:

@@ -7,6 +7,7 @@ radius of each image within which a flip would still matter to the worst case (s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, ce, dlr, margin
 
 
@@ -155,17 +156,14 @@ class Wanted:
         return (distances > self.goal) & (distances > 0)
 
 
-class FurtherSearch(Protocol):
+class FurtherSearch(ABC):
     """A search for nearer flips than those that are known.
 
     Attributes:
         kind: Its name, for the report.
     """
 
-    @property
-    def kind(self) -> str:
-        """See above."""
-        ...
+    kind: str
 
     def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
         """Which images are searched, shape [N].
@@ -174,18 +172,17 @@ class FurtherSearch(Protocol):
             wanted: Which flips would matter.
             distances: To the nearest flips so far, shape [N].
         """
-        ...
+        return wanted.asked(distances)
 
-    def passes(self, classes: int, ground: GroundNorm) -> float:
+    @abstractmethod
+    def passes(self, classes: int) -> float:
         """About how many passes it takes of each image that it searches, in pairs of a forward and a backward one.
 
         What is found is brought down to the boundary in some more; few images are.
 
         Args:
             classes: Of the network.
-            ground: The norm.
         """
-        ...
 
     def __call__(
         self,
@@ -203,11 +200,28 @@ class FurtherSearch(Protocol):
             generator: Source of random starts; None for the default one.
             fast: The network whose gradients are followed (see `SearchArithmetic`); None for that of `known`.
         """
-        ...
+        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
+        if len(rows):
+            part = known.part(rows)
+            self.search(part, wanted, generator, fast)
+            known.put(rows, part)
+
+    @abstractmethod
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
+    ) -> None:
+        """The same for the images that are asked for, at least one.
+
+        Args:
+            part: The nearest flips so far; they are replaced by nearer ones.
+            wanted: See above.
+            generator: See above.
+            fast: See above.
+        """
 
 
 @dataclass(frozen=True)
-class Round:
+class Round(FurtherSearch):
     """One run of `AimedSearch` for every image that is asked for.
 
     Attributes:
@@ -224,29 +238,16 @@ class Round:
     steps: int
     size: float = 1.0
 
-    def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
-        """See `FurtherSearch`."""
-        return wanted.asked(distances)
-
-    def passes(self, classes: int, ground: GroundNorm) -> float:
+    def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""
         return float(self.steps)
 
-    def __call__(
-        self,
-        known: NearestFlips,
-        wanted: Wanted,
-        *,
-        generator: torch.Generator | None = None,
-        fast: nn.Module | None = None,
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
     ) -> None:
         """See `FurtherSearch`."""
-        rows = self.asked(wanted, known.distances).nonzero().squeeze(1)
-        if len(rows):
-            part = known.part(rows)
-            run = FurtherRun(part, wanted.reach, wanted.goal, fast)
-            run(*self.target(part), self.start(part, run.radii, generator), self.steps, self.size)
-            known.put(rows, part)
+        run = FurtherRun(part, wanted.reach, wanted.goal, fast)
+        run(*self.target(part), self.start(part, run.radii, generator), self.steps, self.size)
 
 
 def _minus_margin(logits: Tensor, labels: Tensor) -> Tensor:

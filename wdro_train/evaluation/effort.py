@@ -82,13 +82,14 @@ class UntilConverged:
             before = found.rounds[-1].accuracy
             for one in kinds[turn % len(kinds)]:
                 wanted = still_wanted(found.curve, ball)
-                left = int(wanted.asked(torch.from_numpy(found.distances)).sum())
+                distances = torch.from_numpy(found.distances)
+                left = int(wanted.asked(distances).sum())
                 if wanted.reach <= 0 or not left:
                     return found
-                asked = int(one.asked(wanted, torch.from_numpy(found.distances)).sum())
+                asked = int(one.asked(wanted, distances).sum())
                 if not asked:
                     continue
-                cost = one.passes(_classes(found), attack.ground) * asked
+                cost = one.passes(_classes(found)) * asked
                 if found.passes * len(found.distances) + cost > self.budget * left:
                     return replace(found, capped=True)
                 found = _with_accuracy(go_on(engine, attack, found, one, wanted), ball)
