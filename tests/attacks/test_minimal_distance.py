@@ -1,3 +1,4 @@
+import copy
 import math
 from functools import lru_cache
 
@@ -9,9 +10,10 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.theory.box import reach
 from wdro_train.theory.ground_norm import GroundNorm
-from wdro_train.theory.losses import correct
+from wdro_train.theory.losses import correct, margin
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
@@ -372,19 +374,43 @@ def test_further_runs_never_lose(s):
         assert more.sum() < once.sum()
 
 
+@pytest.mark.parametrize("s", NORMS)
+@pytest.mark.parametrize("short", [1e-7, 1e-5, 1e-3, 0.1])
+def test_a_flip_that_another_batch_calls_correct_is_looked_for_a_little_farther(s, short):
+    """Images in the middle, whose flip is known `short` of it relative to its distance, and one without a flip."""
+    model = linear(2)
+    x, y = in_the_middle(model, 6)
+    y = model(x).argmax(1)
+    found = MinimalDistance(norm=s)(model, x, y)
+    flips = NearestFlips(GroundNorm(s), model, x, y, None)
+    flips.points = x + (1 - short) * (found.x_adv - x)
+    flips.distances = (1 - short) * found.distances
+    flips.points[0], flips.distances[0] = x[0], INF
+    flips.recheck()
+    assert flips.distances[0] == INF
+    if short > 2**-8:  # it was no flip by more than rounding
+        assert flips.distances.isinf().all()
+        assert torch.equal(flips.points, x)
+    else:
+        far = found.distances[1:] > 0.005  # where the shares are more than the rounding of a pixel
+        assert far.any()
+        assert (flips.distances[1:][far] <= found.distances[1:][far] * (1 + 2**-8)).all()
+        assert (margin(model(flips.points[1:][far]), y[1:][far]) <= 0).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("s", NORMS)
 def test_batching_changes_nothing(s):
+    """In double precision: a last digit of float32, which a batch changes, sends a path down another branch."""
     x, y = (part[:60] for part in reference_images())
-    model = reference_network("adversarial")
+    model = copy.deepcopy(reference_network("adversarial")).double()
     attack = MinimalDistance(norm=s, steps=15)
     whole = attack(model, x, y)
     parts = [attack(model, x[rows], y[rows]).distances for rows in (slice(0, 7), slice(7, 40), slice(40, 60))]
     chunks = MinimalDistance(norm=s, steps=15, batch_size=11)(model, x, y)
     for other in (torch.cat(parts), chunks.distances):
         close = (other - whole.distances).abs() <= 1e-3 * whole.distances
-        # An ulp may send a path down another branch; in l_1 most paths have one that is as good.
-        assert close.double().mean() >= (0.7 if s == 1 else 0.85)
+        assert close.double().mean() >= 0.85  # an ulp may send a path down another branch
         assert other.mean().item() == pytest.approx(whole.distances.mean().item(), rel=3e-2 if s == 1 else 2e-3)
 
 
@@ -405,12 +431,12 @@ def test_every_image_meets_its_own_rivals_in_every_batch(s, extra, batch_size):
 
 
 def assert_sharp(found, exact):
-    """Found over true is 1 up to the rounding of float32: of a pixel, 3e-8, and of the network's logits."""
+    """Found over true is 1 + 1e-6 at most, where a pixel's float32 rounding of 3e-8 is below that."""
     far = exact > 0.05
     assert far.sum() >= 10
     ratio = found[far] / exact[far]
-    assert ratio.max() <= 1 + ULPS
-    assert ratio.min() >= 1 - ULPS
+    assert ratio.max() <= 1 + 1.2e-6
+    assert ratio.min() >= 1 - ULPS  # the network's logits are rounded, too
 
 
 @pytest.mark.parametrize("s", [2, 1])
@@ -418,6 +444,9 @@ def assert_sharp(found, exact):
 def test_distances_end_at_the_boundary_away_from_the_box(s, classes):
     model = linear(classes, scale=2.0)
     x, y = in_the_middle(model)
+    model = (
+        model.double()
+    )  # so that no rounding of logits moves the boundary, which differs from processor to processor
     found = MinimalDistance(norm=s, targets=classes - 1)(model, x, y)
     w, b = (parameter.detach().double() for parameter in (model[1].weight, model[1].bias))
     z = x.flatten(1).double() @ w.T + b
@@ -434,6 +463,7 @@ def test_distances_end_at_the_boundary(s, classes):
     """Nothing that was added to cross the boundary is left in the distance: only rounding of float32 images is."""
     model = linear(classes)
     x, y = on_the_edges(model)
+    model = model.double()
     found = MinimalDistance(norm=s, targets=classes - 1)(model, x, y)
     assert_sharp(found.distances, torch.as_tensor(exact_distances(model, x, y, s)))
 
