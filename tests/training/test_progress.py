@@ -228,7 +228,13 @@ def test_a_test_searches_no_shorter_than_a_validation(steps, expected):
 @pytest.mark.slow
 def test_two_lines_in_a_terminal_of_80_columns(tmp_path):
     """A real terminal: every redrawing goes one line up at most, and no line is wider than the terminal."""
-    settings = command("train.py", *SHORT, "trainer.limit_train_batches=25", "hydra.run.dir=out", cwd=tmp_path)
+    often = tmp_path / "often.py"  # a quick processor is through in a few frames of the usual four a second
+    often.write_text(
+        "from wdro_train.cli.train import main\n"
+        "from wdro_train.training.callbacks import progress\n\n"
+        "if __name__ == '__main__':\n    progress._PER_SECOND = 100\n    main()\n"
+    )
+    settings = command(str(often), *SHORT, "trainer.limit_train_batches=25", "hydra.run.dir=out", cwd=tmp_path)
     settings["env"].pop("COLUMNS")
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
