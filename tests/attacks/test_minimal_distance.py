@@ -5,12 +5,14 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from oracles import norm, reference_images, reference_network, reference_records
+from oracles import further, norm, reference_images, reference_network, reference_records
 from scipy.optimize import linprog, minimize
 from torch import nn
 
 from wdro_train.attacks import WPGD, MinimalDistance
+from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearest_flips import NearestFlips
+from wdro_train.attacks.rounds import AnyRival, AtRandom, OneRival, Wanted
 from wdro_train.theory.box import reach
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin
@@ -160,12 +162,12 @@ class Flattening(nn.Module):
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
-@pytest.mark.parametrize("s", [INF, 2])
+@pytest.mark.parametrize("s", NORMS)
 def test_a_flattening_boundary_is_crossed(s):
     """The linearised margin always promises a boundary too near: steps to where it is 0 would never get there."""
     x = 0.1 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     found = MinimalDistance(norm=s, steps=12)(Flattening(), x, torch.zeros(20, dtype=torch.int64))
-    exact = (0.3 - x.double().flatten(1).mean(1)) * {INF: 1, 2: PIXELS**0.5}[s]
+    exact = (0.3 - x.double().flatten(1).mean(1)) * {INF: 1, 2: PIXELS**0.5, 1: PIXELS}[s]
     assert (found.distances / exact).max() < 1.01
 
 
@@ -293,7 +295,7 @@ def test_vanished_gradients_count_once_an_image(extra):
     assert torch.isinf(found.distances).all()
 
 
-DELTA = {INF: 0.1, 2: 1.0}
+DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
 # What AutoAttack (pyautoattack 0.2.0, standard version, seed 0) leaves of the adversarial network at these radii.
 AUTOATTACK = {INF: 0.684, 2: 0.594}
 
@@ -314,7 +316,7 @@ def test_reference_points_are_what_they_say(name, s):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("s", "most"), [(INF, 0.27), (2, 0.245)])
+@pytest.mark.parametrize(("s", "most"), [(INF, 0.27), (2, 0.245), (1, 0.15)])
 def test_reference_knapsack_accuracy(s, most):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
     assert curve.clean_accuracy == pytest.approx(0.852)
@@ -326,6 +328,20 @@ def test_reference_knapsack_accuracy(s, most):
 def test_pointwise_accuracy_is_autoattacks(s):
     curve = RobustnessCurve(reference_distances("adversarial", s).distances)
     assert curve.accuracy(DELTA[s], p=INF) <= AUTOATTACK[s] + 0.005
+
+
+@pytest.mark.slow
+def test_further_runs_leave_what_autoattack_leaves_in_l1():
+    """Its standard version leaves 18.2 % at radius 8 in 987 passes an image, a search with conditional gradients 23.2."""
+    x, y = reference_images()
+    model = reference_network("adversarial")
+    found = MinimalDistance(norm=1)(model, x, y)
+    one = MinimumNorm("random", AtRandom(), AnyRival("soft_margin"), 30)
+    aimed = [MinimumNorm("rival", AtRandom(), OneRival(rank), 30) for rank in range(3)]
+    points, distances, generator = found.x_adv, found.distances, torch.Generator().manual_seed(0)
+    for search in (one, *aimed, one, one, *aimed):
+        points, distances = further(search, 1, model, x, y, points, distances, Wanted(8.0, 8.0), generator=generator)
+    assert 0.1 < (distances > 8).double().mean() <= 0.182 + 0.005
 
 
 @pytest.mark.slow
@@ -351,7 +367,7 @@ def test_costs_no_more_than_one_w_pgd(s):
     with PassCounter(model) as ours:
         MinimalDistance(norm=s)(model, x, y)
     with PassCounter(model) as theirs:
-        WPGD(p=2, norm=s, delta=DELTA.get(s, 5.0), steps=50, random_start=False)(model, x, y)
+        WPGD(p=2, norm=s, delta=DELTA[s], steps=50, random_start=False)(model, x, y)
     assert theirs.backward == 50 * 100
     assert ours.backward <= 0.7 * theirs.backward
     assert ours.forward + ours.backward <= theirs.forward + theirs.backward

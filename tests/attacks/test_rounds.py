@@ -7,11 +7,12 @@ import torch
 from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
-from wdro_train.attacks import MinimalDistance
+from wdro_train.attacks import MinimalDistance, minimum_norm_rounds
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
 from wdro_train.theory.losses import margin
+from wdro_train.utils.pass_counter import PassCounter
 
 INF = math.inf
 ROUNDS = [
@@ -73,6 +74,23 @@ def test_only_images_without_a_flip_at_the_goal_are_searched(s, one):
     assert torch.equal(distances[near], found.distances[near])
     if isinstance(one, Round):
         assert (distances[distances < found.distances] <= delta).all()
+
+
+@pytest.mark.parametrize("s", [INF, 2])
+def test_flips_far_beyond_the_known_ones_are_not_brought_down_and_nothing_is_lost(s, monkeypatch):
+    x, y = (part[:100] for part in reference_images())
+    model = reference_network("adversarial")
+    found = MinimalDistance(norm=s, steps=30)(model, x, y)
+    one = MinimumNorm("3rd rival", AtTheImage(), OneRival(2), 30)
+    passes, distances = [], []
+    for reach in (minimum_norm_rounds._IN_REACH, INF):
+        monkeypatch.setattr(minimum_norm_rounds, "_IN_REACH", reach)
+        with PassCounter(model) as counter:
+            distances.append(go(one, s, model, x, y, found, Wanted(INF, 0.0))[1])
+        passes.append(counter.pairs)
+    assert (distances[0] < found.distances).any()
+    torch.testing.assert_close(*distances, rtol=1e-5, atol=0)
+    assert passes[0] < 0.9 * passes[1]
 
 
 def test_nothing_to_ask_is_nothing_done():

@@ -10,7 +10,7 @@ from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
 from scipy.optimize import brentq, linprog, minimize
 
 from wdro_train.attacks import WFGSM, WPGD
-from wdro_train.theory.box import ascend, free_gradient, move, projected_step
+from wdro_train.theory.box import ascend, free_gradient, move, projected_step, sparse_step
 from wdro_train.theory.ground_norm import GroundNorm
 
 INF = math.inf
@@ -111,6 +111,56 @@ def test_projected_step_stays_within_the_radius_of_the_image(s):
     assert (moved <= 0.5 * (1 + 1e-6)).all()
     assert (moved > norm(point.double() - x.double(), s) * (1 + 1e-3)).any()
     assert ((again >= 0) & (again <= 1)).all()
+
+
+def nearest_in_l1(v, radius):
+    """The point of the l_1 ball of a radius that is nearest to v in l_2: soft thresholding, its threshold by brentq."""
+    if np.abs(v).sum() <= radius:
+        return v
+    threshold = brentq(lambda t: np.maximum(np.abs(v) - t, 0).sum() - radius, 0, np.abs(v).max(), xtol=1e-12)
+    return np.sign(v) * np.maximum(np.abs(v) - threshold, 0)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    hnp.arrays(np.float32, (3, 8), elements=st.floats(0, 1, width=16)),
+    hnp.arrays(np.float32, (3, 8), elements=st.floats(0, 1, width=16)),
+    hnp.arrays(np.float32, (3, 8), elements=st.floats(-4, 4, width=16)),
+    st.floats(0.01, 9),
+    st.floats(0.01, 5),
+    st.floats(0, 1),
+)
+def test_sparse_step_goes_up_few_pixels_and_comes_back_to_the_nearest_point(x, point, g, length, radius, dense):
+    free = free_gradient(torch.tensor(g), torch.tensor(point)).numpy()
+    lengths, radii = torch.full((3,), length).double(), torch.full((3,), radius).double()
+    found = sparse_step(*map(torch.tensor, (x, point, free)), lengths, radii, dense).double().numpy()
+    assert (np.abs(found - x).sum(1) <= radius * (1 + 1e-6) + 8 * 2**-22).all()  # up to the rounding of pixels
+    assert ((found >= 0) & (found <= 1)).all()
+    for row in range(3):
+        moved = (point[row] != x[row]).sum()
+        most = moved / 2 if moved else dense * 8
+        size = np.abs(free[row])
+        # The pixels that were chosen are those above some size: as many as wanted, the largest ones in any case, and
+        # those that the halvings of the largest size cannot tell from one of them.
+        choices = []
+        for least in np.unique(size):
+            if (size > least * (1 + 1e-5) + size.max() / 2**10).sum() <= most:
+                chosen = (size >= least) & (size > 0)
+                up = point[row] + length / max((size >= least).sum(), 1) * np.sign(free[row]) * chosen
+                choices.append(x[row] + nearest_in_l1(np.clip(up, 0, 1).astype(np.float64) - x[row], radius))
+        assert min(np.abs(choice - found[row]).max() for choice in choices) <= 2e-5
+
+
+def test_sparse_steps_climb_near_the_best_point_of_the_ball():
+    """Of a linear function, which `ascend` knows: the few steepest pixels at the edge of the box."""
+    x, g = grid()
+    radii = torch.full((len(x),), 2.0).double()
+    best = ascend(GroundNorm(1), x, free_gradient(g, x), radii)
+    point = x
+    for step in range(60):
+        point = sparse_step(x, point, free_gradient(g, point), radii * 0.9**step, radii, 1.0)
+    gain, most = ((g * (end - x)).flatten(1).sum(1) for end in (point, best))
+    assert (gain >= 0.94 * most).all()
 
 
 def attack_gain(attack, x, g):

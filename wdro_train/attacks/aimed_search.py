@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from wdro_train.attacks.gradient import input_gradient
+from wdro_train.attacks.nearest_flip_search import density
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import ascend, free_gradient, move, sparse_step
 from wdro_train.theory.ground_norm import choose_images, per_image
 from wdro_train.theory.losses import LossFunction, correct
 
@@ -33,8 +34,7 @@ _LOOK = 10  # steps from one look at which images are finished to the next; a lo
 class AimedSearch:
     """Momentum steps inside the box and a radius of each image.
 
-    l_inf: steps of Adam. l_2: along the momentum. l_1: part of the way to the vertex of the ball that is best for the
-    momentum (conditional gradient).
+    l_inf: steps of Adam. l_2: along the momentum. l_1: the same along few of its pixels (`sparse_step`).
 
     Args:
         flips: Takes what is found. Flips it holds already are not looked for again.
@@ -81,8 +81,8 @@ class AimedSearch:
                 ease = 0.5 * (1 + math.cos(math.pi * step / steps))
                 share = size * FIRST_STEPS[ground.order] * (_LAST_STEP + (1 - _LAST_STEP) * ease)
                 if ground.order == 1:
-                    u = point - x
-                    u = u + min(share, 1.0) * (ascend(ground, x, momentum, radii) - x - u)
+                    ahead = free_gradient(momentum, point)
+                    u = sparse_step(x, point, ahead, share * radii, radii, density(steps)) - x
                 elif ground.order == 2:
                     u = ascend(ground, point, free_gradient(momentum, point), share * radii) - x
                 else:

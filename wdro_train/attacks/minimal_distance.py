@@ -43,8 +43,9 @@ class MinimalDistance:
     radius, and comes back to that radius; the radius shrinks below the nearest flip found so far, and grows while there
     is none. Steps and rates of change fall along a cosine, so that the iterates settle on the boundary. This is the
     scheme of FMN (Pintor et al. 2021, arXiv 2102.12827), but with steps relative to the radius that are exact inside
-    the box, and conditional-gradient steps for s = 1. Flips are then pulled back by bisection, moved to the foot of the
-    perpendicular from the image on the linearised boundary, and looked at once more.
+    the box, and for s = 1 along few pixels, as in l_1-APGD (Croce and Hein 2021, arXiv 2103.01208). Flips are then
+    pulled back by bisection, moved to the foot of the perpendicular from the image on the linearised boundary, and
+    looked at once more.
 
     Misclassified images have distance 0 and take one forward pass. Correct ones take `steps` + 2 forward and backward
     passes for each restart and target, and some 20 forward passes for each.
@@ -54,7 +55,7 @@ class MinimalDistance:
         steps: Gradient steps of a run.
         restarts: Runs against whichever rival class is nearest; all but the first start from random points.
         targets: Number of further runs, the k-th of them against the k-th strongest rival class.
-        step_size: First step in units of the current radius (norms 2 and inf); by default 3 and 0.75.
+        step_size: First step in units of the current radius; by default 1, 3 and 0.75 for norms 1, 2 and inf.
         batch_size: Images per forward pass; None for all at once.
     """
 
@@ -74,7 +75,7 @@ class MinimalDistance:
         if steps < 1 or restarts < 1 or targets < 0:
             raise UserError(f"steps={steps}, restarts={restarts}, targets={targets}: choose at least 1, 1 and 0")
         if step_size is None:
-            step_size = STEP_SIZES.get(self.ground.order, 1.0)
+            step_size = STEP_SIZES[self.ground.order]
         self.effort = SearchEffort(int(steps), int(restarts), int(targets), float(step_size), batch_size)
 
     def __call__(

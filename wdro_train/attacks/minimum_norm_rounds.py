@@ -16,9 +16,12 @@ from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.rounds import FurtherSearch, Start, Target, Wanted
 
-# Each run is brought down to the boundary, whether it comes near the flip that is known or not: 22 forward passes and 2
-# polishes, at most.
+# What bringing a flip down to the boundary takes: at most 25 forward passes and 2 polishes.
 _DESCENT = 14.0
+# Flips up to this multiple of the distance that would be an improvement are brought down. It halves the distance of one
+# flip in a hundred, but takes 2 % off most: of the flips that were nearer in the end, 98 % had been within 1.15 (in l_1
+# fewer after runs towards a rival), and of the runs towards a rival 40 %.
+_IN_REACH = 1.15
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class MinimumNorm(FurtherSearch):
         self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
     ) -> None:
         """See `FurtherSearch`."""
-        effort = SearchEffort(self.steps, 1, 0, STEP_SIZES.get(part.ground.order, 1.0), part.batch_size)
+        effort = SearchEffort(self.steps, 1, 0, STEP_SIZES[part.ground.order], part.batch_size)
         search = NearestFlipSearch(part.ground, effort, part.model, part.x, part.y, fast)
-        search.once(*self.target(part), self.start(part, search_radii(part, wanted.reach), generator))
+        radii = search_radii(part, wanted.reach)
+        search.once(*self.target(part), self.start(part, radii, generator), within=_IN_REACH * radii)
         found = search.flips
         found.recheck()
         part.take(found.points, found.distances, found.distances < torch.inf)

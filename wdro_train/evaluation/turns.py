@@ -35,7 +35,7 @@ def turns(steps: int) -> Turns:
         steps: Of each round.
     """
     again = MinimumNorm("minimum norm, from a random point", AtRandom(), AnyRival("soft_margin"), steps)
-    aimed = (MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtTheImage(), OneRival(k), steps) for k in range(3))
+    aimed = [MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtRandom(), OneRival(k), steps) for k in range(3)]
     flip, image, noise = _flip(steps), _image(steps), _noise(steps)
     first, second, third = (_rival(k, steps) for k in range(3))
     entropy, ratio = _random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)
