@@ -63,6 +63,7 @@ class BoundaryAttackSettings(AttackSettings):
     bisections: fields.Natural = 0
     weighted: fields.Flag = False
     beyond: fields.NotNegative = 0.5
+    inside: fields.Natural = 0
     marginal: fields.Node | None = None
 
 
