@@ -246,7 +246,7 @@ def test_what_steps_inside_cost():
 
 
 def test_steps_inside_of_wrong_images_only():
-    model, x, y, _, _ = two_classes()
+    model, x, *_ = two_classes()
     wrong = 1 - model(x).argmax(1)
     found = BoundaryAttack(p=2, norm=INF, delta=0.1, inside=3)(model, x, wrong, generator=seeded())
     assert torch.equal(found.x_adv, x)
