@@ -196,67 +196,10 @@ def test_steps_stop_at_the_flip():
     assert passes.forward <= len(x) + passes.backward + 3 * right
 
 
-@pytest.mark.parametrize("s", [INF, 2.0])
-def test_near_images_are_taken_to_their_largest_loss_inside_delta(s):
-    """Flips within delta end at delta, where a linear loss is largest; the others as without steps inside."""
-    model, x, y, margins, w = two_classes()
-    exact = margins / norm(w[None], conjugate(s))[0]
-    right = correct(model(x), y)
-    delta, reach = exact[right].quantile(0.3).item(), exact[right].quantile(0.7).item()
-    options = {"p": 2, "norm": s, "delta": delta, "marginal": Fixed(reach), "steps": 16, "random_start": 0}
-    found = BoundaryAttack(inside=4, **options)(model, x, y)
-    plain = BoundaryAttack(bisections=14, **options)(model, x, y)
-    near, far = right & (exact < 0.98 * delta), right & (exact > 1.02 * reach)
-    between = right & (exact > 1.02 * delta) & (exact < 0.98 * reach)
-    assert min(near.sum(), between.sum(), far.sum(), (~right).sum()) >= 5
-    np.testing.assert_allclose(found.distances[near], delta, rtol=1e-5)
-    assert plain.distances[near].max() < 0.99 * delta
-    assert correct(model(found.x_adv), y)[near].sum() == 0
-    step = 3.0 / 16 * reach
-    assert (found.distances[between] >= exact[between] * (1 - 1e-5)).all()
-    assert (found.distances[between] <= exact[between] + step * (1 + 1e-5)).all()
-    assert correct(model(found.x_adv), y)[between].sum() == 0
-    np.testing.assert_allclose(found.distances[far], reach, rtol=1e-3)
-    assert found.distances[~right].max() == 0
-    assert found.importance[far].unique().tolist() == [0.5]
-    assert found.importance[~far & (exact < 0.98 * reach)].unique().tolist() == [1]
-
-
-def test_steps_inside_do_not_leave_the_reach():
-    """A reach below delta, of which a warning speaks, bounds them as well."""
-    attack = BoundaryAttack(p=2, norm=INF, delta=0.1, marginal=Fixed(0.03), inside=3, steps=2)
-    with pytest.warns(UserWarning, match="trained nearer"):
-        found = attack(fitted(), *digits(40), generator=seeded())
-    assert found.distances.max() <= 0.03 * (1 + 1e-5)
-
-
-def test_what_steps_inside_cost():
-    """`inside` passes and one more forward pass over the correct images, and then a search for those that hold."""
-    model, x, y, margins, w = two_classes()
-    exact = margins / norm(w[None], 1)[0]
-    right = correct(model(x), y)
-    delta = exact[right].median().item()
-    attack = BoundaryAttack(p=INF, norm=INF, delta=delta, inside=5, steps=3, random_start=0)
-    with PassCounter(model) as passes:
-        attack(model, x, y)
-    correct_ones, hold = int(right.sum()), int((right & (exact > delta)).sum())
-    assert 0 < hold < correct_ones
-    assert abs(passes.backward - 5 * correct_ones - 3 * hold) <= 3  # whoever sits at delta by rounding
-    assert abs(passes.forward - len(x) - 6 * correct_ones - 4 * hold) <= 4
-
-
-def test_steps_inside_of_wrong_images_only():
-    model, x, *_ = two_classes()
-    wrong = 1 - model(x).argmax(1)
-    found = BoundaryAttack(p=2, norm=INF, delta=0.1, inside=3)(model, x, wrong, generator=seeded())
-    assert torch.equal(found.x_adv, x)
-
-
 def test_bad_input():
     for options, message in (
         ({"steps": 0}, "attack.steps=0"),
         ({"bisections": -1}, "attack.bisections=-1"),
-        ({"inside": -1}, "attack.inside=-1"),
         ({"step_size": 0}, "step_size=0"),
         ({"random_start": -1}, "attack.random_start=-1"),
         ({"random_start": math.nan}, "attack.random_start=nan"),

@@ -24,8 +24,6 @@ from wdro_train.theory.power_mean import moment, power_mean
 from wdro_train.utils.distributed import LocalReducer, Reducer
 from wdro_train.utils.errors import UserError
 
-_PATH_INSIDE = 1.875  # of delta: the length of W-PGD's path in training
-
 
 class BoundaryAttack:
     """Images at their boundary points: correct ones move until they flip or have gone the marginal distance D.
@@ -36,14 +34,10 @@ class BoundaryAttack:
     by bisection; images that do not flip within D are trained on at distance D, which keeps their boundary that far
     away; misclassified images stay clean. D follows from the ball and the network through `marginal`.
 
-    A first flip is no largest loss. With `inside` > 0 every correct image first takes so many steps of PGD within
-    delta; one that ends misclassified stays there, as in PGD training, and all others go on to their first flip.
-
     The result is a training set and no point of the ball: images that do not flip may cost more than the budget.
 
-    It takes one forward pass over the batch, `inside` forward and backward passes and one more forward pass over the
-    correct images, a forward and a backward pass a step over the images that have not flipped yet, and a forward pass a
-    bisection over those that have; under DDP one collective.
+    It takes one forward pass over the batch, a forward and a backward pass a step over the images that have not flipped
+    yet, and a forward pass a bisection over those that have; under DDP one collective.
 
     The defaults were chosen on Fashion-MNIST; docs/results/fashion_linf/ablations.md has what others lead to.
 
@@ -60,7 +54,6 @@ class BoundaryAttack:
         weighted: Give every image the importance (d / reach)^(p-1) of the formula; misclassified ones have 1.
         beyond: Importance of the images that did not flip, where the others have 1; 0 leaves them out, as margin
             maximisation does.
-        inside: Number of PGD steps within delta before the search, of 1.875 delta in all; 0 for none.
         marginal: How far to reach; by default dual ascent on the multiplier.
     """
 
@@ -77,13 +70,10 @@ class BoundaryAttack:
         bisections: int = 0,
         weighted: bool = False,
         beyond: float = 0.5,
-        inside: int = 0,
         marginal: Marginal | None = None,
     ) -> None:
-        if steps < 1 or bisections < 0 or inside < 0:
-            raise UserError(
-                f"attack.steps={steps}, attack.bisections={bisections}, attack.inside={inside}: choose at least 1, 0, 0"
-            )
+        if steps < 1 or bisections < 0:
+            raise UserError(f"attack.steps={steps}, attack.bisections={bisections}: choose at least 1 and 0")
         if not 0 <= random_start < math.inf:
             raise UserError(f"attack.random_start={random_start} is no size; choose 0 or more, in units of delta")
         if not step_size > 0:
@@ -92,7 +82,7 @@ class BoundaryAttack:
             raise UserError(f"attack.beyond={beyond} is no weight; choose 0 or more")
         self.ball = WassersteinBall(p, norm, delta)
         self.loss = resolve_loss(loss)
-        self.steps, self.bisections, self.inside = int(steps), int(bisections), int(inside)
+        self.steps, self.bisections = int(steps), int(bisections)
         self.step_size = float(step_size)
         self.random_start = float(random_start)
         self.weighted, self.beyond = weighted, float(beyond)
@@ -121,8 +111,7 @@ class BoundaryAttack:
             noise = replace(self.ball, delta=self.random_start * self.ball.delta)
             start = random_start(noise, x, reducer, generator) if noise.delta else x
             search = _FirstFlipSearch(self, model, x, y, start, reach)
-            rows = right.nonzero().squeeze(1)
-            search.run(search.ascend_inside(rows) if self.inside and len(rows) else rows)
+            search.run(right.nonzero().squeeze(1))
             search.refine()
             flips = torch.where(right, search.flips, 0.0)
             distances = self.ball.ground.distances(search.points - x)
@@ -188,25 +177,6 @@ class _FirstFlipSearch:
         self.flips = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
         self.dual_norms = torch.zeros_like(self.flips)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=x.device)
-        self._begun = False
-
-    def ascend_inside(self, rows: Tensor) -> Tensor:
-        """Ascend the loss within delta, or within the reach if that is less, without stopping at flips.
-
-        Args:
-            rows: Which images of the batch to move, int64, shape [k].
-
-        Returns:
-            Those that are classified correctly at the end; their search begins there.
-        """
-        point, radius = self.start[rows], self.reach.clamp(max=self.attack.ball.delta)
-        for _ in range(self.attack.inside):
-            slope = self._slope(rows, point)[0]
-            point = self._step(rows, point, slope, _PATH_INSIDE / self.attack.inside * radius, radius)
-        with torch.no_grad():
-            left = self._settle(rows, point, forward(self.model, point))
-        self.start = self.points.clone()
-        return rows[left]
 
     def run(self, rows: Tensor) -> None:
         """Move images until they flip; a step takes one transfer to the host, of how many are left.
@@ -216,32 +186,22 @@ class _FirstFlipSearch:
         """
         point = self.start[rows]
         step_length = self.attack.step_size / self.attack.steps * self.reach
-        for _ in range(self.attack.steps):
+        for step in range(self.attack.steps):
             if not len(rows):
                 return
-            slope, logits = self._slope(rows, point)
-            left = self._settle(rows, point, logits)
-            rows = rows[left]
-            point = self._step(rows, point[left], slope[left], step_length, self.reach)
+            here = input_gradient(self.model, point, self.y[rows], self.attack.loss)
+            self.nonfinite += here.nonfinite
+            slope = free_gradient(here.gradient, point)
+            if step == 0:
+                self.dual_norms[rows] = self.ground.dual_norms(slope)
+            left = self._settle(rows, point, here.logits)
+            rows, point, slope = rows[left], point[left], slope[left]
+            lengths, radii = step_length.expand(len(rows)), self.reach.expand(len(rows))
+            point = projected_step(self.ground, self.x[rows], point, slope, lengths, radii)
         if len(rows):
             with torch.no_grad():
                 self._settle(rows, point, forward(self.model, point))
             self.points[rows] = point
-
-    def _slope(self, rows: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-        """The free gradient and the logits at the points; the first gradient of an image gives its dual norm."""
-        here = input_gradient(self.model, point, self.y[rows], self.attack.loss)
-        self.nonfinite += here.nonfinite
-        slope = free_gradient(here.gradient, point)
-        if not self._begun:
-            self.dual_norms[rows], self._begun = self.ground.dual_norms(slope), True
-        return slope, here.logits
-
-    def _step(self, rows: Tensor, point: Tensor, slope: Tensor, length: Tensor, radius: Tensor) -> Tensor:
-        """The same step for all images, up to the same distance."""
-        return projected_step(
-            self.ground, self.x[rows], point, slope, length.expand(len(rows)), radius.expand(len(rows))
-        )
 
     def _settle(self, rows: Tensor, point: Tensor, logits: Tensor) -> Tensor:
         """Record where images are and which have flipped; returns the places in `rows` of those that have not."""

@@ -63,7 +63,6 @@ class BoundaryAttackSettings(AttackSettings):
     bisections: fields.Natural = 0
     weighted: fields.Flag = False
     beyond: fields.NotNegative = 0.5
-    inside: fields.Natural = 0
     marginal: fields.Node | None = None
 
 
