@@ -27,6 +27,12 @@ NAMES = {
     "pgd_at-radius0.15-lr0.002-warmup": "PGD-AT, radius 0.15",
     "pgd_at-radius0.2-lr0.002-warmup": "PGD-AT, radius 0.2",
 }
+TRIED = {
+    "baseline": ("PGD-AT", "^", "#0072B2"),
+    "plain": ("worst case, D <= 0.2", "v", "#CC79A7"),
+    "inside": ("the same with steps inside delta", "o", "#D55E00"),
+    "other": ("other attempts", "x", "#009E73"),
+}
 
 
 def recorded() -> dict[str, list[tuple[float, float, float]]]:
@@ -52,24 +58,17 @@ def main() -> None:
                 NAMES[method], (w_2, value), fontsize=7, color="#555555", xytext=(4, 4), textcoords="offset points"
             )
     tried = [json.loads(line) for line in (HERE / "frontier.jsonl").read_text().splitlines()]
-    for kind, mark, colour in (("inside", "o", "#D55E00"), ("baseline", "^", "#0072B2"), ("other", "x", "#009E73")):
+    for kind, (label, mark, colour) in TRIED.items():
         rows = [run for run in tried if run["kind"] == kind]
+        w_2 = [run["usual"]["W_2"] for run in rows]
         for panel, key in zip(panels, ("clean", "apgd"), strict=True):
-            panel.plot(
-                [run["usual"]["W_2"] for run in rows],
-                [run[key] for run in rows],
-                mark,
-                color=colour,
-                label={"inside": "steps inside delta", "baseline": "PGD-AT beside them", "other": "other attempts"}[
-                    kind
-                ],
-            )
+            panel.plot(w_2, [run[key] for run in rows], mark, color=colour, label=label)
     for panel, name in zip(panels, ("clean", "W_inf 0.1, first 500 images"), strict=True):
         panel.set_xlabel("accuracy under W_2 of radius 0.1, %")
         panel.set_ylabel(f"{name}, %")
         panel.grid(alpha=0.3)
         panel.set_xlim(13, 63)
-    panels[0].legend(fontsize=8, loc="lower left")
+    panels[0].legend(fontsize=8, loc="lower left", title="here, one network each", title_fontsize=8)
     figure.savefig(HERE / "frontier.png", dpi=110)
 
 
