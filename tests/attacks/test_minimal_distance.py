@@ -332,7 +332,7 @@ def test_pointwise_accuracy_is_autoattacks(s):
 
 @pytest.mark.slow
 def test_further_runs_leave_what_autoattack_leaves_in_l1():
-    """Its standard version leaves 18.2 % at radius 8 in 987 passes an image, a search with conditional gradients 23.2."""
+    """Its standard version leaves 18.2 % at radius 8 in 987 passes an image."""
     x, y = reference_images()
     model = reference_network("adversarial")
     found = MinimalDistance(norm=1)(model, x, y)

@@ -120,19 +120,12 @@ class NearestFlipSearch:
             targets: What the loss is told about each image, shape [N] or [N, k].
             start: First points, shape of the images.
             first: Count the images without gradient.
-            within: Flips beyond this distance are forgotten instead of being brought down, shape [N]; None for none.
+            within: See `NearestFlips.refine`.
         """
         best = self.flips
         self.flips = self._none()
         self._search(loss, targets, start, first)
-        if within is None:
-            self.flips.refine()
-        else:
-            near = (self.flips.distances <= within).nonzero().squeeze(1)
-            found, self.flips = self.flips.part(near), self._none()
-            if len(near):
-                found.refine()
-                self.flips.put(near, found)
+        self.flips.refine(within=within)
         self.flips.take(best.points, best.distances, best.distances < math.inf)
 
     def _search(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:

@@ -102,7 +102,7 @@ class NearestFlips:
             if not (found & self.distances.isinf()).any():
                 return
 
-    def refine(self, near: bool = False) -> None:
+    def refine(self, near: bool = False, within: Tensor | None = None) -> None:
         """Bring the flips down to the boundary.
 
         The last bisection takes back what the polish overshoots by: it begins just below the flip, and goes further
@@ -110,12 +110,24 @@ class NearestFlips:
 
         Args:
             near: The boundary is expected in the last tenth of the segment, so that fewer bisections get as near.
+            within: Flips that lie beyond this distance after the first bisection stay there, shape [N]; None for none.
         """
         whole = self.points - self.x
         if near:
             self._bisect(whole, torch.full_like(self.distances, 1 - _NEAR), _NEAR_BISECTIONS)
         else:
             self._bisect(whole, torch.zeros_like(self.distances), _BISECTIONS)
+        if within is not None:
+            rows = (self.distances <= within).nonzero().squeeze(1)
+            part = self.part(rows)
+            if len(rows):
+                part._polish_and_bisect()
+                self.put(rows, part)
+        else:
+            self._polish_and_bisect()
+
+    def _polish_and_bisect(self) -> None:
+        """The rest of `refine`, from near the boundary."""
         for _ in range(_POLISHES):
             way = self._polish()
         self._bisect(way, torch.full_like(self.distances, 1 - 2 * _OVERSHOOT), _LAST_BISECTIONS)
