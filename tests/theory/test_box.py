@@ -10,8 +10,9 @@ from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
 from scipy.optimize import brentq, linprog, minimize
 
 from wdro_train.attacks import WFGSM, WPGD
-from wdro_train.theory.box import ascend, free_gradient, move, projected_step, sparse_step
+from wdro_train.theory.box import ascend, free_gradient, move, projected_step
 from wdro_train.theory.ground_norm import GroundNorm
+from wdro_train.theory.sparse import sparse_step
 
 INF = math.inf
 NORMS = [1.0, 1.5, 2.0, 3.0, INF]

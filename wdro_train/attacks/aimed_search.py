@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flip_search import density
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.box import ascend, free_gradient, move, sparse_step
+from wdro_train.theory.box import ascend, free_gradient, move
 from wdro_train.theory.ground_norm import choose_images, per_image
 from wdro_train.theory.losses import LossFunction, correct
+from wdro_train.theory.sparse import sparse_step
 
 # Momentum of the gradient and of its square, as Adam has them by default but for the second (Kingma and Ba 2015, arXiv
 # 1412.6980): a run of 30 steps forgets nothing at 0.999.

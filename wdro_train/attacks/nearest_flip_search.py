@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from wdro_train.attacks.ascent import steepness
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.box import climb, sparse_step
+from wdro_train.theory.box import climb
 from wdro_train.theory.ground_norm import GroundNorm, per_image
 from wdro_train.theory.losses import LossFunction, correct, margin
+from wdro_train.theory.sparse import sparse_step
 from wdro_train.utils.blocks import by_blocks
 
 # What the constants are worth was measured by the mean distance of the correct ones among the first 200 images of
