@@ -78,7 +78,7 @@ def attacks(steps):
 @pytest.mark.parametrize("which", range(9))
 def test_steps_do_not_wait_for_the_device(which, monkeypatch):
     """More steps take no more transfers to the host. On a CPU Newton's iterations look whether to stop, for nothing."""
-    monkeypatch.setattr(box, "_may_look", lambda x: False)
+    monkeypatch.setattr(box, "may_look", lambda x: False)
     (name, few), (_, many) = list(attacks(2))[which], list(attacks(6))[which]
     waits = operations(few).waits
     assert waits, "what the attack begins with waits"

@@ -142,7 +142,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     unit = per_image(torch.where(radii > 0, radii, 1.0), size)
     room = torch.lerp(x, 1 - x, ahead).flatten(1).div_(unit).clamp_(max=2 * _FAR)  # 1 - x where h > 0, x elsewhere
     k = torch.ones_like(radii)
-    on_host = _may_look(x)
+    on_host = may_look(x)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         moving = (room - k.to(size)[:, None] * size).sign_().clamp_min_(0)  # 1, or 0 for pixels at the edge
         left = 1 - _power_sum(room * (1 - moving), s)
@@ -154,7 +154,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     return k
 
 
-def _may_look(x: Tensor) -> bool:
+def may_look(x: Tensor) -> bool:
     """Whether the program may look at numbers without waiting for them: on a CPU they are there."""
     return x.device.type == "cpu"
 
@@ -215,7 +215,7 @@ def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
         rate = steep.sign() if math.isinf(ground.order) else steep
         t = torch.zeros_like(wanted)
         size = torch.zeros_like(steep)
-        on_host = _may_look(x)
+        on_host = may_look(x)
         for _ in range(_NEWTON_LIMIT):
             growing = (room - t * rate).sign_().clamp_min_(0)  # 1 or 0
             left = wanted - (steep * size).sum(1, keepdim=True)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from wdro_train.theory import box
 from wdro_train.theory.ground_norm import per_image
 
 _HALVINGS = 10  # of the largest gradient in `_reached_by`
@@ -78,7 +79,7 @@ def _threshold(u: Tensor, radii: Tensor) -> Tensor:
     """
     size, radius = u.flatten(1).abs(), radii.to(u.dtype)
     t = torch.zeros_like(radius)
-    on_host = u.device.type == "cpu"  # where looking whether to stop waits for nothing
+    on_host = box.may_look(u)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         above = (size - t[:, None]).sign_().clamp_min_(0)  # 1 or 0
         count = above.sum(1)
