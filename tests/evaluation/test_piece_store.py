@@ -487,7 +487,7 @@ def _edit_code(folder):
     shutil.copytree(ROOT / "wdro_train", folder / "edited/wdro_train", ignore=ignored)
     shutil.copytree(ROOT / "conf", folder / "edited/conf")
     file = folder / "edited/wdro_train/attacks/nearest_flip_search.py"
-    file.write_text(file.read_text().replace("_FIRST_RADIUS = 2.0", "_FIRST_RADIUS = 40.0"))
+    file.write_text(file.read_text().replace("math.inf: 2.0}", "math.inf: 40.0}"))
     door = folder / "door.py"
     door.write_text(
         "import sys\n"
