@@ -13,7 +13,7 @@ from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheImage, Round, Wan
 from wdro_train.theory.losses import margin
 
 INF = math.inf
-HEATS = (Heat(1.0, 8, AtTheImage()), Heat(0.2, 12, AtTheImage()), Heat(0.05, 12, AtRandom()))
+HEATS = (Heat(1.0, 4, AtTheImage()), Heat(0.2, 6, AtTheImage()), Heat(0.05, 6, AtRandom()))
 
 
 def go(one, s, model, x, y, wanted, steps=1, seed=0):

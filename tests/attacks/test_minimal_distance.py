@@ -460,9 +460,8 @@ def assert_sharp(found, exact):
 def test_distances_end_at_the_boundary_away_from_the_box(s, classes):
     model = linear(classes, scale=2.0)
     x, y = in_the_middle(model)
-    model = (
-        model.double()
-    )  # so that no rounding of logits moves the boundary, which differs from processor to processor
+    # So that no rounding of logits moves the boundary, which differs from processor to processor.
+    model = model.double()
     found = MinimalDistance(norm=s, targets=classes - 1)(model, x, y)
     w, b = (parameter.detach().double() for parameter in (model[1].weight, model[1].bias))
     z = x.flatten(1).double() @ w.T + b

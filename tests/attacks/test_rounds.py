@@ -1,6 +1,7 @@
 """Further rounds of search: what they find is what it says, is asked for only where it matters, and is repeatable."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ INF = math.inf
 ROUNDS = [
     Round("flip", AtTheFlip(), AnyRival("margin"), 10),
     Round("image", AtTheImage(), AnyRival("soft_margin"), 10, 3.0),
-    Round("entropy", AtRandom(), AnyRival("ce"), 30, 3.0),
-    Round("ratio", AtRandom(), AnyRival("dlr"), 30, 3.0),
-    Round("rival", AtTheImage(), OneRival(1), 10, 3.0),
+    Round("entropy", AtRandom(), AnyRival("ce"), 10),
+    Round("ratio", AtRandom(), AnyRival("dlr"), 10),
+    Round("rival", AtTheImage(), OneRival(1), 10),
     MinimumNorm("minimum norm, random", AtRandom(), AnyRival("soft_margin"), 10),
     MinimumNorm("minimum norm, rival", AtTheImage(), OneRival(0), 10),
 ]
@@ -30,7 +31,7 @@ DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
 def searched(s, count=20):
     x, y = (part[:count] for part in reference_images())
     model = reference_network("adversarial")
-    found = MinimalDistance(norm=s, steps=10 if s == 1 else 3)(model, x, y)  # three steps of l_1 flip few images
+    found = MinimalDistance(norm=s, steps=3)(model, x, y)
     return model, x, y, found
 
 
@@ -44,6 +45,8 @@ def go(one, s, model, x, y, found, wanted, seed=0, **kwargs):
 def test_points_are_what_they_say_and_no_distance_grows(s, one):
     model, x, y, found = searched(s)
     reach = float(found.distances.median())
+    if s == 1 and isinstance(one, Round):  # sparse steps from elsewhere need as many as `auto` takes
+        one = replace(one, steps=30, size=3.0)
     points, distances = go(one, s, model, x, y, found, Wanted(reach, 0.0))
     fell = distances < found.distances
     assert fell.any()

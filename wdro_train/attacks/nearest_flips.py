@@ -119,8 +119,8 @@ class NearestFlips:
             self._bisect(whole, torch.zeros_like(self.distances), _BISECTIONS)
         if within is not None:
             rows = (self.distances <= within).nonzero().squeeze(1)
-            part = self.part(rows)
             if len(rows):
+                part = self.part(rows)
                 part._polish_and_bisect()
                 self.put(rows, part)
         else:
