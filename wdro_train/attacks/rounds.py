@@ -21,7 +21,6 @@ from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction, ce, dlr, margin
 
-
 # How long random starts are, in units of the radius. In l_1, where radii of the minimum-norm attack begin far outside,
 # starts of length 1 and 10 left 1 to 2 points more of one network than of length 3; in l_2 and l_inf 3 is like 1.
 _RANDOM_LENGTHS = {1.0: 3.0}
