@@ -10,7 +10,7 @@ from oracles import Linear, conjugate, linear_value, norm, own_logit, power_mean
 from scipy.optimize import brentq, linprog, minimize
 
 from wdro_train.attacks import WFGSM, WPGD
-from wdro_train.theory.box import ascend, free_gradient, move, projected_step
+from wdro_train.theory.box import ascend, climb, free_gradient, move, projected_step
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.sparse import sparse_step
 
@@ -92,6 +92,35 @@ def test_ascend_uses_up_the_radius_wherever_the_box_has_room(s, fraction):
     length = norm(ascend(GroundNorm(s), x, g, fraction * room).double() - x.double(), s)
     assert (length <= fraction * room * (1 + 1e-6)).all()
     torch.testing.assert_close(length, fraction * room, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("s", [2.0, 3.0, 20.0])
+@pytest.mark.parametrize("power", [1, 3])
+@pytest.mark.parametrize(("share", "off"), [(1e-3, 1e-4), (0.3, 1e-3), (0.6, 1e-3), (1.0, 0.07)])
+def test_climb_is_about_as_long_as_asked(s, power, share, off):
+    x, g = grid(100, 784)
+    g = free_gradient(g**power, x)
+    ground = GroundNorm(s)
+    radii = share * ground.distances(torch.where(g > 0, 1 - x, torch.where(g < 0, -x, 0.0)))
+    assert ((ground.distances(climb(ground, x, g, radii) - x) / radii - 1).abs() <= off).all()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    hnp.arrays(np.float32, (2, 6), elements=st.sampled_from([0.0, 1e-4, 0.5, 0.9, 1.0])),
+    hnp.arrays(np.float32, (2, 6), elements=st.floats(-(2.0**60), 2.0**60, width=32)),
+    st.sampled_from([1.0, 1.1, 2.0, 7.0, INF]),
+    st.floats(0, 1e3),
+)
+def test_climb_goes_up_inside_the_box(x, g, s, radius):
+    x, ground = torch.from_numpy(x), GroundNorm(s)
+    g = free_gradient(torch.from_numpy(g), x)
+    top = climb(ground, x, g, torch.full((2,), radius, dtype=torch.float64))
+    assert ((top >= 0) & (top <= 1)).all()
+    assert ((top - x) * g >= 0).all()
+    assert (top == x)[g == 0].all()
+    best = ascend(ground, x, g, torch.full((2,), radius, dtype=torch.float64))
+    assert (ground.distances(top - x) >= 0.2 * ground.distances(best - x) - 1e-6).all()
 
 
 def test_ascend_stays_without_gradient():

@@ -70,12 +70,20 @@ def test_arithmetic_beyond_the_passes_is_seen(case, clock):
     assert cost("dawdling", dawdling, *case, repeats=5, processor=True).ratio == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("norm", [1, 2, float("inf")])
 @pytest.mark.parametrize("p", [1, 2])
-def test_every_attack_has_its_row(case, p):
-    ball = WassersteinBall(p, float("inf"), 0.1)
+def test_every_attack_has_its_row(case, p, norm):
+    ball = WassersteinBall(p, norm, 0.1)
     found = dict(attacks(ball, 2))
     assert ("W-FGSM" in found) == (p > 1)
     assert isinstance(found["PGD"], WPGD)
     assert isinstance(found["minimal distance"], MinimalDistance)
     for name, attack in found.items():
         assert cost(name, attack, *case, repeats=1).ratio > 0, name
+
+
+def test_steps_alone_are_a_pass_each_and_a_last_look(case):
+    assert (
+        cost("steps", dict(attacks(WassersteinBall(2, 2, 0.1), 4))["minimal distance, steps alone"], *case, 1).passes
+        == 4.5
+    )

@@ -50,7 +50,12 @@ WRONG = {
     "gradient_masking": [[], ["no.ckpt"], ["{ckpt}", "--limit", "-1"], ["{ckpt}", "--steps", "2.5"]],
     "compare_attacks": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
     "step_cost": [["no.ckpt"], ["{ckpt}", "--batch", "0"], ["{ckpt}", "--repeats", "abc"], []],
-    "attack_cost": [["no.ckpt"], ["{ckpt}", "--images", "0"], ["{ckpt}", "--repeats", "abc"]],
+    "attack_cost": [
+        ["no.ckpt"],
+        ["{ckpt}", "--images", "0"],
+        ["{ckpt}", "--repeats", "abc"],
+        ["{ckpt}", "--norm", "3"],
+    ],
     "compare_methods": [
         ["nowhere", "--out", "out"],
         [".", "--out", "out", "--deltas", "a,b"],

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wdro_train.theory import box
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction
 from wdro_train.utils.blocks import by_blocks
@@ -100,7 +101,10 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
 
 def _finite_part(gradient: Tensor, losses: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The gradients divided by the scale, 0 for images that have none, and which images have one, boolean [B]."""
-    finite = gradient.flatten(1).abs().amax(1).isfinite() & losses.isfinite()
+    flat = gradient.flatten(1)
+    finite = torch.maximum(flat.amax(1), -flat.amin(1)).isfinite() & losses.isfinite()
+    if scale == 1 and box.may_look(gradient) and bool(finite.all()):
+        return gradient, finite
     # Arithmetic in place of a mask: `isfinite` and `torch.where` on whole images take several times as long on a CPU.
     return gradient.nan_to_num(0.0, 0.0, 0.0).mul_(per_image(finite, gradient) / scale), finite
 

@@ -117,7 +117,7 @@ class NearestFlipSearch:
         """Search from one start, and keep what is nearer than the flips known when it is brought down to the boundary.
 
         Args:
-            loss: See `_descend`.
+            loss: See `descend`.
             targets: What the loss is told about each image, shape [N] or [N, k].
             start: First points, shape of the images.
             first: Count the images without gradient.
@@ -130,23 +130,23 @@ class NearestFlipSearch:
         self.flips.take(best.points, best.distances, best.distances < math.inf)
 
     def _search(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
-        """One run from one start, see `_descend`, whose flips are flips of `model`.
+        """One run from one start, see `descend`, whose flips are flips of `model`.
 
         Images without one are searched once more by the gradients of `model` itself. Most of them lie so near to the
         boundary that other arithmetic takes the image itself for a flip; they are the cheapest of all to flip.
         """
-        self._descend(loss, targets, start, first)
+        self.descend(loss, targets, start, first)
         if self.fast is self.model:
             return
         self.flips.confirm()
         lost = self.flips.distances.isinf().nonzero().squeeze(1)
         if len(lost):
             again = NearestFlipSearch(self.ground, self.effort, self.model, self.x[lost], self.y[lost])
-            again._descend(loss, targets[lost], start[lost])
+            again.descend(loss, targets[lost], start[lost])
             self.flips.points[lost], self.flips.distances[lost] = again.flips.points, again.flips.distances
             self.nonfinite += again.nonfinite
 
-    def _descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
+    def descend(self, loss: LossFunction, targets: Tensor, start: Tensor, first: bool = False) -> None:
         """One run from one start: steps inside radii that shrink below flips and grow while there are none.
 
         Args:

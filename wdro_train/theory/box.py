@@ -8,6 +8,7 @@ ball of that length and the box together. Images are [B, ...] in [0, 1]; lengths
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ _NEWTON_STEPS = 8  # on a device, where looking whether to stop would wait for i
 _NEWTON_TOLERANCE = 1e-6  # of the stretch, relative: about eight roundings of a float32 number
 _REACH_TOLERANCE = 1e-12  # the same iteration in float64, in `reach`; it starts lower and may take more steps
 _FAR = 1e30  # the largest stretch: takes every pixel that moves at all to the edge, and is finite in float32
+# Lengths that `_stretch_about` looks at, and by which factor the stretch changes at most between two of them.
+_SECANT_STEPS, _SECANT_FACTOR = 6, math.exp(2)
+_LEAST_SLOPE = 0.1  # of the logarithms, so that an image that fills the box does not stretch at once without limit
+_SECANT_TOLERANCE = 1e-6  # of the stretch, relative: nearer values of it give no slope
 
 
 def free_gradient(g: Tensor, x: Tensor) -> Tensor:
@@ -79,22 +84,24 @@ def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     Returns:
         Images in [0, 1], same shape as x.
     """
-    return move(x, _steepest(ground, x, g, radii))
+    return move(x, _steepest(ground, x, g, radii, _stretch))
 
 
 def climb(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
-    """`ascend`, but rounded to the nearest pixel values: for a step that is brought back to a radius afterwards.
+    """`ascend` at a fraction of the arithmetic, for a step that is brought back to a radius afterwards.
+
+    Pixel values are rounded to nearest, and the length for 1 < s < inf is found by a secant iteration.
 
     Args:
         ground: The norm ||.||_s.
         x: Images in [0, 1], shape [B, ...].
         g: Free gradients, same shape.
-        radii: Length per image, shape [B]; roundings may exceed it.
+        radii: Length per image, shape [B]; the step may be somewhat shorter or longer (see `_stretch_about`).
 
     Returns:
         Images in [0, 1], same shape as x.
     """
-    return _steepest(ground, x, g, radii).add_(x).clamp_(0, 1)
+    return _steepest(ground, x, g, radii, _stretch_about).add_(x).clamp_(0, 1)
 
 
 def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, lengths: Tensor, radii: Tensor) -> Tensor:
@@ -115,13 +122,19 @@ def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, leng
     return move(x, ground.shrink(u, ground.distances(u), radii))
 
 
-def _steepest(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
-    """The displacement of `ascend`, before it is clamped to the box, shape of x."""
+def _steepest(
+    ground: GroundNorm,
+    x: Tensor,
+    g: Tensor,
+    radii: Tensor,
+    stretch: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+) -> Tensor:
+    """The displacement of `ascend`, before it is clamped to the box, shape of x; `stretch` is used for 1 < s < inf."""
     if ground.order == 1:
         return _fill_in_order(x, g, radii)
     h = ground.direction(g)
     if math.isfinite(ground.order):
-        radii = radii * _stretch(x, h, radii, ground.order)
+        radii = radii * stretch(x, h, radii, ground.order)
     return h.mul_(per_image(radii, x))
 
 
@@ -137,10 +150,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     Returns:
         Shape [B], float64; where the box has less room than r, a k that reaches all of it.
     """
-    size = h.flatten(1).abs()
-    ahead = h.sign().clamp_min_(0)  # 1 or 0
-    unit = per_image(torch.where(radii > 0, radii, 1.0), size)
-    room = torch.lerp(x, 1 - x, ahead).flatten(1).div_(unit).clamp_(max=2 * _FAR)  # 1 - x where h > 0, x elsewhere
+    size, room = h.flatten(1).abs(), _room(x, h, radii)
     k = torch.ones_like(radii)
     on_host = may_look(x)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
@@ -152,6 +162,47 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
             break
         k = longer.maximum(k)
     return k
+
+
+def _stretch_about(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
+    """The stretch k of `_stretch`, approximately: the secant method on log ||clamp(x + k r h) - x||_s against log k.
+
+    The length grows as k while no pixel is at the edge, and slower from then on. Every iteration computes one length,
+    which takes a third of the time of a step of Newton's iteration, and is the same on every device.
+
+    Args:
+        x: Images in [0, 1], shape [B, ...].
+        h: Directions of unit s-norm, same shape.
+        radii: r, shape [B].
+        s: Order of the norm, finite.
+
+    Returns:
+        Shape [B], float64. For s >= 2, 784 pixels and normally distributed gradients the length is off by less than
+        0.1 % for radii up to 0.6 of the room in the box, and by less than 3 % where the radius fills it; with their
+        cubes for gradients by 0.1 % and 7 %. The fewer pixels and the smaller s, the more it is off.
+    """
+    size, room = h.flatten(1).abs(), _room(x, h, radii)
+    most = math.log(_SECANT_FACTOR)
+    log_k, slope = torch.zeros_like(radii), torch.ones_like(radii)
+    log_k_before = log_length_before = log_k
+    for step in range(_SECANT_STEPS):
+        reached = torch.minimum(size * log_k.exp().to(size)[:, None], room)
+        length = torch.linalg.vector_norm(reached, ord=s, dim=1).double()
+        log_length = length.clamp_min(torch.finfo(size.dtype).tiny).log()
+        if step:
+            wide = (log_k - log_k_before).abs() > _SECANT_TOLERANCE
+            secant = (log_length - log_length_before) / torch.where(wide, log_k - log_k_before, 1.0)
+            slope = torch.where(wide, secant, slope).clamp(_LEAST_SLOPE, 1.0)
+        log_k_before, log_length_before = log_k, log_length
+        log_k = (log_k - (log_length / slope).clamp(-most, most)).clamp_min(0.0)
+    return log_k.exp()
+
+
+def _room(x: Tensor, h: Tensor, radii: Tensor) -> Tensor:
+    """How far each pixel may go along h, in units of the image's radius, [B, n]: 1 - x where h > 0, x elsewhere."""
+    ahead = h.sign().clamp_min_(0)  # 1 or 0
+    unit = per_image(radii, x)
+    return torch.lerp(x, 1 - x, ahead).div_(torch.where(unit > 0, unit, 1.0)).flatten(1).clamp_(max=2 * _FAR)
 
 
 def may_look(x: Tensor) -> bool:

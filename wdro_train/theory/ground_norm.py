@@ -39,17 +39,17 @@ def image_norms(u: Tensor, order: float) -> Tensor:
     Returns:
         Shape [B], float64.
     """
-    size = u.detach().flatten(1).abs()
-    largest = size.amax(1)
+    flat = u.detach().flatten(1)
+    largest = torch.maximum(flat.amax(1), -flat.amin(1))
     if math.isinf(order):
         return largest.double()
-    ratio = size.div_(_nonzero(largest)[:, None])
+    ratio = flat / _nonzero(largest)[:, None]
     if order == 1:
-        total = ratio.sum(1)
+        total = ratio.abs_().sum(1)
     elif order == 2:
         total = torch.linalg.vector_norm(ratio, dim=1)
     else:
-        total = ratio.pow(order).sum(1).pow(1 / order)
+        total = ratio.abs_().pow(order).sum(1).pow(1 / order)
     return largest.double() * total.double()
 
 

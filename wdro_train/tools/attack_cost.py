@@ -1,8 +1,9 @@
 """How much longer does an attack take than its passes through the network?
 
-`python -m wdro_train.tools.attack_cost CKPT`. The limit is what the same numbers of forward and backward passes take in
-a bare loop; what an attack takes beyond it is arithmetic of its own. Attack and limit are timed in turn, and the ratio
-is the median over the turns, so that other programs of the machine disturb both alike.
+`python -m wdro_train.tools.attack_cost CKPT`, or the keys of `evaluate.py` for a network that was trained elsewhere.
+The limit is what the same numbers of forward and backward passes take in a bare loop; what an attack takes beyond it is
+arithmetic of its own. Attack and limit are timed in turn, and the ratio is the median over the turns, so that other
+programs of the machine disturb both alike.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wdro_train.attacks import WFGSM, WPGD, BoundaryAttack, MinimalDistance
+from wdro_train.attacks.mode import attack_mode
+from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch, SearchEffort, minus_soft_margin
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import ce
 from wdro_train.tools import command_line
-from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
+from wdro_train.tools.loading import split_on_device
+from wdro_train.tools.network_arguments import add_network_arguments, add_threat_arguments, given_network
 from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
 from wdro_train.utils.pass_counter import PassCounter
@@ -61,6 +66,22 @@ def attacks(ball: WassersteinBall, steps: int) -> Iterator[tuple[str, Job]]:
     yield "worst case", BoundaryAttack(**threat, steps=steps)
     if ball.norm in (1, 2, inf):
         yield "minimal distance", MinimalDistance(norm=ball.norm, steps=steps)
+        yield "minimal distance, steps alone", lambda model, x, y: steps_alone(ball.ground, steps, model, x, y)
+
+
+def steps_alone(ground: GroundNorm, steps: int, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The steps of `MinimalDistance` without bisections and polish.
+
+    Args:
+        ground: The norm.
+        steps: How many.
+        model: The network, in evaluation mode.
+        x: Images [B, C, H, W].
+        y: Labels [B].
+    """
+    with attack_mode(model):
+        effort = SearchEffort(steps, 1, 0, STEP_SIZES[ground.order], None)
+        NearestFlipSearch(ground, effort, model, x, y).descend(minus_soft_margin, y, x)
 
 
 def passes_alone(model: nn.Module, x: Tensor, y: Tensor, pairs: int, forwards: int) -> None:
@@ -123,7 +144,7 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
         arguments: The command line; None for that of the process.
     """
     parser = command_line.parser("attack_cost", __doc__)
-    command_line.add_checkpoint(parser)
+    add_threat_arguments(parser)
     parser.add_argument(
         "--steps", type=command_line.whole(1), default=10, help="Iterative attacks take this many steps, by default 10."
     )
@@ -138,10 +159,10 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
         action="store_true",
         help="Compare processor time instead of the time on the clock, on a CPU that has other work to do.",
     )
-    add_loading_options(parser)
-    given = parser.parse_args(arguments)
-    network = chosen_network(given, given.checkpoint)
-    ball = network.threat()
+    add_network_arguments(parser)
+    given = parser.parse_intermixed_args(arguments)
+    network, _ = given_network(given)
+    ball = network.threat(p=given.p, norm=given.norm, delta=given.delta)
     x, y = split_on_device(network, "test", given.images)
     network.model.eval()
     kinds = list(attacks(ball, given.steps))

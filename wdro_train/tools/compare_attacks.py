@@ -28,7 +28,7 @@ from wdro_train.theory.losses import correct
 from wdro_train.tools import attack_outcomes, command_line
 from wdro_train.tools.attack_outcomes import Outcome, header, rows
 from wdro_train.tools.loading import split_on_device
-from wdro_train.tools.network_arguments import add_network_arguments, given_network
+from wdro_train.tools.network_arguments import add_network_arguments, add_threat_arguments, given_network
 from wdro_train.tools.peer_attacks import PACKAGES, Attacker, Task, peers
 from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
@@ -202,18 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, Comparison]:
 
 def _parser() -> command_line.Parser:
     parser = command_line.parser("compare_attacks", __doc__)
-    parser.add_argument(
-        "--norm",
-        type=command_line.ball("norm"),
-        choices=(1.0, 2.0, math.inf),
-        help="The ground norm is 1, 2 or inf. By default it is the one that the network was trained for.",
-    )
-    parser.add_argument(
-        "--p",
-        type=command_line.ball("p"),
-        help="The Wasserstein order of the threat. By default it is the one of the training.",
-    )
-    parser.add_argument("--delta", type=_radius, help="The radius. By default it is the one of the training.")
+    add_threat_arguments(parser)
     parser.add_argument(
         "--steps", type=command_line.whole(1), default=30, help="MinimalDistance takes this many steps, by default 30."
     )
@@ -244,12 +233,6 @@ def _parser() -> command_line.Parser:
     )
     add_network_arguments(parser)
     return parser
-
-
-def _radius(text: str) -> str:
-    """A radius as it was typed."""
-    command_line.ball("delta")(text)
-    return text
 
 
 def _packages(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-dir", type=command_line.folder, help="A folder of groups of your own, as for evaluate.py."
     )
     add_loading_options(parser)
+
+
+def add_threat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a command the options `--norm`, `--p` and `--delta`, in place of the threat of the training.
+
+    Args:
+        parser: Of the command line.
+    """
+    parser.add_argument(
+        "--norm",
+        type=command_line.ball("norm"),
+        choices=(1.0, 2.0, math.inf),
+        help="The ground norm is 1, 2 or inf. By default it is the one that the network was trained for.",
+    )
+    parser.add_argument(
+        "--p",
+        type=command_line.ball("p"),
+        help="The Wasserstein order of the threat. By default it is the one of the training.",
+    )
+    parser.add_argument("--delta", type=_radius, help="The radius. By default it is the one of the training.")
 
 
 def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
@@ -91,3 +112,9 @@ def composed(keys: list[str], folder: Path | None = None) -> DictConfig:
             return compose("evaluate", [*keys, *more])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(keys)} does not fit ({str(error).splitlines()[0]})") from error
+
+
+def _radius(text: str) -> str:
+    """A radius as it was typed."""
+    command_line.ball("delta")(text)
+    return text
