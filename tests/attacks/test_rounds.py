@@ -11,7 +11,7 @@ from torch import nn
 from wdro_train.attacks import MinimalDistance, minimum_norm_rounds
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
+from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
 from wdro_train.theory.losses import margin
 from wdro_train.utils.pass_counter import PassCounter
 
@@ -22,6 +22,7 @@ ROUNDS = [
     Round("entropy", AtRandom(), AnyRival("ce"), 10),
     Round("ratio", AtRandom(), AnyRival("dlr"), 10),
     Round("rival", AtTheImage(), OneRival(1), 10),
+    AdaptiveRound("adaptive", AtRandom(), AnyRival("ce"), 20),
     MinimumNorm("minimum norm, random", AtRandom(), AnyRival("soft_margin"), 10),
     MinimumNorm("minimum norm, rival", AtTheImage(), OneRival(0), 10),
 ]
@@ -51,7 +52,7 @@ def test_points_are_what_they_say_and_no_distance_grows(s, one):
     fell = distances < found.distances
     assert fell.any()
     assert (distances <= found.distances).all()
-    if isinstance(one, Round):  # which does not look beyond it
+    if isinstance(one, Round | AdaptiveRound):  # which does not look beyond it
         assert (distances[fell] <= reach).all()
     assert ((points >= 0) & (points <= 1)).all()
     torch.testing.assert_close(norm(points - x, s)[fell], distances[fell], rtol=1e-5, atol=0)
@@ -212,7 +213,8 @@ def test_nearby_rounds_ask_at_most_a_share_the_nearest_ones():
     """Of the 40 images without a flip at 0.1 at most ceil(0.06 * 40) = 3, ties in their order."""
     distances = torch.full((42,), 0.11, dtype=torch.float64)
     distances[:2], distances[20], distances[30] = 0.1, 0.105, 0.104
-    asked = Nearby("near", (ROUNDS[0],), most=0.06).asked(Wanted(0.1, 0.1), distances)
+    asked = Nearby("near", (ROUNDS[0],), most=0.06, least=2).asked(Wanted(0.1, 0.1), distances)
     assert asked.nonzero().flatten().tolist() == [2, 20, 30]
+    assert Nearby("near", (ROUNDS[0],), most=0.06, least=7).asked(Wanted(0.1, 0.1), distances).sum() == 7
     assert not Nearby("near", (ROUNDS[0],), band=1.03, most=0.06).asked(Wanted(0.1, 0.1), distances).any()
     assert Nearby("near", (ROUNDS[0],), most=1.0).asked(Wanted(0.1, 0.1), distances).sum() == 40

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wdro_train.attacks.gradient import input_gradient
 from wdro_train.attacks.nearest_flip_search import density
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.theory.box import ascend, free_gradient, move
+from wdro_train.theory.box import climb, free_gradient, move
 from wdro_train.theory.ground_norm import choose_images, per_image
 from wdro_train.theory.losses import LossFunction, correct
 from wdro_train.theory.sparse import sparse_step
@@ -85,7 +85,7 @@ class AimedSearch:
                     ahead = free_gradient(momentum, point)
                     u = sparse_step(x, point, ahead, share * radii, radii, density(steps)) - x
                 elif ground.order == 2:
-                    u = ascend(ground, point, free_gradient(momentum, point), share * radii) - x
+                    u = climb(ground, point, free_gradient(momentum, point), share * radii) - x
                 else:
                     past = step + 1
                     direction = (momentum / (1 - _MOMENTUM**past)) / _nonzero((squares / (1 - _SQUARES**past)).sqrt())

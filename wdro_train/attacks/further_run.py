@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.adaptive_search import AdaptiveSearch
 from wdro_train.attacks.aimed_search import AimedSearch
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.random_search import RandomSearch
@@ -61,6 +62,19 @@ class FurtherRun:
         closeness = AimedSearch(found, self.radii, self.goal, self.fast).run(loss, targets, start, steps, size)
         self._keep(found)
         return closeness
+
+    def adaptively(self, search: AdaptiveSearch, loss: LossFunction, targets: Tensor, start: Tensor) -> None:
+        """The same by steps that adapt to the image.
+
+        Args:
+            search: What to do.
+            loss: See `AdaptiveSearch`.
+            targets: What the loss is told about each image.
+            start: First points, shape of the images.
+        """
+        found = self._copy()
+        search(found, self.radii, loss, targets, start, self.fast)
+        self._keep(found)
 
     def at_random(self, search: RandomSearch, start: Tensor, generator: torch.Generator | None) -> None:
         """The same by random search.

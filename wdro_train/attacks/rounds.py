@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wdro_train.attacks.adaptive_search import AdaptiveSearch
 from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival, minus_soft_margin
@@ -253,6 +254,34 @@ class Round(FurtherSearch):
         """See `FurtherSearch`."""
         run = FurtherRun(part, wanted.reach, wanted.goal, fast)
         run(*self.target(part), self.start(part, run.radii, generator), self.steps, self.size)
+
+
+@dataclass(frozen=True)
+class AdaptiveRound(FurtherSearch):
+    """One run of `AdaptiveSearch` for every image that is asked for.
+
+    Attributes:
+        kind: Its name, for the report.
+        start: Where it starts.
+        target: What it ascends.
+        steps: Number of steps.
+    """
+
+    kind: str
+    start: Start
+    target: Target
+    steps: int
+
+    def passes(self, classes: int) -> float:
+        """See `FurtherSearch`."""
+        return self.steps + 1.0
+
+    def search(
+        self, part: NearestFlips, wanted: Wanted, generator: torch.Generator | None, fast: nn.Module | None
+    ) -> None:
+        """See `FurtherSearch`."""
+        run = FurtherRun(part, wanted.reach, wanted.goal, fast)
+        run.adaptively(AdaptiveSearch(self.steps), *self.target(part), self.start(part, run.radii, generator))
 
 
 def _minus_margin(logits: Tensor, labels: Tensor) -> Tensor:

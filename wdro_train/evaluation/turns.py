@@ -10,6 +10,7 @@ from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.random_search import RandomSearch
 from wdro_train.attacks.rounds import (
+    AdaptiveRound,
     AnyRival,
     AtRandom,
     AtStripes,
@@ -54,11 +55,14 @@ def pointwise_turns(steps: int) -> Turns:
     Args:
         steps: Of a round of middle length.
     """
-    kinds = [_flip(steps), _image(steps), *(_rival(k, steps) for k in range(3)), _noise(steps)]
+    kinds: list[FurtherSearch] = [_flip(steps), _image(steps), *(_rival(k, steps) for k in range(3)), _noise(steps)]
     kinds += [_random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)]
     kinds += [Round("from a random point, margin", AtRandom(), AnyRival("margin"), steps, 1.0)]
     kinds += [Round("from a random point, 3rd rival", AtRandom(), OneRival(2), steps, 3.0)]
-    near = Nearby("just beyond the radius, ten kinds", tuple(kinds))
+    kinds += [
+        AdaptiveRound(f"Auto-PGD, {name}", AtRandom(), AnyRival(name), 10 * steps // 3) for name in ("ce", "margin")
+    ]
+    near = Nearby("just beyond the radius, twelve kinds", tuple(kinds))
     return tuple(
         (near, _flip(steps), Elimination(f"elimination of rivals, from {what}", _heats(start, steps), _last(steps)))
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
