@@ -104,7 +104,7 @@ def _finite_part(gradient: Tensor, losses: Tensor, scale: float) -> tuple[Tensor
     flat = gradient.flatten(1)
     finite = torch.maximum(flat.amax(1), -flat.amin(1)).isfinite() & losses.isfinite()
     if scale == 1 and box.may_look(gradient) and bool(finite.all()):
-        return gradient, finite
+        return gradient.clone(), finite  # which may be written to: what autograd returns may be shared or expanded
     # Arithmetic in place of a mask: `isfinite` and `torch.where` on whole images take several times as long on a CPU.
     return gradient.nan_to_num(0.0, 0.0, 0.0).mul_(per_image(finite, gradient) / scale), finite
 
