@@ -18,10 +18,10 @@ from wdro_train.utils.pass_counter import PassCounter
 INF = math.inf
 
 
-def searched(model, x, y, radius, start, steps, s=INF, loss=ce):
+def searched(model, x, y, radius, start, steps, s=INF, loss=ce, goal=0.0):
     flips = NearestFlips(GroundNorm(s), model, x, y, None)
     with attack_mode(model):
-        AdaptiveSearch(steps)(flips, torch.full((len(x),), radius, dtype=torch.float64), loss, y, start)
+        AdaptiveSearch(steps)(flips, torch.full((len(x),), radius, dtype=torch.float64), goal, loss, y, start)
     return flips
 
 
@@ -53,6 +53,29 @@ def test_flips_lie_inside_radius_and_box(s, radius):
     assert (norm(flips.points - x, s)[found] <= radius * (1 + 1e-6)).all()
     assert ((flips.points >= 0) & (flips.points <= 1)).all()
     assert (model(flips.points[found]).argmax(1) != y[found]).all()
+
+
+@pytest.mark.parametrize("steps", [5, 60])
+def test_finished_images_are_left_alone_and_nothing_else_changes(steps):
+    model = reference_network("adversarial").double()  # in which batches of another size round alike
+    x, y = (part[:30] for part in reference_images())
+    with PassCounter(model) as all_passes:
+        nearest = searched(model, x, y, 0.1, x, steps)
+    with PassCounter(model) as passes:
+        first = searched(model, x, y, 0.1, x, steps, goal=0.1)
+    assert torch.equal(first.distances < INF, nearest.distances < INF)
+    assert (first.distances >= nearest.distances).all()
+    assert passes.forward < all_passes.forward == (steps + 1) * 30
+    assert (norm(first.points - x, INF) <= 0.1 * (1 + 1e-6)).all()
+
+
+def test_a_search_ends_when_all_images_are_finished():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x = torch.rand(5, 1, 2, 2)
+    y = 1 - model(x).argmax(1)
+    with PassCounter(model) as passes:
+        searched(model, x, y, 0.3, x, 100, goal=0.3)
+    assert passes.forward == (22 + 1) * 5
 
 
 class Waves(nn.Module):

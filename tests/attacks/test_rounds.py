@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
@@ -210,11 +212,29 @@ def test_nearby_rounds_ask_nobody_where_no_radius_is_fixed():
 
 
 def test_nearby_rounds_ask_at_most_a_share_the_nearest_ones():
-    """Of the 40 images without a flip at 0.1 at most ceil(0.06 * 40) = 3, ties in their order."""
-    distances = torch.full((42,), 0.11, dtype=torch.float64)
+    """Of the 40 images without a flip at 0.1 at most ceil(0.06 * 40) = 3."""
+    distances = torch.linspace(0.11, 0.112, 42, dtype=torch.float64)
     distances[:2], distances[20], distances[30] = 0.1, 0.105, 0.104
     asked = Nearby("near", (ROUNDS[0],), most=0.06, least=2).asked(Wanted(0.1, 0.1), distances)
     assert asked.nonzero().flatten().tolist() == [2, 20, 30]
     assert Nearby("near", (ROUNDS[0],), most=0.06, least=7).asked(Wanted(0.1, 0.1), distances).sum() == 7
     assert not Nearby("near", (ROUNDS[0],), band=1.03, most=0.06).asked(Wanted(0.1, 0.1), distances).any()
     assert Nearby("near", (ROUNDS[0],), most=1.0).asked(Wanted(0.1, 0.1), distances).sum() == 40
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.sampled_from([0, 3, 20]))
+def test_nearby_rounds_ask_the_same_images_in_whatever_batches(seed, images, size, least):
+    distances = 0.1 * torch.rand(images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.05
+    wanted, near = Wanted(0.1, 0.1), Nearby("near", (ROUNDS[0],), band=1.3, most=0.3, least=least)
+    whole = near.asked(wanted, distances)
+    batch = near.of_set(wanted, distances)
+    assert torch.equal(torch.cat([batch.asked(wanted, part) for part in distances.split(size)]), whole)
+    without = int((distances > 0.1).sum())
+    assert whole.sum() == min(
+        max(math.ceil(0.3 * without), least), int(((distances > 0.1) & (distances <= 0.13)).sum())
+    )
+
+
+def test_images_as_near_as_the_last_one_are_asked_for():
+    distances = torch.tensor([0.11] * 5, dtype=torch.float64)
+    assert Nearby("near", (ROUNDS[0],), most=0.2, least=0).asked(Wanted(0.1, 0.1), distances).all()

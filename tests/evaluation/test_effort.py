@@ -154,6 +154,16 @@ def test_from_python_a_threat_makes_the_search_go_on():
         robustness_curve(model, batches(), norm=2, threat=ball)
 
 
+def test_batches_do_not_change_which_images_are_just_beyond_the_radius(tmp_path):
+    near = Nearby("near", TURNS[0], band=3.0, most=0.2, least=2)
+    rounds = []
+    for size in (3, IMAGES):
+        ours = Engine(reference_network("adversarial"), batches(size=size), PieceStore(tmp_path / str(size), {}))
+        rounds.append(UntilConverged(TURNS, ((near,),), tolerance=1.0)(ours, QUICK, BALLS[0]).rounds)
+    assert rounds[0][1].asked == rounds[1][1].asked
+    assert 0 < rounds[0][1].asked <= 0.2 * IMAGES + 1
+
+
 @pytest.mark.parametrize("budget", [1.0, 20.0, 30.0, 45.0])
 @pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
 def test_no_round_begins_that_would_exceed_the_budget(tmp_path, ball, budget):

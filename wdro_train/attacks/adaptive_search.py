@@ -44,6 +44,7 @@ class AdaptiveSearch:
         self,
         flips: NearestFlips,
         radii: Tensor,
+        goal: float,
         loss: LossFunction,
         targets: Tensor,
         start: Tensor,
@@ -54,41 +55,55 @@ class AdaptiveSearch:
         Args:
             flips: Takes what is found.
             radii: Within which distance to look, float64, shape [N].
+            goal: An image whose flip is no further than this is finished, and left alone from the next window on.
             loss: Maps logits [B, m] and the images' rows of `targets` to [B]; it is ascended.
             targets: What the loss is told about each image, shape [N] or [N, k].
             start: First points, shape of the images; they are brought inside the radii.
             fast: The network whose gradients are followed (see `SearchArithmetic`); None for that of `flips`.
         """
-        x, ground = flips.x, flips.ground
-        model = flips.model if fast is None else fast
-        u = start - x
-        point = before = move(x, ground.shrink(u, ground.distances(u), radii))
-        losses, slope = self._look(flips, model, point, loss, targets)
+        ground, model = flips.ground, flips.model if fast is None else fast
+        rows, part = torch.arange(len(start), device=start.device), flips
+        u = start - flips.x
+        point = before = move(flips.x, ground.shrink(u, ground.distances(u), radii))
+        losses, slope = self._look(part, model, point, loss, targets)
         best, best_losses, best_slope = point, losses, slope
         length, last_best = _FIRST_STEP * radii, losses
         halved = torch.ones_like(radii, dtype=torch.bool)
         rises = torch.zeros_like(radii)
         window, done = max(int(_FIRST_WINDOW * self.steps), 1), 0
         for step in range(self.steps):
-            ahead = projected_step(ground, x, point, slope, length, radii)
+            ahead = projected_step(ground, part.x, point, slope, length, radii)
             share = _PROJECTED if step else 1.0
-            u = torch.lerp(point - before, ahead - point, share).add_(point).sub_(x)
-            before, point = point, move(x, ground.shrink(u, ground.distances(u), radii))
+            u = torch.lerp(point - before, ahead - point, share).add_(point).sub_(part.x)
+            before, point = point, move(part.x, ground.shrink(u, ground.distances(u), radii))
             previous = losses
-            losses, slope = self._look(flips, model, point, loss, targets)
+            losses, slope = self._look(part, model, point, loss, targets)
             rises += losses > previous
             better = losses > best_losses
             best = choose_images(better, point, best)
             best_slope = choose_images(better, slope, best_slope)
             best_losses = torch.maximum(losses, best_losses)
             done += 1
-            if done == window:
-                stuck = ~halved & (best_losses <= last_best)
-                halved, last_best = (rises <= _RISES * window) | stuck, best_losses
-                length = torch.where(halved, length / 2, length)
-                point, slope = choose_images(halved, best, point), choose_images(halved, best_slope, slope)
-                rises, done = torch.zeros_like(rises), 0
-                window = max(window - int(_SHORTENING * self.steps), int(_LEAST_WINDOW * self.steps), 1)
+            if done < window:
+                continue
+            stuck = ~halved & (best_losses <= last_best)
+            halved, last_best = (rises <= _RISES * window) | stuck, best_losses
+            length = torch.where(halved, length / 2, length)
+            point, slope = choose_images(halved, best, point), choose_images(halved, best_slope, slope)
+            rises, done = torch.zeros_like(rises), 0
+            window = max(window - int(_SHORTENING * self.steps), int(_LEAST_WINDOW * self.steps), 1)
+            open_ = part.distances > goal
+            if not open_.all():
+                flips.put(rows, part)
+                kept = (rows, radii, targets, point, before, losses, slope, best, best_losses, best_slope)
+                rows, radii, targets, point, before, losses, slope, best, best_losses, best_slope = (
+                    each[open_] for each in kept
+                )
+                length, last_best, halved, rises = (each[open_] for each in (length, last_best, halved, rises))
+                part = flips.part(rows)
+            if not len(rows):
+                return
+        flips.put(rows, part)
 
     @staticmethod
     def _look(

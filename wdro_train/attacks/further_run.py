@@ -73,7 +73,7 @@ class FurtherRun:
             start: First points, shape of the images.
         """
         found = self._copy()
-        search(found, self.radii, loss, targets, start, self.fast)
+        search(found, self.radii, self.goal, loss, targets, start, self.fast)
         self._keep(found)
 
     def at_random(self, search: RandomSearch, start: Tensor, generator: torch.Generator | None) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from wdro_train.attacks.further_run import search_radii
 from wdro_train.attacks.nearest_flip_search import STEP_SIZES, NearestFlipSearch, SearchEffort
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import FurtherSearch, Start, Target, Wanted
+from wdro_train.attacks.rounds import OneRun, Wanted
 
 # Bisecting a flip and looking at it again takes some 10 forward passes, and bringing it down the rest of the way, where
 # that is done, at most 14 more and 2 polishes.
@@ -25,20 +25,8 @@ _IN_REACH = 1.15
 
 
 @dataclass(frozen=True)
-class MinimumNorm(FurtherSearch):
-    """One run of the search of `MinimalDistance` for every image that is asked for.
-
-    Attributes:
-        kind: Its name, for the report.
-        start: Where it starts.
-        target: What it ascends.
-        steps: Number of steps.
-    """
-
-    kind: str
-    start: Start
-    target: Target
-    steps: int
+class MinimumNorm(OneRun):
+    """One run of the search of `MinimalDistance`."""
 
     def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""

@@ -180,6 +180,15 @@ class FurtherSearch(ABC):
         """
         return wanted.asked(distances)
 
+    def of_set(self, wanted: Wanted, distances: Tensor) -> FurtherSearch:
+        """This search as it is of each batch of a set, where what it asks for depends on the whole set.
+
+        Args:
+            wanted: Which flips would matter.
+            distances: To the nearest flips of the set so far, shape [N].
+        """
+        return self
+
     @abstractmethod
     def passes(self, classes: int) -> float:
         """About how many passes it takes of each image that it searches, in pairs of a forward and a backward one.
@@ -227,21 +236,30 @@ class FurtherSearch(ABC):
 
 
 @dataclass(frozen=True)
-class Round(FurtherSearch):
-    """One run of `AimedSearch` for every image that is asked for.
+class OneRun(FurtherSearch):
+    """One run of a search for every image that is asked for.
 
     Attributes:
         kind: Its name, for the report.
         start: Where it starts.
         target: What it ascends.
         steps: Number of steps.
-        size: First step in units of the usual one.
     """
 
     kind: str
     start: Start
     target: Target
     steps: int
+
+
+@dataclass(frozen=True)
+class Round(OneRun):
+    """One run of `AimedSearch`.
+
+    Attributes:
+        size: First step in units of the usual one.
+    """
+
     size: float = 1.0
 
     def passes(self, classes: int) -> float:
@@ -257,20 +275,8 @@ class Round(FurtherSearch):
 
 
 @dataclass(frozen=True)
-class AdaptiveRound(FurtherSearch):
-    """One run of `AdaptiveSearch` for every image that is asked for.
-
-    Attributes:
-        kind: Its name, for the report.
-        start: Where it starts.
-        target: What it ascends.
-        steps: Number of steps.
-    """
-
-    kind: str
-    start: Start
-    target: Target
-    steps: int
+class AdaptiveRound(OneRun):
+    """One run of `AdaptiveSearch`."""
 
     def passes(self, classes: int) -> float:
         """See `FurtherSearch`."""

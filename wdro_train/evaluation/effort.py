@@ -82,12 +82,13 @@ class UntilConverged:
         turn, quiet = 0, 0
         while quiet < 2:
             before = found.rounds[-1].accuracy
-            for one in kinds[turn % len(kinds)]:
+            for kind in kinds[turn % len(kinds)]:
                 wanted = still_wanted(found.curve, ball)
                 distances = torch.from_numpy(found.distances)
                 left = int(wanted.asked(distances).sum())
                 if wanted.reach <= 0 or not left:
                     return found
+                one = kind.of_set(wanted, distances)
                 asked = int(one.asked(wanted, distances).sum())
                 if not asked:
                     continue

@@ -25,8 +25,8 @@ _NEWTON_STEPS = 8  # on a device, where looking whether to stop would wait for i
 _NEWTON_TOLERANCE = 1e-6  # of the stretch, relative: about eight roundings of a float32 number
 _REACH_TOLERANCE = 1e-12  # the same iteration in float64, in `reach`; it starts lower and may take more steps
 _FAR = 1e30  # the largest stretch: takes every pixel that moves at all to the edge, and is finite in float32
-# Lengths that `_stretch_about` looks at, and by which factor the stretch changes at most between two of them.
-_SECANT_STEPS, _SECANT_FACTOR = 6, math.exp(2)
+# Lengths that `_stretch_about` looks at, and by how much the logarithm of the stretch changes at most between two.
+_SECANT_STEPS, _SECANT_MOST = 6, 2.0
 _LEAST_SLOPE = 0.1  # of the logarithms, so that an image that fills the box does not stretch at once without limit
 _SECANT_TOLERANCE = 1e-6  # of the stretch, relative: nearer values of it give no slope
 
@@ -182,7 +182,6 @@ def _stretch_about(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
         cubes for gradients by 0.1 % and 7 %. The fewer pixels and the smaller s, the more it is off.
     """
     size, room = h.flatten(1).abs(), _room(x, h, radii)
-    most = math.log(_SECANT_FACTOR)
     log_k, slope = torch.zeros_like(radii), torch.ones_like(radii)
     log_k_before = log_length_before = log_k
     for step in range(_SECANT_STEPS):
@@ -194,7 +193,7 @@ def _stretch_about(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
             secant = (log_length - log_length_before) / torch.where(wide, log_k - log_k_before, 1.0)
             slope = torch.where(wide, secant, slope).clamp(_LEAST_SLOPE, 1.0)
         log_k_before, log_length_before = log_k, log_length
-        log_k = (log_k - (log_length / slope).clamp(-most, most)).clamp_min(0.0)
+        log_k = (log_k - (log_length / slope).clamp(-_SECANT_MOST, _SECANT_MOST)).clamp_min(0.0)
     return log_k.exp()
 
 
