@@ -25,6 +25,12 @@ def searched(model, x, y, radius, start, steps, s=INF, loss=ce, goal=0.0):
     return flips
 
 
+def correct_images(model, count):
+    x, y = (part[:count] for part in reference_images())
+    right = model(x.to(next(model.parameters()).dtype)).argmax(1) == y
+    return x[right], y[right]
+
+
 @pytest.mark.parametrize("steps", [9, 50])
 def test_the_same_images_flip_as_by_the_authors_code(steps):
     base = pytest.importorskip("pyautoattack.autopgd_base")
@@ -44,10 +50,10 @@ def test_the_same_images_flip_as_by_the_authors_code(steps):
 @pytest.mark.parametrize(("s", "radius"), [(INF, 0.1), (2.0, 1.5), (1.0, 10.0)])
 def test_flips_lie_inside_radius_and_box(s, radius):
     model = reference_network("adversarial")
-    x, y = (part[:20] for part in reference_images())
+    x, y = correct_images(model, 20)
     with PassCounter(model) as passes:
         flips = searched(model, x, y, radius, x, 20, s)
-    assert passes.forward == passes.backward == 21 * 20
+    assert passes.forward == passes.backward == 21 * len(x)
     found = flips.distances < INF
     assert found.any()
     assert (norm(flips.points - x, s)[found] <= radius * (1 + 1e-6)).all()
@@ -58,14 +64,14 @@ def test_flips_lie_inside_radius_and_box(s, radius):
 @pytest.mark.parametrize("steps", [5, 60])
 def test_finished_images_are_left_alone_and_nothing_else_changes(steps):
     model = reference_network("adversarial").double()  # in which batches of another size round alike
-    x, y = (part[:30] for part in reference_images())
+    x, y = correct_images(model, 30)
     with PassCounter(model) as all_passes:
         nearest = searched(model, x, y, 0.1, x, steps)
     with PassCounter(model) as passes:
-        first = searched(model, x, y, 0.1, x, steps, goal=0.1)
+        first = searched(model, x, y, 0.1, x, steps, goal=0.1 * (1 + 1e-6))
     assert torch.equal(first.distances < INF, nearest.distances < INF)
     assert (first.distances >= nearest.distances).all()
-    assert passes.forward < all_passes.forward == (steps + 1) * 30
+    assert passes.forward < all_passes.forward == (steps + 1) * len(x)
     assert (norm(first.points - x, INF) <= 0.1 * (1 + 1e-6)).all()
 
 
@@ -97,6 +103,17 @@ def test_long_steps_leave_hills_that_momentum_stays_on():
     with attack_mode(flips.model):
         AimedSearch(flips, torch.full((40,), 0.1, dtype=torch.float64), 0.1).run(ce, y, start, 50)
     assert ours > flips.distances.isfinite().sum()
+
+
+@pytest.mark.parametrize("goal", [0.0, 0.3])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_images_and_two_classes(count, goal):
+    torch.manual_seed(count)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x = torch.rand(count, 1, 2, 2)
+    flips = searched(model, x, model(x).argmax(1), 0.3, x, 20, goal=goal)
+    reached = flips.distances < INF
+    assert (model(flips.points).argmax(1) != model(x).argmax(1)).equal(reached)
 
 
 def test_without_gradient_nothing_moves():

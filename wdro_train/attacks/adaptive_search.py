@@ -62,7 +62,8 @@ class AdaptiveSearch:
             fast: The network whose gradients are followed (see `SearchArithmetic`); None for that of `flips`.
         """
         ground, model = flips.ground, flips.model if fast is None else fast
-        rows, part = torch.arange(len(start), device=start.device), flips
+        rows = torch.arange(len(start), device=start.device)
+        part = flips.part(rows)
         u = start - flips.x
         point = before = move(flips.x, ground.shrink(u, ground.distances(u), radii))
         losses, slope = self._look(part, model, point, loss, targets)
