@@ -72,10 +72,11 @@ def main() -> None:
     x, y = arrays.batch(torch.arange(IMAGES)), arrays.labels
     found = MinimalDistance(norm=math.inf)(model, x, y)
     left = (found.distances > RADIUS).nonzero().squeeze(1)
-    left = left[found.distances[left].argsort()]
     with attack_mode(model), torch.no_grad():
         points = autoattack(model, x[left], y[left], WassersteinBall(math.inf, math.inf, RADIUS))
         theirs = ~correct(forward(model, points), y[left])
+    order = found.distances[left].argsort()
+    left, theirs = left[order], theirs[order]
     about = {"left_in_radii": [round(value, 3) for value in (found.distances[left] / RADIUS).tolist()]}
     print(json.dumps(about | {"flipped_by_autoattack": theirs.int().tolist()}), flush=True)
     rows = left[theirs]
