@@ -1,5 +1,6 @@
 """Sign steps whose length adapts to the image, beside those of their authors."""
 
+import copy
 import math
 
 import pytest
@@ -63,7 +64,7 @@ def test_flips_lie_inside_radius_and_box(s, radius):
 
 @pytest.mark.parametrize("steps", [5, 60])
 def test_finished_images_are_left_alone_and_nothing_else_changes(steps):
-    model = reference_network("adversarial").double()  # in which batches of another size round alike
+    model = copy.deepcopy(reference_network("adversarial")).double()  # in which batches of another size round alike
     x, y = correct_images(model, 30)
     with PassCounter(model) as all_passes:
         nearest = searched(model, x, y, 0.1, x, steps)
