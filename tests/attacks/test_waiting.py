@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wdro_train.attacks import WPGD, MinimalDistance
-from wdro_train.theory import box
+from wdro_train.utils import devices
 
 INF = math.inf
 WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}  # operations
@@ -78,7 +78,7 @@ def attacks(steps):
 @pytest.mark.parametrize("which", range(9))
 def test_steps_do_not_wait_for_the_device(which, monkeypatch):
     """More steps take no more transfers to the host. On a CPU Newton's iterations look whether to stop, for nothing."""
-    monkeypatch.setattr(box, "may_look", lambda x: False)
+    monkeypatch.setattr(devices, "may_look", lambda values: False)
     (name, few), (_, many) = list(attacks(2))[which], list(attacks(6))[which]
     waits = operations(few).waits
     assert waits, "what the attack begins with waits"

@@ -119,8 +119,8 @@ def test_climb_goes_up_inside_the_box(x, g, s, radius):
     assert ((top >= 0) & (top <= 1)).all()
     assert ((top - x) * g >= 0).all()
     assert (top == x)[g == 0].all()
-    best = ascend(ground, x, g, torch.full((2,), radius, dtype=torch.float64))
-    assert (ground.distances(top - x) >= 0.2 * ground.distances(best - x) - 1e-6).all()
+    clamped = (x + radius * ground.direction(g)).clamp(0, 1)  # however few the pixels, no step is shorter than this one
+    assert (ground.distances(top - x) >= ground.distances(clamped - x) - 1e-6).all()
 
 
 def test_ascend_stays_without_gradient():

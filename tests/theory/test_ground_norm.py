@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from oracles import conjugate, norm
 
 from wdro_train.theory.ground_norm import GroundNorm, image_norms
+from wdro_train.utils import devices
 from wdro_train.utils.errors import UserError
 
 INF = math.inf
@@ -97,3 +98,24 @@ def test_shrink_is_pointwise(s):
         other = u + 0.05 * torch.randn_like(u)
         inside = ground.shrink(other, ground.distances(other), radii)
         assert (norm(u - v, 2) <= norm(u - inside, 2) + 1e-9).all()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    hnp.arrays(np.float32, (3, 5), elements=st.floats(-1, 1, width=32)),
+    st.sampled_from([1.0, 1.5, 2.0, INF]),
+    st.integers(-126, 120),
+)
+def test_the_host_looks_and_a_device_scales_to_the_same_bits(values, order, exponent):
+    u, ground = torch.from_numpy(values) * 2.0**exponent, GroundNorm(order)
+
+    def computed():
+        return image_norms(u, order), ground.direction(u), ground.direction(u, into=u.clone())
+
+    on_host = computed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "may_look", lambda values: False)
+        on_device = computed()
+    for one, other in zip(on_host, on_device, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(on_host[1], on_host[2])

@@ -43,3 +43,11 @@ def test_gradients_pass():
     images = torch.rand(5, 3, requires_grad=True)
     by_blocks(torch.square, images).sum().backward()
     assert torch.equal(images.grad, 2 * images.detach())
+
+
+def test_a_function_may_write_in_place():
+    images = torch.rand(5, 3)
+    double = 2 * images
+    found = by_blocks(lambda block: block.mul_(2), images, into=images)
+    assert found is images
+    assert torch.equal(images, double)

@@ -22,15 +22,16 @@ from wdro_train.theory.sensitivity import Scope
 from wdro_train.utils.blocks import by_blocks
 
 
-def slope_in_box(gradient: Tensor, x: Tensor, *, box: bool) -> Tensor:
+def slope_in_box(gradient: Tensor, x: Tensor, *, box: bool, into: Tensor | None = None) -> Tensor:
     """The gradient along which an attack moves: the free one inside [0, 1]^n, or as it is (theory, section 2).
 
     Args:
         gradient: grad_x J, shape [B, ...].
         x: The images where it was taken, in [0, 1], same shape.
         box: True sets the components that point out of the box to 0; False is the paper's formula.
+        into: Memory that the result may be written to, same shape; it may be the gradient's.
     """
-    return free_gradient(gradient, x) if box else gradient
+    return free_gradient(gradient, x, into) if box else gradient
 
 
 def steepness(ground: GroundNorm, gradient: Tensor, x: Tensor, *, box: bool) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def steepness(ground: GroundNorm, gradient: Tensor, x: Tensor, *, box: bool) -> 
     """
 
     def both(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = slope_in_box(gradient, x, box=box)
+        slope = slope_in_box(gradient, x, box=box, into=gradient)
         return slope, ground.dual_norms(slope)
 
     return by_blocks(both, gradient, x, into=gradient)
@@ -108,12 +109,12 @@ class ProjectedStep:
             The displacement u from the clean images, shape [B, ...], and its norms ||u_i||_s, shape [B].
         """
         radii = self.length * self.ball.shares(dual_norms, upsilon)
-        return by_blocks(self._ascent, x, x_adv, slope, radii, into=into)
+        return by_blocks(self._ascent, x, x_adv, slope, radii, into is slope, into=into)
 
-    def _ascent(self, x: Tensor, x_adv: Tensor, slope: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+    def _ascent(self, x: Tensor, x_adv: Tensor, slope: Tensor, radii: Tensor, overwrite: bool) -> tuple[Tensor, Tensor]:
         """The displacement and its norms, for the images of a block."""
         if self.box:
-            u = climb(self.ball.ground, x_adv, slope, radii).sub_(x)
+            u = climb(self.ball.ground, x_adv, slope, radii, into=slope if overwrite else None).sub_(x)
         else:
             u = self.ball.ground.direction(slope).mul_(per_image(radii, x)).add_(x_adv).sub_(x)
         return u, self.ball.ground.distances(u)
@@ -150,7 +151,16 @@ class ProjectedStep:
         rho = self.ball.shrinkage(*self.scope(f"distance/{step}", joined, p))
         return torch.where(held, distances, rho * distances)
 
-    def project(self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor, into: Tensor | None = None) -> Tensor:
+    def project(
+        self,
+        x: Tensor,
+        u: Tensor,
+        distances: Tensor,
+        allowed: Tensor,
+        *,
+        exact: bool = True,
+        into: Tensor | None = None,
+    ) -> Tensor:
         """The next iterate: the displacement brought to the allowed norms, inside the box.
 
         Args:
@@ -158,10 +168,15 @@ class ProjectedStep:
             u: Displacements from `ascent`, same shape.
             distances: Their norms, shape [B].
             allowed: From `allowed`, shape [B].
+            exact: True lets no coordinate move further than is allowed, not even by a rounding (see `move`), as an
+                iterate must not that is handed out; False rounds to nearest, at a fifth of the arithmetic.
             into: Memory that the iterate may be written to, same shape; it may be the displacements'.
         """
-        return by_blocks(self._project, x, u, distances, allowed, into=into)
+        return by_blocks(self._project, x, u, distances, allowed, exact, into is u, into=into)
 
-    def _project(self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor) -> Tensor:
+    def _project(
+        self, x: Tensor, u: Tensor, distances: Tensor, allowed: Tensor, exact: bool, overwrite: bool
+    ) -> Tensor:
         """The next iterate of the images of a block."""
-        return move(x, self.ball.ground.shrink(u, distances, allowed))
+        nearer = self.ball.ground.shrink(u, distances, allowed, into=u if overwrite else None)
+        return move(x, nearer) if exact else nearer.add_(x).clamp_(0, 1)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wdro_train.theory import box
 from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import LossFunction
+from wdro_train.utils import devices
 from wdro_train.utils.blocks import by_blocks
 from wdro_train.utils.contract import logits_of
 from wdro_train.utils.errors import UserError
@@ -66,7 +66,8 @@ def input_gradient(
         (gradient,) = torch.autograd.grad(losses.sum() * scale, x, allow_unused=True)
     if gradient is None:
         gradient = torch.zeros_like(x)
-    gradient, finite = by_blocks(_finite_part, gradient, losses.detach(), scale)
+    own = torch.empty_like(x)  # to be written to: what autograd returns may be shared or expanded
+    gradient, finite = by_blocks(_finite_part, gradient, losses.detach(), scale, own, into=own)
     return InputGradient(logits.detach(), losses.detach(), gradient, (~finite).sum())
 
 
@@ -99,14 +100,14 @@ def forward(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tenso
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _finite_part(gradient: Tensor, losses: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _finite_part(gradient: Tensor, losses: Tensor, scale: float, into: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients divided by the scale, 0 for images that have none, and which images have one, boolean [B]."""
     flat = gradient.flatten(1)
     finite = torch.maximum(flat.amax(1), -flat.amin(1)).isfinite() & losses.isfinite()
-    if scale == 1 and box.may_look(gradient) and bool(finite.all()):
-        return gradient.clone(), finite  # which may be written to: what autograd returns may be shared or expanded
+    if scale == 1 and devices.may_look(gradient) and bool(finite.all()):
+        return into.copy_(gradient), finite
     # Arithmetic in place of a mask: `isfinite` and `torch.where` on whole images take several times as long on a CPU.
-    return gradient.nan_to_num(0.0, 0.0, 0.0).mul_(per_image(finite, gradient) / scale), finite
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0, out=into).mul_(per_image(finite, gradient) / scale), finite
 
 
 def _loss_scale(device: torch.device) -> float:

@@ -201,8 +201,8 @@ class NearestFlipSearch:
         length = torch.maximum(share * self.effort.step_size * radii, radii - distances)
         if self.ground.order == 1:
             return sparse_step(x, point, slope, length, radii, density(self.effort.steps))
-        u = climb(self.ground, point, slope, length).sub_(x)
-        return self.ground.shrink(u, None, radii).add_(x).clamp_(0, 1)
+        u = climb(self.ground, point, slope, length, into=slope).sub_(x)
+        return self.ground.shrink(u, None, radii, into=u).add_(x).clamp_(0, 1)
 
     def _start(self, generator: torch.Generator | None) -> Tensor:
         """Random points nearer than the nearest flip known, or, where none is, than a share of the box."""

@@ -138,7 +138,7 @@ class WPGD:
                 if first is None:
                     check_logits(model, x, found.logits, labels)
                     first, first_norms, first_upsilon = found, dual_norms, upsilon
-                x_adv = self._step(x, x_adv, slope, dual_norms, upsilon, weight, reducer, step)
+                x_adv = self._step(x, x_adv, slope, dual_norms, upsilon, weight, reducer, step, keeper is not None)
                 if self.progress is not None:
                     self.progress(step + 1)
             assert first is not None
@@ -195,9 +195,14 @@ class WPGD:
         weight: Tensor | None,
         reducer: Reducer,
         step: int,
+        kept: bool,
     ) -> Tensor:
-        """One ascent step from x_adv and the projection back onto the ball around x."""
+        """One ascent step from x_adv and the projection back onto the ball around x.
+
+        Where iterates are kept each is projected exactly, elsewhere the last one alone.
+        """
         rule, held = self.rule, dual_norms == 0
         u, distances = rule.ascent(x, x_adv, slope, dual_norms, upsilon, into=slope)
         parts = reducer.gather(rule.displacement_moments(distances, held, weight))
-        return rule.project(x, u, distances, rule.allowed(distances, held, parts, step), into=u)
+        exact = kept or step == self.steps - 1
+        return rule.project(x, u, distances, rule.allowed(distances, held, parts, step), exact=exact, into=u)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wdro_train.theory.ground_norm import GroundNorm, per_image
+from wdro_train.utils import devices
 from wdro_train.utils.errors import UserError
 
 # Steps of Newton's iteration in `_stretch`, counted on 500 images each of Fashion-MNIST, of pixels 0, 1/2 and 1, and of
@@ -31,12 +32,13 @@ _LEAST_SLOPE = 0.1  # of the logarithms, so that an image that fills the box doe
 _SECANT_TOLERANCE = 1e-6  # of the stretch, relative: nearer values of it give no slope
 
 
-def free_gradient(g: Tensor, x: Tensor) -> Tensor:
+def free_gradient(g: Tensor, x: Tensor, into: Tensor | None = None) -> Tensor:
     """The gradient along which an image may still move: components that point out of the box are set to 0.
 
     Args:
         g: Gradients, shape [B, ...].
         x: Images in [0, 1], same shape.
+        into: Memory that the result is written to, same shape and type; it may be the gradients'.
 
     Returns:
         Same shape: 0 where (x = 0 and g < 0) or (x = 1 and g > 0).
@@ -46,7 +48,7 @@ def free_gradient(g: Tensor, x: Tensor) -> Tensor:
     # through an image pixel by pixel; arithmetic goes by vectors.
     beyond = 2.0 ** (math.frexp(torch.finfo(x.dtype).max)[1] - 2)
     least = x * -beyond
-    return g.clamp(least.to(g), (least + beyond).to(g))
+    return torch.clamp(g, least.to(g), (least + beyond).to(g), out=into)
 
 
 def move(x: Tensor, u: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def ascend(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
     return move(x, _steepest(ground, x, g, radii, _stretch))
 
 
-def climb(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
+def climb(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor, into: Tensor | None = None) -> Tensor:
     """`ascend` at a fraction of the arithmetic, for a step that is brought back to a radius afterwards.
 
     Pixel values are rounded to nearest, and the length for 1 < s < inf is found by a secant iteration.
@@ -97,11 +99,12 @@ def climb(ground: GroundNorm, x: Tensor, g: Tensor, radii: Tensor) -> Tensor:
         x: Images in [0, 1], shape [B, ...].
         g: Free gradients, same shape.
         radii: Length per image, shape [B]; the step may be somewhat shorter or longer (see `_stretch_about`).
+        into: Memory that may be written to, same shape; it may be the gradients'.
 
     Returns:
         Images in [0, 1], same shape as x.
     """
-    return _steepest(ground, x, g, radii, _stretch_about).add_(x).clamp_(0, 1)
+    return _steepest(ground, x, g, radii, _stretch_about, into).add_(x).clamp_(0, 1)
 
 
 def projected_step(ground: GroundNorm, x: Tensor, point: Tensor, g: Tensor, lengths: Tensor, radii: Tensor) -> Tensor:
@@ -128,11 +131,12 @@ def _steepest(
     g: Tensor,
     radii: Tensor,
     stretch: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    into: Tensor | None = None,
 ) -> Tensor:
     """The displacement of `ascend`, before it is clamped to the box, shape of x; `stretch` is used for 1 < s < inf."""
     if ground.order == 1:
         return _fill_in_order(x, g, radii)
-    h = ground.direction(g)
+    h = ground.direction(g, into)
     if math.isfinite(ground.order):
         radii = radii * stretch(x, h, radii, ground.order)
     return h.mul_(per_image(radii, x))
@@ -152,7 +156,7 @@ def _stretch(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     """
     size, room = h.flatten(1).abs(), _room(x, h, radii)
     k = torch.ones_like(radii)
-    on_host = may_look(x)
+    on_host = devices.may_look(x)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         moving = (room - k.to(size)[:, None] * size).sign_().clamp_min_(0)  # 1, or 0 for pixels at the edge
         left = 1 - _power_sum(room * (1 - moving), s)
@@ -184,8 +188,10 @@ def _stretch_about(x: Tensor, h: Tensor, radii: Tensor, s: float) -> Tensor:
     size, room = h.flatten(1).abs(), _room(x, h, radii)
     log_k, slope = torch.zeros_like(radii), torch.ones_like(radii)
     log_k_before = log_length_before = log_k
+    reached = torch.empty_like(size)
     for step in range(_SECANT_STEPS):
-        reached = torch.minimum(size * log_k.exp().to(size)[:, None], room)
+        torch.mul(size, log_k.exp().to(size)[:, None], out=reached)
+        torch.minimum(reached, room, out=reached)
         length = torch.linalg.vector_norm(reached, ord=s, dim=1).double()
         log_length = length.clamp_min(torch.finfo(size.dtype).tiny).log()
         if step:
@@ -201,12 +207,7 @@ def _room(x: Tensor, h: Tensor, radii: Tensor) -> Tensor:
     """How far each pixel may go along h, in units of the image's radius, [B, n]: 1 - x where h > 0, x elsewhere."""
     ahead = h.sign().clamp_min_(0)  # 1 or 0
     unit = per_image(radii, x)
-    return torch.lerp(x, 1 - x, ahead).div_(torch.where(unit > 0, unit, 1.0)).flatten(1).clamp_(max=2 * _FAR)
-
-
-def may_look(x: Tensor) -> bool:
-    """Whether the program may look at numbers without waiting for them: on a CPU they are there."""
-    return x.device.type == "cpu"
+    return ahead.sub_(x).abs_().div_(torch.where(unit > 0, unit, 1.0)).flatten(1).clamp_(max=2 * _FAR)
 
 
 def _power_sum(values: Tensor, s: float) -> Tensor:
@@ -265,7 +266,7 @@ def reach(ground: GroundNorm, x: Tensor, g: Tensor, gain: Tensor) -> Tensor:
         rate = steep.sign() if math.isinf(ground.order) else steep
         t = torch.zeros_like(wanted)
         size = torch.zeros_like(steep)
-        on_host = may_look(x)
+        on_host = devices.may_look(x)
         for _ in range(_NEWTON_LIMIT):
             growing = (room - t * rate).sign_().clamp_min_(0)  # 1 or 0
             left = wanted - (steep * size).sum(1, keepdim=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wdro_train.utils import devices
 from wdro_train.utils.blocks import by_blocks
 from wdro_train.utils.numbers import parse_norm
 
@@ -20,6 +21,9 @@ from wdro_train.utils.numbers import parse_norm
 # l_inf distances of 8/255, and of far smaller ones in other norms. A point that was meant to lie at delta counts as
 # lying there.
 DISTANCE_ROUNDING = 1 + 1e-6
+# Norms between these are computed, and divided by, without scaling: entries whose squares underflow do not matter
+# beside such a norm, and no square of an entry overflows.
+_SMALL, _LARGE = 2.0**-40, 2.0**60
 
 
 def conjugate(exponent: float) -> float:
@@ -40,17 +44,36 @@ def image_norms(u: Tensor, order: float) -> Tensor:
         Shape [B], float64.
     """
     flat = u.detach().flatten(1)
+    plain = _plain_norms(flat, order)
+    if plain is not None:
+        return plain.double()
     largest = torch.maximum(flat.amax(1), -flat.amin(1))
     if math.isinf(order):
         return largest.double()
-    ratio = flat / _nonzero(largest)[:, None]
+    scale = _power_of_two(largest)
+    ratio = flat / scale[:, None]
     if order == 1:
         total = ratio.abs_().sum(1)
     elif order == 2:
         total = torch.linalg.vector_norm(ratio, dim=1)
     else:
         total = ratio.abs_().pow(order).sum(1).pow(1 / order)
-    return largest.double() * total.double()
+    return scale.double() * total.double()
+
+
+def _plain_norms(flat: Tensor, order: float) -> Tensor | None:
+    """The l_1 or l_2 norms of rows [B, n] without scaling, [B], where they show that nothing over- or underflowed.
+
+    Scaling takes several times as long as the norm itself; by a power of two it gives the same bits. None for other
+    orders, for a row outside the range, and on a device, where looking at the norms would wait for it.
+    """
+    if order not in (1, 2) or not devices.may_look(flat):
+        return None
+    norms = flat.abs().sum(1) if order == 1 else torch.linalg.vector_norm(flat, dim=1)
+    fine = (norms > _SMALL) & (norms < _LARGE)
+    if order == 1:
+        fine |= norms == 0  # as all entries are
+    return norms if bool(fine.all()) else None
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -119,7 +142,7 @@ class GroundNorm:
         """
         return 1.0 if math.isinf(self.order) else float(math.prod(x.shape[1:]) ** (1 / self.order))
 
-    def direction(self, g: Tensor) -> Tensor:
+    def direction(self, g: Tensor, into: Tensor | None = None) -> Tensor:
         """The steepest direction h(g): unit s-norm with <h(g), g> = ||g||_* (theory, section 2); 0 where g = 0.
 
         s = inf: sign(g). 1 < s < inf: sign(g) (|g| / ||g||_*)^(s'-1). s = 1: all mass on the coordinates of
@@ -127,13 +150,18 @@ class GroundNorm:
 
         Args:
             g: Gradients, shape [B, ...], finite.
+            into: Memory that may be written to, of their shape and type; it may be the gradients'.
 
         Returns:
             Directions of the same shape and type.
         """
         if math.isinf(self.order):
-            return g.sign()
-        ratio = g / per_image(_nonzero(g.flatten(1).abs().amax(1)), g)
+            return torch.sign(g, out=into)
+        plain = _plain_norms(g.flatten(1), 2) if self.order == 2 else None
+        if plain is not None:
+            return torch.div(g, per_image(plain, g), out=into)
+        largest = g.flatten(1).abs().amax(1)
+        ratio = g / per_image(_power_of_two(largest) if self.order == 2 else _nonzero(largest), g)
         if self.order == 1:
             ratio = ratio.sign() * (ratio.abs() >= 1)
             return ratio / per_image(_nonzero(image_norms(ratio, 1)), g)
@@ -142,7 +170,7 @@ class GroundNorm:
         unit = ratio / per_image(_nonzero(image_norms(ratio, self.dual)), g)
         return unit.sign() * unit.abs().pow(self.dual - 1)
 
-    def shrink(self, u: Tensor, distances: Tensor | None, radii: Tensor) -> Tensor:
+    def shrink(self, u: Tensor, distances: Tensor | None, radii: Tensor, into: Tensor | None = None) -> Tensor:
         """The displacements brought to at most `radii`, image by image.
 
         s = inf: coordinates are clipped (the nearest point, and the one that keeps most of the displacement);
@@ -152,17 +180,24 @@ class GroundNorm:
             u: Displacements, shape [B, ...].
             distances: Their norms, shape [B]; None if they are not known, for s = inf does not need them.
             radii: Allowed norms, shape [B].
+            into: Memory that the result is written to, of the displacements' shape and type; it may be theirs.
 
         Returns:
             Same shape as u.
         """
         if math.isinf(self.order):
             bound = per_image(radii, u)
-            return u.clamp_max(bound).clamp_min_(-bound)
+            return torch.minimum(u, bound, out=into).clamp_min_(-bound)
         distances = self.distances(u) if distances is None else distances
-        return u * per_image((radii / _nonzero(distances)).clamp(max=1.0), u)
+        return torch.mul(u, per_image((radii / _nonzero(distances)).clamp(max=1.0), u), out=into)
 
 
 def _nonzero(values: Tensor) -> Tensor:
     """`values` with zeros replaced by one, to divide by."""
     return torch.where(values > 0, values, 1.0)
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    """The largest powers of two up to the values, by which numbers divide exactly; 1 for 0 and infinity."""
+    mantissa, _ = torch.frexp(values)
+    return torch.where((values > 0) & (values < math.inf), values / (2 * mantissa), 1.0)

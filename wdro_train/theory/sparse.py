@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from wdro_train.theory import box
 from wdro_train.theory.ground_norm import per_image
+from wdro_train.utils import devices
 
 _HALVINGS = 10  # of the largest gradient in `_reached_by`
 # Steps of Newton's iteration in `_threshold`: on 500 images of Fashion-MNIST and two networks it ended after at most 4.
@@ -82,7 +82,7 @@ def _threshold(u: Tensor, radii: Tensor) -> Tensor:
     """
     size, radius = u.flatten(1).abs(), radii.to(u.dtype)
     t = torch.zeros_like(radius)
-    on_host = box.may_look(u)
+    on_host = devices.may_look(u)
     for _ in range(_NEWTON_LIMIT if on_host else _NEWTON_STEPS):
         above = (size - t[:, None]).clamp_min_(0)
         excess = above.sum(1) - radius

@@ -23,7 +23,7 @@ def by_blocks(function: Callable[..., Result], images: Tensor, *others: Any, int
 
     Args:
         function: Takes the images and the others, and returns a tensor, or a tuple of tensors, with a row for each
-            image that depends on this image's rows alone.
+            image that depends on this image's rows alone. It may write to `into` where that is one of its arguments.
         images: Shape [B, ...].
         others: Further arguments; tensors with B rows are taken to have a row for each image.
         into: Memory that the (first) result may be written to, of its shape and type. It may be one of the arguments,
@@ -45,5 +45,6 @@ def by_blocks(function: Callable[..., Result], images: Tensor, *others: Any, int
             whole = [part.new_empty((number, *part.shape[1:])) for part in parts[into is not None :]]
             whole = whole if into is None else [into, *whole]
         for result, part in zip(whole, parts, strict=True):
-            result[block] = part
+            if part.data_ptr() != result[block].data_ptr():  # or else it was written in its place
+                result[block] = part
     return tuple(whole) if isinstance(found, tuple) else whole[0]  # type: ignore[return-value]

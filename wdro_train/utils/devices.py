@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from wdro_train.utils.errors import UserError
 
@@ -25,6 +26,15 @@ def resolve_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--device {name} is not available ({reason}); choose cpu, or leave it out") from error
+
+
+def may_look(values: Tensor) -> bool:
+    """Whether the program may look at numbers without waiting for them: on a CPU they are there.
+
+    Args:
+        values: The numbers.
+    """
+    return values.device.type == "cpu"
 
 
 def synchronize(device: torch.device) -> None:
