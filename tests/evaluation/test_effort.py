@@ -11,6 +11,7 @@ from oracles import on_ranks, reference_images, reference_network
 
 from wdro_train.attacks import MinimalDistance, minimum_norm_rounds
 from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
+from wdro_train.attacks.marginal_rounds import BeyondReach, WithinReach
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearby_rounds import Nearby
@@ -22,7 +23,7 @@ from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
 from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.turns import pointwise_turns, turns
+from wdro_train.evaluation.turns import equal_turns, marginal_turns, pointwise_turns
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -38,7 +39,7 @@ TURNS = (
         Round("random", AtRandom(), AnyRival("soft_margin"), 5, 3.0),
     ),
 )
-SHORT = UntilConverged(TURNS, TURNS, budget=100.0)
+SHORT = UntilConverged(lambda ball: TURNS, budget=100.0)
 HEATS = (Heat(1.0, 3, AtRandom()), Heat(0.2, 5, AtRandom()))
 LAST = (RandomHeat(0.5, RandomSearch(20, 0.3), AtStripes()),)
 POINTWISE = (
@@ -46,7 +47,7 @@ POINTWISE = (
     MinimumNorm("again", AtRandom(), AnyRival("soft_margin"), 5),
     Elimination("all", HEATS, LAST),
 )
-ELIMINATING = UntilConverged(TURNS, (POINTWISE,), budget=200.0)
+ELIMINATING = UntilConverged(lambda ball: (POINTWISE,), budget=200.0)
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
 
@@ -159,7 +160,7 @@ def test_batches_do_not_change_which_images_are_just_beyond_the_radius(tmp_path)
     rounds = []
     for size in (3, IMAGES):
         ours = Engine(reference_network("adversarial"), batches(size=size), PieceStore(tmp_path / str(size), {}))
-        rounds.append(UntilConverged(TURNS, ((near,),), tolerance=1.0)(ours, QUICK, BALLS[0]).rounds)
+        rounds.append(UntilConverged(lambda ball: ((near,),), tolerance=1.0)(ours, QUICK, BALLS[0]).rounds)
     assert rounds[0][1].asked == rounds[1][1].asked
     assert 0 < rounds[0][1].asked <= 0.2 * IMAGES + 1
 
@@ -168,7 +169,7 @@ def test_batches_do_not_change_which_images_are_just_beyond_the_radius(tmp_path)
 @pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
 def test_no_round_begins_that_would_exceed_the_budget(tmp_path, ball, budget):
     """Rounds here take 5 steps of at most all images, and what they find up to 14 passes to bring to the boundary."""
-    found = UntilConverged(TURNS, TURNS, tolerance=0.0, budget=budget)(engine(tmp_path), QUICK, ball)
+    found = UntilConverged(lambda ball: TURNS, tolerance=0.0, budget=budget)(engine(tmp_path), QUICK, ball)
     assert found.capped
     left = float(still_wanted(found.curve, ball).asked(torch.from_numpy(found.distances)).double().mean())
     first = found.rounds[0].passes
@@ -177,7 +178,9 @@ def test_no_round_begins_that_would_exceed_the_budget(tmp_path, ball, budget):
     assert found.passes - first + 5 * left > budget * left
 
 
-@pytest.mark.parametrize(("norm", "kinds"), [(INF, (*turns(9), *pointwise_turns(9))), (2.0, turns(9))])
+@pytest.mark.parametrize(
+    ("norm", "kinds"), [(INF, (*equal_turns(9), *marginal_turns(9), *pointwise_turns(9))), (2.0, equal_turns(9))]
+)
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_rounds_know_what_they_take(norm, kinds, classes):
     """Counted, where nothing is found that would have to be brought down to the boundary."""
@@ -224,6 +227,20 @@ def test_only_wanted_flips_change_the_worst_case(d, p, delta, data):
     if fell > 1e-9:
         assert bool(wanted.asked(torch.tensor(d))[i])
         assert shorter <= wanted.reach * (1 + 1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(d=distances, p=st.sampled_from([1.0, 2.0, 5.0]), delta=st.floats(0.01, 1.5))
+def test_every_image_that_matters_is_searched_in_one_of_the_rounds(d, p, delta):
+    """The images within and beyond the reach are different ones, and those of neither could save hardly anything."""
+    wanted = still_wanted(RobustnessCurve(d), WassersteinBall(p, INF, delta))
+    rows = torch.tensor(d, dtype=torch.float64)
+    within = WithinReach("within", TURNS[0][0]).asked(wanted, rows)
+    beyond = BeyondReach("beyond", TURNS[0][0]).asked(wanted, rows)
+    assert not (within & beyond).any()
+    for i in (wanted.asked(rows) & ~within & ~beyond).nonzero().squeeze(1).tolist():
+        saved = RobustnessCurve(d).accuracy(delta, p) - RobustnessCurve([*d[:i], 1e-9, *d[i + 1 :]]).accuracy(delta, p)
+        assert saved <= 0.1 / len(d) + 1e-9
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, INF])

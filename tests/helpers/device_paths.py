@@ -30,6 +30,7 @@ from torch import nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, BoundaryAttack, Lagrangian, MinimalDistance, Pool
 from wdro_train.attacks.elimination import Elimination
+from wdro_train.attacks.marginal_rounds import SomeImages
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.search_network import SearchArithmetic
 from wdro_train.certificates.named import named_certificate
@@ -152,10 +153,11 @@ def rounds(p, norm, device):
             store = PieceStore(folder, {"at": place.type})
             ours = Engine(model, parts, store, place, reducer=reducer, fast=fast)
             auto = chosen_effort("auto").effort
-            every = ({one.kind: one for turn in some for one in turn} for some in (auto.turns, auto.pointwise_turns))
-            turn, pointwise = (tuple(short(one) for one in kinds.values()) for kinds in every)
-            effort = UntilConverged((turn,), (pointwise,), tolerance=1.0)  # two turns
-            found = effort(ours, MinimalDistance(norm=norm, steps=10), WassersteinBall(p, norm, 0.1))
+            ball = WassersteinBall(p, norm, 0.1)
+            kinds = {one.kind: one for turn in auto.turns(ball) for one in turn}
+            turn = tuple(short(one) for one in kinds.values())
+            effort = UntilConverged(lambda ball: (turn,), tolerance=1.0)  # two turns
+            found = effort(ours, MinimalDistance(norm=norm, steps=10), ball)
             return found.distances, found.rivals
 
         compare(distances, device)
@@ -169,6 +171,8 @@ def short(one):
         heats = tuple(replace(heat, steps=min(heat.steps, 11)) for heat in one.heats)
         last = tuple(replace(heat, share=1.0, search=replace(heat.search, queries=120)) for heat in one.last)
         return replace(one, heats=heats, last=last, rivals=2)
+    if isinstance(one, SomeImages):
+        return replace(one, one=short(one.one))
     return replace(one, steps=11)
 
 

@@ -152,10 +152,12 @@ class Wanted:
     Attributes:
         reach: No flip beyond this distance matters.
         goal: No image with a flip this near needs another.
+        cheap: Images with a flip nearer than this are moved at so little cost that nearer ones save hardly anything.
     """
 
     reach: float
     goal: float
+    cheap: float = 0.0
 
     def asked(self, distances: Tensor) -> Tensor:
         """Of which images nearer flips are wanted, shape [N]; misclassified ones have distance 0."""

@@ -5,7 +5,10 @@ docs/results/distances_effort.md compares them with AutoAttack, with exact value
 
 from __future__ import annotations
 
+import math
+
 from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
+from wdro_train.attacks.marginal_rounds import BeyondReach, WithinReach
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.random_search import RandomSearch
@@ -21,22 +24,53 @@ from wdro_train.attacks.rounds import (
     Round,
     Start,
 )
+from wdro_train.theory.ball import WassersteinBall
 
 _RANKS = ("1st", "2nd", "3rd")
 
 Turns = tuple[tuple[FurtherSearch, ...], ...]
 
 
-def turns(steps: int) -> Turns:
-    """One round of all images that are asked for after the other; further runs of the minimum-norm attack come first.
+def turns(steps: int, ball: WassersteinBall) -> Turns:
+    """The turns for the worst case in a ball.
 
-    At p < inf, where every flip that is nearer lowers the worst case, and in l_2 and l_1 at any p these lower it most.
+    Args:
+        steps: Of a round of middle length.
+        ball: The threat.
+    """
+    if math.isfinite(ball.p):
+        return marginal_turns(steps)
+    return pointwise_turns(steps) if math.isinf(ball.norm) else equal_turns(steps)
+
+
+def marginal_turns(steps: int) -> Turns:
+    """At p < inf: most rounds for the images that the worst case moves, and eliminations of rivals for the others.
+
+    Args:
+        steps: Of a round of middle length.
+    """
+    again, aimed = _again(steps), _aimed(steps)
+    within = [
+        WithinReach(f"{one.kind}, images that are moved", one) for one in (again, again, _flip(steps), again, *aimed)
+    ]
+    image, noise = (
+        BeyondReach(
+            f"elimination of rivals, from {what}, images out of reach", Elimination("elimination", _heats(start, steps))
+        )
+        for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
+    )
+    return ((again, image, *within), tuple(within), (noise, *within))
+
+
+def equal_turns(steps: int) -> Turns:
+    """At p = inf in l_2 and l_1: rounds of all images that are asked for, one after the other.
+
+    Further runs of the minimum-norm attack, which lower the worst case most, come first.
 
     Args:
         steps: Of each round.
     """
-    again = MinimumNorm("minimum norm, from a random point", AtRandom(), AnyRival("soft_margin"), steps)
-    aimed = [MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtRandom(), OneRival(k), steps) for k in range(3)]
+    again, aimed = _again(steps), _aimed(steps)
     flip, image, noise = _flip(steps), _image(steps), _noise(steps)
     first, second, third = (_rival(k, steps) for k in range(3))
     entropy, ratio = _random("cross-entropy", "ce", steps), _random("DLR", "dlr", steps)
@@ -67,6 +101,14 @@ def pointwise_turns(steps: int) -> Turns:
         (near, _flip(steps), Elimination(f"elimination of rivals, from {what}", _heats(start, steps), _last(steps)))
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
+
+
+def _again(steps: int) -> MinimumNorm:
+    return MinimumNorm("minimum norm, from a random point", AtRandom(), AnyRival("soft_margin"), steps)
+
+
+def _aimed(steps: int) -> list[MinimumNorm]:
+    return [MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtRandom(), OneRival(k), steps) for k in range(3)]
 
 
 def _heats(start: Start, steps: int) -> tuple[Heat, ...]:
