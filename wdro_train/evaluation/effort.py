@@ -156,7 +156,7 @@ _EFFORTS = {
     "publish": ChosenEffort(
         "publish",
         {"steps": 50, "restarts": 2, "targets": 3},
-        UntilConverged(partial(turns, 100), budget=10 * BUDGET),
+        UntilConverged(partial(turns, 100), tolerance=TOLERANCE / 5, budget=10 * BUDGET),
     ),
 }
 
