@@ -49,17 +49,20 @@ def marginal_turns(steps: int) -> Turns:
     Args:
         steps: Of a round of middle length.
     """
-    again, aimed = _again(steps), _aimed(steps)
-    within = [
-        WithinReach(f"{one.kind}, images that are moved", one) for one in (again, again, _flip(steps), again, *aimed)
-    ]
+    again, (first, second, _) = _again(steps), _aimed(steps)
+    flip, small = _flip(steps), Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
+    softened = Round("from the flip, softened margin", AtTheFlip(), AnyRival("soft_margin"), steps, 3.0)
+    within = tuple(
+        WithinReach(f"{one.kind}, images that are moved", one)
+        for one in (again, flip, again, small, again, first, softened, second)
+    )
     image, noise = (
         BeyondReach(
             f"elimination of rivals, from {what}, images out of reach", Elimination("elimination", _heats(start, steps))
         )
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
-    return ((again, image, *within), tuple(within), (noise, *within))
+    return tuple(turn for one in (image, noise) for turn in ((again, one, *within), within, within, within))
 
 
 def equal_turns(steps: int) -> Turns:
