@@ -23,7 +23,7 @@ from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted
 from wdro_train.evaluation.engine import Engine, Place
 from wdro_train.evaluation.piece_store import PieceStore
-from wdro_train.evaluation.turns import equal_turns, marginal_turns, pointwise_turns
+from wdro_train.evaluation.turns import equal_turns, marginal_turns, pointwise_turns, turns
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -48,6 +48,17 @@ POINTWISE = (
     Elimination("all", HEATS, LAST),
 )
 ELIMINATING = UntilConverged(lambda ball: (POINTWISE,), budget=200.0)
+MARGINAL = UntilConverged(
+    lambda ball: (
+        (
+            TURNS[0][1],
+            WithinReach("within", MinimumNorm("again", AtRandom(), AnyRival("soft_margin"), 5)),
+            WithinReach("flip, within", TURNS[0][0]),
+            BeyondReach("beyond", Elimination("all", HEATS)),
+        ),
+    ),
+    budget=200.0,
+)
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
 
@@ -98,7 +109,9 @@ def test_flips_of_every_round_are_kept(tmp_path, ball):
     assert (rivals >= logits.gather(1, torch.from_numpy(found.labels)[:, None]).squeeze(1) - 1e-4)[moved].all()
 
 
-@pytest.mark.parametrize(("ball", "effort"), [(BALLS[0], SHORT), (BALLS[1], SHORT), (BALLS[0], ELIMINATING)])
+@pytest.mark.parametrize(
+    ("ball", "effort"), [(BALLS[0], SHORT), (BALLS[1], SHORT), (BALLS[0], ELIMINATING), (BALLS[1], MARGINAL)]
+)
 @pytest.mark.slow
 @pytest.mark.covers
 def test_ranks_agree_with_one_process(tmp_path, ball, effort):
@@ -117,11 +130,15 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("effort", [SHORT, ELIMINATING], ids=["rounds", "elimination"])
+@pytest.mark.parametrize(
+    ("ball", "effort"),
+    [(BALLS[0], SHORT), (BALLS[0], ELIMINATING), (BALLS[1], MARGINAL)],
+    ids=["rounds", "elimination", "marginal"],
+)
 @pytest.mark.parametrize("after", [2, pytest.param(4, marks=pytest.mark.slow), 7])
-def test_goes_on_where_it_was_killed(tmp_path, after, effort):
+def test_goes_on_where_it_was_killed(tmp_path, after, ball, effort):
     """Killed when so many pieces are there, in any round: the same distances, and no finished piece is made again."""
-    whole = effort(engine(tmp_path / "whole"), QUICK, BALLS[0])
+    whole = effort(engine(tmp_path / "whole"), QUICK, ball)
     saved, limit = [], after
 
     class Store(PieceStore):
@@ -133,11 +150,11 @@ def test_goes_on_where_it_was_killed(tmp_path, after, effort):
 
     model = reference_network("adversarial")
     with pytest.raises(_KilledError):
-        effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+        effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, ball)
     before = list(saved)
     saved.clear()
     limit = None
-    again = effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, BALLS[0])
+    again = effort(Engine(model, batches(), Store(tmp_path / "killed", {})), QUICK, ball)
     assert not set(before) & set(saved)
     np.testing.assert_array_equal(again.distances, whole.distances)
     assert again.rounds == whole.rounds
@@ -190,14 +207,20 @@ def test_rounds_know_what_they_take(norm, kinds, classes):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes))
     with torch.no_grad():
         model[1].bias[0] += 100
-    ground, wanted = GroundNorm(norm), still_wanted(RobustnessCurve([1.0] * 400), WassersteinBall(INF, norm, 0.5))
+    ground = GroundNorm(norm)
     for one in {one.kind: one for turn in kinds for one in turn}.values():
         known = NearestFlips(ground, model, x, y, None)
         known.distances = torch.full((400,), 0.51, dtype=torch.float64)
+        if isinstance(one, WithinReach):
+            wanted = still_wanted(RobustnessCurve(known.distances.numpy()), WassersteinBall(2, norm, 0.3))
+        else:
+            wanted = still_wanted(RobustnessCurve([1.0] * 400), WassersteinBall(INF, norm, 0.5))
         asked = int(one.asked(wanted, known.distances).sum())
+        assert asked
         with PassCounter(model) as passes, attack_mode(model):
             one(known, wanted, generator=torch.Generator().manual_seed(0))
-        descent = minimum_norm_rounds._DESCENT if isinstance(one, MinimumNorm) else 0.0
+        inner = one.one if isinstance(one, WithinReach) else one
+        descent = minimum_norm_rounds._DESCENT if isinstance(inner, MinimumNorm) else 0.0
         expected = (one.passes(classes) - descent) * asked
         assert 0.9 * expected <= passes.pairs <= 1.2 * expected + 2 * asked
 
@@ -229,18 +252,31 @@ def test_only_wanted_flips_change_the_worst_case(d, p, delta, data):
         assert shorter <= wanted.reach * (1 + 1e-9)
 
 
+def test_each_threat_has_turns_of_its_own():
+    def kinds(p, norm):
+        return {type(one) for turn in turns(30, WassersteinBall(p, norm, 0.1)) for one in turn}
+
+    assert {WithinReach, BeyondReach} < kinds(2, INF) == kinds(1, 1)
+    assert Nearby in kinds(INF, INF)
+    assert kinds(INF, 2) == {MinimumNorm, Round}
+
+
 @settings(max_examples=200, deadline=None)
 @given(d=distances, p=st.sampled_from([1.0, 2.0, 5.0]), delta=st.floats(0.01, 1.5))
 def test_every_image_that_matters_is_searched_in_one_of_the_rounds(d, p, delta):
     """The images within and beyond the reach are different ones, and those of neither could save hardly anything."""
+    d = [*d, 0.5, 0.5]
     wanted = still_wanted(RobustnessCurve(d), WassersteinBall(p, INF, delta))
     rows = torch.tensor(d, dtype=torch.float64)
     within = WithinReach("within", TURNS[0][0]).asked(wanted, rows)
     beyond = BeyondReach("beyond", TURNS[0][0]).asked(wanted, rows)
-    assert not (within & beyond).any()
-    for i in (wanted.asked(rows) & ~within & ~beyond).nonzero().squeeze(1).tolist():
-        saved = RobustnessCurve(d).accuracy(delta, p) - RobustnessCurve([*d[:i], 1e-9, *d[i + 1 :]]).accuracy(delta, p)
-        assert saved <= 0.1 / len(d) + 1e-9
+    assert not (within & beyond & rows.isfinite()).any()
+    skipped = wanted.asked(rows) & ~within & ~beyond
+    shorter = torch.where(skipped, 1e-9, rows).tolist()
+    saved = RobustnessCurve(d).accuracy(delta, p) - RobustnessCurve(shorter).accuracy(delta, p)
+    assert saved <= 0.02 * float((rows <= wanted.reach).double().mean()) + 1e-9
+    if math.isinf(wanted.reach):
+        assert torch.equal(within, wanted.asked(rows))
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, INF])

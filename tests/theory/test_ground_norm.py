@@ -40,7 +40,7 @@ def test_diameter_is_the_distance_of_opposite_corners(s):
     assert ground.distances(corners[1] - corners[0]).tolist() == pytest.approx([ground.diameter(corners[0])] * 2)
 
 
-@pytest.mark.parametrize("s", [*NORMS, 1.05, 7.0])
+@pytest.mark.parametrize("s", [*NORMS, 1.005, 1.05, 7.0, 200.0])
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
 def test_norms_at_every_scale(s, scale):
     u = (torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * scale).float()

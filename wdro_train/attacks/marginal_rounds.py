@@ -3,14 +3,14 @@
 The worst case pays d^p to move an image by its distance d, and no more than D^p, with D the distance of the marginal
 image. A nearer flip of an image that it moves always saves something. One of an image that it does not move matters
 only within D, as at p = inf one matters only within delta, and most images have none there: on networks of worst-case
-training, whose nearest flips lie just beyond D, three in five of all images are such
+training, whose nearest flips lie just beyond D, three in five of the correct images are such
 (docs/results/distances_effort.md).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,10 @@ class SomeImages(FurtherSearch):
             distances: To the nearest flips so far, shape [N].
         """
 
+    def of_set(self, wanted: Wanted, distances: Tensor) -> FurtherSearch:
+        """See `FurtherSearch`."""
+        return replace(self, one=self.one.of_set(wanted, distances))
+
     def asked(self, wanted: Wanted, distances: Tensor) -> Tensor:
         """See `FurtherSearch`."""
         return self.one.asked(wanted, distances) & self.chosen(wanted, distances)
@@ -66,8 +70,8 @@ class WithinReach(SomeImages):
 
 @dataclass(frozen=True)
 class BeyondReach(SomeImages):
-    """For the images whose nearest flip lies beyond the reach of the worst case."""
+    """For the images whose nearest flip lies beyond the reach of the worst case, or of which none is known."""
 
     def chosen(self, wanted: Wanted, distances: Tensor) -> Tensor:
         """See `SomeImages`."""
-        return distances > wanted.reach
+        return (distances > wanted.reach) | distances.isinf()

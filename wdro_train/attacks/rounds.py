@@ -152,7 +152,8 @@ class Wanted:
     Attributes:
         reach: No flip beyond this distance matters.
         goal: No image with a flip this near needs another.
-        cheap: Images with a flip nearer than this are moved at so little cost that nearer ones save hardly anything.
+        cheap: Images with a flip nearer than this are moved at so little cost together that nearer ones save hardly
+            anything.
     """
 
     reach: float

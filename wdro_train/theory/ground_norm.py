@@ -50,7 +50,8 @@ def image_norms(u: Tensor, order: float) -> Tensor:
     largest = torch.maximum(flat.amax(1), -flat.amin(1))
     if math.isinf(order):
         return largest.double()
-    scale = _power_of_two(largest)
+    # Ratios must not exceed 1 where powers are taken that could overflow.
+    scale = _power_of_two(largest) if order in (1, 2) else _nonzero(largest)
     ratio = flat / scale[:, None]
     if order == 1:
         total = ratio.abs_().sum(1)
@@ -71,9 +72,10 @@ def _plain_norms(flat: Tensor, order: float) -> Tensor | None:
         return None
     norms = flat.abs().sum(1) if order == 1 else torch.linalg.vector_norm(flat, dim=1)
     fine = (norms > _SMALL) & (norms < _LARGE)
-    if order == 1:
-        fine |= norms == 0  # as all entries are
-    return norms if bool(fine.all()) else None
+    if bool(fine.all()):
+        return norms
+    zero = norms == 0
+    return norms if bool((fine | zero).all()) and not bool(flat[zero].any()) else None
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class GroundNorm:
             return torch.sign(g, out=into)
         plain = _plain_norms(g.flatten(1), 2) if self.order == 2 else None
         if plain is not None:
-            return torch.div(g, per_image(plain, g), out=into)
+            return torch.div(g, per_image(_nonzero(plain), g), out=into)
         largest = g.flatten(1).abs().amax(1)
         ratio = g / per_image(_power_of_two(largest) if self.order == 2 else _nonzero(largest), g)
         if self.order == 1:
