@@ -33,7 +33,7 @@ TOLERANCE = 1e-3  # 0.1 points of accuracy
 BUDGET = 450.0
 # The images that are moved at the least cost, up to this share of what the worst case pays for all, are cheap: rounds
 # cannot save more than this share on all of them together.
-_CHEAP = 0.02
+_CHEAP = 0.05
 
 
 class Effort(Protocol):
