@@ -201,5 +201,6 @@ def _nonzero(values: Tensor) -> Tensor:
 
 def _power_of_two(values: Tensor) -> Tensor:
     """The largest powers of two up to the values, by which numbers divide exactly; 1 for 0 and infinity."""
-    mantissa, _ = torch.frexp(values)
-    return torch.where((values > 0) & (values < math.inf), values / (2 * mantissa), 1.0)
+    wide = values.double()  # not every device takes short floats apart
+    mantissa, _ = torch.frexp(wide)
+    return torch.where((wide > 0) & (wide < math.inf), wide / (2 * mantissa), 1.0).to(values)
