@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,22 @@ def test_help_is_written_in_sentences(tool, tmp_path, monkeypatch):
     for name, text in explained.items():
         assert re.fullmatch(r"[A-Z].*\.", text), name
         assert text in done.stdout
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_figures_are_computed_in_full_float32(tool, monkeypatch):
+    """A GPU rounds convolutions to 10 bits unless told not to; what a training step costs is measured with that."""
+    module, seen, conv = importlib.import_module(f"wdro_train.tools.{tool}"), [], torch.backends.cudnn.conv
+    monkeypatch.setattr(module, "main", lambda: seen.append(conv.fp32_precision))
+    ending = (FOLDER / f"{tool}.py").read_text("utf-8").partition('if __name__ == "__main__":')[2]
+    before = conv.fp32_precision
+    try:
+        conv.fp32_precision = "tf32"
+        exec(textwrap.dedent(ending), vars(module))
+        assert conv.fp32_precision == "tf32"
+    finally:
+        conv.fp32_precision = before
+    assert seen == ["tf32" if tool == "step_cost" else "ieee"]
 
 
 WRONG = {

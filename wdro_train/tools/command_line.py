@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 from wdro_train.cli.endings import ending_in_a_sentence, leave
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.float32_precision import full_float32
 from wdro_train.utils.numbers import parse_number
 from wdro_train.utils.written import TypedRadius
 
@@ -36,13 +38,15 @@ def parser(tool: str, document: str) -> Parser:
     return Parser(prog=f"python -m wdro_train.tools.{tool}", description=document.splitlines()[0])
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[[], Any], *, as_in_training: bool = False) -> None:
     """Run a command; an exception ends it with one sentence.
 
     Args:
         main: The command.
+        as_in_training: Float32 is computed as PyTorch does by default, in which a GPU rounds convolutions. Otherwise in
+            full, so that a figure, those of other authors' attacks included, is the same on every device.
     """
-    with ending_in_a_sentence():
+    with ending_in_a_sentence(), nullcontext() if as_in_training else full_float32():
         main()
 
 

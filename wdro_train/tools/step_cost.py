@@ -1,7 +1,8 @@
 """What does a training step cost, method by method?
 
 `python -m wdro_train.tools.step_cost CKPT`. Passes are counted at the network, in pairs of a forward and a backward
-pass of an image; times are medians, relative to PGD-AT with the same number of steps.
+pass of an image; times are medians, relative to PGD-AT with the same number of steps, and images a second are those of
+the medians. `--precision`, `--channels-last` and `--compile` compute as `train.py` does with the keys of these names.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from wdro_train.objectives import (
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.tools import command_line
 from wdro_train.tools.loading import add_loading_options, chosen_network, split_on_device
+from wdro_train.training.callbacks import NetworkExecution
 from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
 from wdro_train.utils.errors import UserError
@@ -93,10 +95,23 @@ def covers(objective: Objective, model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def step(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective) -> None:
-    """Do the work of one training step, up to the gradient of the weights."""
-    x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
-    objective(model, x, x_adv, y).loss.backward()  # type: ignore[no-untyped-call]
+def step(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, objective: Objective, *, bfloat16: bool = False
+) -> None:
+    """Do the work of one training step, up to the gradient of the weights.
+
+    Args:
+        model: The network.
+        x: Images [B, C, H, W].
+        y: Labels [B].
+        attack: Perturbs the images; None for a method without attack.
+        objective: Gives the training loss.
+        bfloat16: Passes are autocast to bfloat16.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        x_adv = x if attack is None else attack(model, x, y, generator=torch.Generator(x.device).manual_seed(0)).x_adv
+        loss = objective(model, x, x_adv, y).loss
+    loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
 
 
@@ -138,37 +153,70 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
         default=15,
         help="So many steps of each method are timed, by default 15.",
     )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="NAMES",
+        help="Besides PGD-AT only methods whose names begin so are timed, such as standard,worst.",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-mixed"),
+        default="32-true",
+        help="Passes are computed in this precision, by default 32-true.",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="Convolutions keep the channels innermost in memory."
+    )
+    parser.add_argument("--compile", action="store_true", help="The network goes through torch.compile.")
     add_loading_options(parser)
     given = parser.parse_args(arguments)
     network = chosen_network(given, given.checkpoint)
     ball = network.threat()
     x, y = split_on_device(network, "train", given.batch)
     kinds = [kind for kind in methods(ball, given.steps) if covers(kind[2], network.model, x)]
+    beginnings = tuple(filter(None, given.only.split(",")))
+    if beginnings:
+        kinds = [kind for index, kind in enumerate(kinds) if index == 0 or kind[0].startswith(beginnings)]
+    if given.compile:  # it does not differentiate twice
+        kinds = [kind for kind in kinds if not isinstance(kind[2], FirstOrderPenalty)]
     for _, attack, _ in kinds:
         if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):
                 attack(network.model, x, y)
+    pairs = [count(network.model, x, y, attack, objective) for _, attack, objective in kinds]
+    execution = NetworkExecution(given.channels_last, given.compile)
+    execution.lay_out(network.model)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=given.precision == "bf16-mixed"):
+        execution.compile_network(network.model, x)
     times: list[list[float]] = [[] for _ in kinds]
-    for _ in track(range(given.repeats), description="timing"):
+    for turn in track(range(given.repeats + 1), description="timing"):
         for spent, (_, attack, objective) in zip(times, kinds, strict=True):
             synchronize(x.device)
             start = time.perf_counter()
-            step(network.model, x, y, attack, objective)
+            step(network.model, x, y, attack, objective, bfloat16=given.precision == "bf16-mixed")
             synchronize(x.device)
-            spent.append(time.perf_counter() - start)
-    first = statistics.median(times[0])
-    found = [
-        (name, count(network.model, x, y, attack, objective), statistics.median(spent) / first)
-        for (name, attack, objective), spent in zip(kinds, times, strict=True)
+            if turn:  # the first one compiles, and chooses kernels
+                spent.append(time.perf_counter() - start)
+    medians = [statistics.median(spent) for spent in times]
+    found = [(kind[0], passes, median / medians[0]) for kind, passes, median in zip(kinds, pairs, medians, strict=True)]
+    how = [
+        given.precision,
+        *(["channels_last"] if given.channels_last else []),
+        *(["compile"] if given.compile else []),
     ]
     tables.show(
-        f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}",
-        ["method", "passes", "relative", "time"],
-        [[name, f"{pairs:.2f}", f"{pairs / found[0][1]:.2f}", f"{ratio:.2f}"] for name, pairs, ratio in found],
+        f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}, "
+        f"{', '.join(how)}, {x.device.type}",
+        ["method", "passes", "relative", "time", "images/s"],
+        [
+            [name, f"{passes:.2f}", f"{passes / found[0][1]:.2f}", f"{ratio:.2f}", f"{len(y) / median:.0f}"]
+            for (name, passes, ratio), median in zip(found, medians, strict=True)
+        ],
         "passes: pairs of a forward and a backward pass an image; relative and time: PGD-AT is 1",
     )
     return found
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, as_in_training=True)

@@ -24,6 +24,7 @@ from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools.loading import split_on_device
+from wdro_train.utils.float32_precision import full_float32
 
 BATCH, IMAGES, ATTACKED = 500, 2000, 500
 RADIUS = 0.1
@@ -68,7 +69,7 @@ def main() -> None:
         model.load_state_dict({name: torch.lerp(value, other[name], share) for name, value in mine.items()})
     x, y = split_on_device(network, "test", None)
     some, attacked = (x[:IMAGES], y[:IMAGES]), (x[:ATTACKED], y[:ATTACKED])
-    with attack_mode(model):
+    with attack_mode(model), full_float32():
         with torch.no_grad():
             clean = correct(forward(model, x, BATCH), y).double().mean()
         usual = distances(MinimalDistance(norm=math.inf), model, *some)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.search_network import compile_passes
@@ -29,8 +29,7 @@ class NetworkExecution(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lay the weights out, before they are distributed and optimized."""
-        if self.channels_last:
-            _network(pl_module).to(memory_format=torch.channels_last)
+        self.lay_out(_network(pl_module))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compile the passes of an attack on one batch, to find out before any work whether that is possible here.
@@ -38,16 +37,39 @@ class NetworkExecution(L.Callback):
         Raises:
             UserError: The device has no compiler, or it does not take this network.
         """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        x = None
+        if isinstance(data, ImageDataModule):
+            x = torch.zeros(data.batch_size // trainer.world_size, *data.shape, device=pl_module.device)
+        with trainer.precision_plugin.forward_context():
+            self.compile_network(_network(pl_module), x)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Lay the weights of a network out in memory as it was chosen.
+
+        Args:
+            network: It is changed.
+        """
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def compile_network(self, network: nn.Module, x: Tensor | None) -> None:
+        """Compile the passes of a network, if that was chosen.
+
+        Args:
+            network: It is changed.
+            x: Images of the size of a batch, shape [B, C, H, W], on which the passes of an attack are compiled at once;
+                None where their shape shows in the first step (loaders of the user's own).
+
+        Raises:
+            UserError: The device has no compiler, or it does not take this network.
+        """
         if not self.compile:
             return
-        network = _network(pl_module)
         network.compile()
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule):  # loaders of the user's own: the shape shows in the first step
-            return
-        x = torch.zeros(data.batch_size // trainer.world_size, *data.shape, device=pl_module.device)
-        with trainer.precision_plugin.forward_context(), attack_mode(network):
-            compile_passes(network, x)
+        if x is not None:
+            with attack_mode(network):
+                compile_passes(network, x)
 
 
 def _network(pl_module: L.LightningModule) -> nn.Module:
