@@ -7,14 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from shell import run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from shell import ROOT, run
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.certificates import LinearRelaxation
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
+from wdro_train.tools.method_tables import figures
 from wdro_train.utils.errors import UserError
+
+STUDIES = ROOT / "docs/results"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,20 @@ def runs(tmp_path_factory):
     done = run("train.py", "study=fashion_linf", *few, *what, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs"
+
+
+@pytest.mark.parametrize("study", sorted(path.parent.name for path in STUDIES.glob("*/clean_against_w2.png")))
+def test_nothing_sticks_out_of_the_figures(study, tmp_path, monkeypatch):
+    """Labels and legends of the figures of every study of the documents, with its own methods, lie inside of them."""
+    results = [json.loads(path.read_text("utf-8")) for path in (STUDIES / study / "runs").glob("*.json")]
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
+    figures(results, [float(radius) for radius in results[0]["accuracies"]["2"]], tmp_path, [])
+    assert len(seen) == 2
+    for figure in seen:
+        FigureCanvasAgg(figure).draw()  # and with it the layout
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02
 
 
 @pytest.mark.slow

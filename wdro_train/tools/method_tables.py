@@ -169,6 +169,6 @@ def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], del
         marker = _MARKERS[rank // _COLOURS % len(_MARKERS)]
         ax.errorbar(x, y, yerr=wy, xerr=wx, fmt=marker, color=f"C{rank}", markersize=5, label=method)
     ax.set_xlabel("clean accuracy")
-    ax.set_ylabel(f"worst-case accuracy, W_2 radius {_as_typed(delta)} (attack: an upper bound)")
+    ax.set_ylabel(f"worst-case accuracy, W_2 radius {_as_typed(delta)}\n(attack: an upper bound)")
     figure.legend(loc="outside right upper", fontsize=8, title="mean ± deviation over seeds")
     return figure
