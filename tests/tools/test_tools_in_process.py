@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,27 @@ def test_methods_are_judged_alike(runs, tmp_path, capsys, monkeypatch):
         with pytest.raises(UserError, match=message):
             compare_methods.main([*command, *wrong])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+
+def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path):
+    """Trainings collapse, and then predict one class: no figure may stop the table of the others."""
+    folder = tmp_path / "study"
+    shutil.copytree(runs, folder)
+    path = folder / "standard_0/checkpoints/best.ckpt"
+    labels = load_arrays(load_network(path).config, "test", 4).labels
+    kept = torch.load(path, weights_only=False)
+    weights = [name for name in kept["state_dict"] if name.endswith("bias")]
+    last = kept["state_dict"][weights[-1]]
+    last[min(set(range(10)) - set(labels.tolist()))] += 1e6
+    torch.save(kept, path)
+    options = ["--deltas", "0.02,0.05", "--limit", "4", "--certificate", "ibp", "--effort", "standard"]
+    options += ["--autoattack-images", "4", "--effort-images", "4"]
+    compare_methods.main([str(folder), "--out", str(tmp_path / "out"), *options, "--autoattack", "standard,pgd_at"])
+    table = {row["training"]: row for row in csv.DictReader((tmp_path / "out/table.csv").open())}
+    names = ("clean", "W_inf 0.05", "W_2 0.05", "certified W_2 0.05", "AutoAttack 0.05", "W_2 0.05, more effort")
+    assert [table["standard"][name] for name in names] == ["0.0"] * 6
+    assert "nan" not in " ".join(table["standard"].values())
+    assert table["pgd_at"]["AutoAttack 0.05"]
 
 
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):

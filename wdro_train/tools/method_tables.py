@@ -50,11 +50,11 @@ def summary(results: Sequence[JudgedRun], deltas: Sequence[float]) -> list[dict[
         )
         for p in ("inf", "2", "1") if any("certified" in r for r in results) else ():
             sure = [r["certified"]["accuracies"][p][wide] for r in group if "certified" in r]
-            row[f"certified W_{p} {written[wide]}"] = _spread(sure, rounded_down) if sure else ""
+            row[f"certified W_{p} {written[wide]}"] = _spread(sure, rounded_down)
         checked = [r["check"] for r in group if "check" in r]
-        row[f"AutoAttack {written[wide]}"] = _spread([c["autoattack"] for c in checked]) if checked else ""
+        row[f"AutoAttack {written[wide]}"] = _spread([c["autoattack"] for c in checked])
         pushed = [r["effort"] for r in group if "effort" in r]
-        row[f"W_2 {written[wide]}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed]) if pushed else ""
+        row[f"W_2 {written[wide]}, more effort"] = _spread([e["more"]["2"][wide] for e in pushed])
         row["passes"] = f"{statistics.mean(r['passes'] for r in group):.1f}"
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row[f"W_2 {written[wide]}"].split()[0]))
@@ -86,6 +86,9 @@ def certified_note(results: Sequence[JudgedRun]) -> str:
 
 
 def _spread(values: list[float], written: Callable[[float, int], str] = "{:.{}f}".format) -> str:
+    """Mean and standard deviation in per cent; empty where there are no values."""
+    if not values:
+        return ""
     percent = [100 * value for value in values]
     return written(statistics.mean(percent), 1) + (f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else "")
 
