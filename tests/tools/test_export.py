@@ -385,6 +385,15 @@ def server():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_command_writes_every_format(name, tmp_path):
+    """As a process of its own, whose settings are those of the command."""
+    done = run("-m", "wdro_train.tools.export", str(STORED), "--format", name, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
 def test_the_command_and_the_hub(tmp_path, server):
     """From a run to a repository, by the command that a user types, against a hub of our own."""
     best = tmp_path / "runs/mine/checkpoints/best.ckpt"

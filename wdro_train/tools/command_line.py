@@ -38,15 +38,16 @@ def parser(tool: str, document: str) -> Parser:
     return Parser(prog=f"python -m wdro_train.tools.{tool}", description=document.splitlines()[0])
 
 
-def run(main: Callable[[], Any], *, as_in_training: bool = False) -> None:
+def run(main: Callable[[], Any], *, default_float32: bool = False) -> None:
     """Run a command; an exception ends it with one sentence.
 
     Args:
         main: The command.
-        as_in_training: Float32 is computed as PyTorch does by default, in which a GPU rounds convolutions. Otherwise in
-            full, so that a figure, those of other authors' attacks included, is the same on every device.
+        default_float32: Float32 is computed as PyTorch does by default, in which a GPU rounds convolutions. Otherwise in
+            full, so that a figure, those of other authors' attacks included, is the same on every device. Timings of
+            training want the default, and so does `torch.export`, which refuses precisions that were set.
     """
-    with ending_in_a_sentence(), nullcontext() if as_in_training else full_float32():
+    with ending_in_a_sentence(), nullcontext() if default_float32 else full_float32():
         main()
 
 

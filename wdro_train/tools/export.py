@@ -175,4 +175,4 @@ def _run(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, default_float32=True)

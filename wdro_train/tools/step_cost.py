@@ -219,4 +219,4 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, as_in_training=True)
+    command_line.run(main, default_float32=True)
