@@ -39,7 +39,7 @@ TURNS = (
         Round("random", AtRandom(), AnyRival("soft_margin"), 5, 3.0),
     ),
 )
-SHORT = UntilConverged(lambda ball: TURNS, budget=100.0)
+SHORT = UntilConverged(lambda ball: TURNS, budget=lambda ball: 100.0)
 HEATS = (Heat(1.0, 3, AtRandom()), Heat(0.2, 5, AtRandom()))
 LAST = (RandomHeat(0.5, RandomSearch(20, 0.3), AtStripes()),)
 POINTWISE = (
@@ -47,7 +47,7 @@ POINTWISE = (
     MinimumNorm("again", AtRandom(), AnyRival("soft_margin"), 5),
     Elimination("all", HEATS, LAST),
 )
-ELIMINATING = UntilConverged(lambda ball: (POINTWISE,), budget=200.0)
+ELIMINATING = UntilConverged(lambda ball: (POINTWISE,), budget=lambda ball: 200.0)
 MARGINAL = UntilConverged(
     lambda ball: (
         (
@@ -57,7 +57,7 @@ MARGINAL = UntilConverged(
             BeyondReach("beyond", Elimination("all", HEATS)),
         ),
     ),
-    budget=200.0,
+    budget=lambda ball: 200.0,
 )
 BALLS = [WassersteinBall(INF, INF, 0.1), WassersteinBall(2, INF, 0.05), WassersteinBall(1, INF, 0.02)]
 
@@ -186,7 +186,7 @@ def test_batches_do_not_change_which_images_are_just_beyond_the_radius(tmp_path)
 @pytest.mark.parametrize("ball", BALLS[:2], ids=lambda ball: f"W_{ball.p:g}")
 def test_no_round_begins_that_would_exceed_the_budget(tmp_path, ball, budget):
     """Rounds here take 5 steps of at most all images, and what they find up to 14 passes to bring to the boundary."""
-    found = UntilConverged(lambda ball: TURNS, tolerance=0.0, budget=budget)(engine(tmp_path), QUICK, ball)
+    found = UntilConverged(lambda ball: TURNS, tolerance=0.0, budget=lambda ball: budget)(engine(tmp_path), QUICK, ball)
     assert found.capped
     left = float(still_wanted(found.curve, ball).asked(torch.from_numpy(found.distances)).double().mean())
     first = found.rounds[0].passes
@@ -291,7 +291,9 @@ def test_names_and_numbers():
     assert by_hand.name == "by hand"
     assert isinstance(by_hand.effort, FirstSearch)
     assert by_hand.search == {"steps": 50, "restarts": 1, "targets": 3}
-    assert by_hand.described() == {"name": "MinimalDistance", "effort": "by hand", **by_hand.search}
-    assert chosen_effort("auto").described()["budget"] > 0
+    assert by_hand.described(BALLS[0]) == {"name": "MinimalDistance", "effort": "by hand", **by_hand.search}
+    budgets = [chosen_effort(name).described(ball)["budget"] for name in ("auto", "publish") for ball in BALLS[:2]]
+    assert 0 < budgets[0] < budgets[1] == budgets[3] / 10
+    assert budgets[2] == 10 * budgets[0]
     with pytest.raises(UserError, match=r"distances\.effort='hard' is unknown"):
         chosen_effort("hard")

@@ -31,9 +31,21 @@ TOLERANCE = 1e-3  # 0.1 points of accuracy
 # cannot flip: 1,000 steps of APGD, 900 of FAB with as many looks, 5,000 forward passes of Square, and others
 # (docs/results/distances_effort.md). The first search asks all images, and would use up the budget of few.
 BUDGET = 450.0
+# At p < inf AutoAttack has no figure to be held against, and longer rounds find more.
+MARGINAL_BUDGET = 600.0
 # The images that are moved at the least cost, up to this share of what the worst case pays for all, are cheap: rounds
 # cannot save more than this share on all of them together.
 _CHEAP = 0.05
+
+
+def budget_for(ball: WassersteinBall, times: float = 1.0) -> float:
+    """Passes of the rounds for each image that is still asked for.
+
+    Args:
+        ball: The threat.
+        times: So many times what `auto` has.
+    """
+    return times * (BUDGET if math.isinf(ball.p) else MARGINAL_BUDGET)
 
 
 class Effort(Protocol):
@@ -70,18 +82,18 @@ class UntilConverged:
     Attributes:
         turns: The kinds of each turn, for a threat; after the last one they begin again, with other random numbers.
         tolerance: In units of accuracy.
-        budget: Passes of the rounds for each image that is still asked for. A round that would exceed it does not
-            begin.
+        budget: Passes of the rounds for each image that is still asked for, for a threat. A round that would exceed it
+            does not begin.
     """
 
     turns: Callable[[WassersteinBall], Turns]
     tolerance: float = TOLERANCE
-    budget: float = BUDGET
+    budget: Callable[[WassersteinBall], float] = budget_for
 
     def __call__(self, engine: Engine, attack: MinimalDistance, ball: WassersteinBall) -> FoundDistances:
         """See `Effort`."""
         found = _with_accuracy(find_distances(engine, attack), ball)
-        kinds = self.turns(ball)
+        kinds, budget = self.turns(ball), self.budget(ball)
         turn, quiet = 0, 0
         while quiet < 2:
             before = found.rounds[-1].accuracy
@@ -97,7 +109,7 @@ class UntilConverged:
                     continue
                 cost = one.passes(_classes(found)) * asked
                 spent = (found.passes - found.rounds[0].passes) * len(found.distances)
-                if spent + cost > self.budget * left:
+                if spent + cost > budget * left:
                     return replace(found, capped=True)
                 found = _with_accuracy(go_on(engine, attack, found, one, wanted), ball)
             # Accuracies are sums of N numbers: a difference of exactly the tolerance must not be less by rounding.
@@ -150,11 +162,15 @@ class ChosenEffort:
     search: dict[str, int]
     effort: Effort
 
-    def described(self) -> dict[str, Any]:
-        """What the report says of it."""
+    def described(self, ball: WassersteinBall) -> dict[str, Any]:
+        """What the report says of it.
+
+        Args:
+            ball: The threat.
+        """
         limits = {}
         if isinstance(self.effort, UntilConverged):
-            limits = {"tolerance": self.effort.tolerance, "budget": self.effort.budget}
+            limits = {"tolerance": self.effort.tolerance, "budget": self.effort.budget(ball)}
         return {"name": "MinimalDistance", "effort": self.name, **self.search, **limits}
 
 
@@ -165,7 +181,7 @@ _EFFORTS = {
     "publish": ChosenEffort(
         "publish",
         {"steps": 50, "restarts": 2, "targets": 3},
-        UntilConverged(partial(turns, 100), tolerance=TOLERANCE / 5, budget=10 * BUDGET),
+        UntilConverged(partial(turns, 100), tolerance=TOLERANCE / 5, budget=partial(budget_for, times=10)),
     ),
 }
 

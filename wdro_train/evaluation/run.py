@@ -56,7 +56,7 @@ def evaluate(cfg: DictConfig) -> float:
             evidence, pairs = measure_network(
                 cfg, network.name, model, arrays, ball, stores[-1], fabric.device, fast, written
             )
-            attack = chosen_effort(**cfg.distances).described() | arithmetic.described()
+            attack = chosen_effort(**cfg.distances).described(ball) | arithmetic.described()
             models.append(
                 build.model(network, evidence, grid, attack=attack, movers=cfg.pictures, networks=len(networks))
             )

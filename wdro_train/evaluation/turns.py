@@ -46,23 +46,29 @@ def turns(steps: int, ball: WassersteinBall) -> Turns:
 def marginal_turns(steps: int) -> Turns:
     """At p < inf: most rounds for the images that the worst case moves, and eliminations of rivals for the others.
 
+    Short rounds bring most distances down; what is left to find then takes longer ones.
+
     Args:
-        steps: Of a round of middle length.
+        steps: Of a round of middle length in the first turn; in the others they are twice as long.
     """
-    again, (first, second, _) = _again(steps), _aimed(steps)
-    flip, small = _flip(steps), Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
-    softened = Round("from the flip, softened margin", AtTheFlip(), AnyRival("soft_margin"), steps, 3.0)
-    within = tuple(
-        WithinReach(f"{one.kind}, images that are moved", one)
-        for one in (again, flip, again, small, again, first, softened, second)
-    )
+    again, short, long = _again(steps), _within(steps), _within(2 * steps)
     image, noise = (
         BeyondReach(
             f"elimination of rivals, from {what}, images out of reach", Elimination("elimination", _heats(start, steps))
         )
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
-    return tuple(turn for one in (image, noise) for turn in ((again, one, *within), within, within, within))
+    return (again, image, *short), long, (again, noise, *long), long
+
+
+def _within(steps: int) -> tuple[WithinReach, ...]:
+    again, (first, second, _) = _again(steps), _aimed(steps)
+    flip, small = _flip(steps), Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
+    softened = Round("from the flip, softened margin", AtTheFlip(), AnyRival("soft_margin"), steps, 3.0)
+    return tuple(
+        WithinReach(f"{one.kind}, images that are moved", one)
+        for one in (again, flip, again, small, again, first, softened, second)
+    )
 
 
 def equal_turns(steps: int) -> Turns:

@@ -43,9 +43,9 @@ def run(main: Callable[[], Any], *, default_float32: bool = False) -> None:
 
     Args:
         main: The command.
-        default_float32: Float32 is computed as PyTorch does by default, in which a GPU rounds convolutions. Otherwise in
-            full, so that a figure, those of other authors' attacks included, is the same on every device. Timings of
-            training want the default, and so does `torch.export`, which refuses precisions that were set.
+        default_float32: Float32 is computed as PyTorch does by default, which on a GPU rounds convolutions. Otherwise
+            in full, so that a figure, those of other authors' attacks included, is the same on every device. Timings
+            of training want the default, and so does `torch.export`, which refuses precisions that were set.
     """
     with ending_in_a_sentence(), nullcontext() if default_float32 else full_float32():
         main()
