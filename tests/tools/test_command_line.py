@@ -68,7 +68,14 @@ def test_figures_are_computed_in_full_float32(tool, monkeypatch):
 
 WRONG = {
     "gradient_masking": [[], ["no.ckpt"], ["{ckpt}", "--limit", "-1"], ["{ckpt}", "--steps", "2.5"]],
-    "compare_attacks": [["no.ckpt"], ["{ckpt}", "--norm", "3"], ["{ckpt}", "--p", "0.5"], ["{ckpt}", "--delta", "nan"]],
+    "compare_efforts": [["--config-dir", "no"], ["--efforts", ""], ["limt=5"], ["--json", "/dev/null/in/x.json"]],
+    "compare_attacks": [
+        ["{ckpt}", "--out", "/dev/null"],
+        ["no.ckpt"],
+        ["{ckpt}", "--norm", "3"],
+        ["{ckpt}", "--p", "0.5"],
+        ["{ckpt}", "--delta", "nan"],
+    ],
     "step_cost": [["no.ckpt"], ["{ckpt}", "--batch", "0"], ["{ckpt}", "--repeats", "abc"], []],
     "attack_cost": [
         ["no.ckpt"],

@@ -203,6 +203,14 @@ def test_figure_and_numbers():
     assert first["accuracy"]["W_2"] == RobustnessCurve(runs[30][0].distances).accuracy(8 / 255, 2)
 
 
+@pytest.mark.parametrize("medians", [(INF, INF), (INF, 0.1), (0.0, 0.0), (0.0, 0.1)])
+def test_the_figure_is_drawn_whatever_was_found(medians, tmp_path):
+    """Of a robust network few steps flip fewer than half of the images, and of another all at distance 0."""
+    runs = {10: [outcome(f"attack {k}", median, 10) for k, median in enumerate(medians)]}
+    draw(runs, WassersteinBall(2, INF, 0.1), "net", "0.1").savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_the_command_names_no_folder_of_this_machine():
     here = str(Path("/a/b/net.pt"))
     assert command([here, f"model.weights={here}", "--out", "/a/b"]).split()[3:] == [

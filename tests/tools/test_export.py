@@ -3,6 +3,7 @@
 import dataclasses
 import http.server
 import json
+import math
 import re
 import shutil
 import sys
@@ -201,6 +202,16 @@ def test_a_failed_export_leaves_nothing(kind, error, tmp_path, monkeypatch):
     with pytest.raises(error, match=r"off by .* so it is not kept|No space left"):
         export(trained(), "state_dict", tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_network_without_finite_logits_is_refused(tmp_path):
+    """Its answers are no more random than others, though not equal to themselves."""
+    network = trained()
+    with torch.no_grad():
+        next(network.network.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match="gives logits that are not finite, which no export mends; train it again"):
+        export(network, "safetensors", tmp_path / "out")
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_cannot_be_a_program_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -79,10 +80,10 @@ def test_steps_are_timed_as_they_are_computed(checkpoint, options, said, capsys,
 
 def test_masking_is_measured_on_the_validation_set(checkpoint, capsys):
     """The rows hold what the attacks leave, and their differences from what training reported."""
-    found = dict(gradient_masking.main([str(checkpoint), "--steps", "2", "--limit", "40"]))
+    found = dict(gradient_masking.main([str(checkpoint), "--steps", "2"]))
     network = load_network(checkpoint)
-    arrays = load_arrays(network.config, "val", 40)
-    x, y = arrays.batch(torch.arange(40)), arrays.labels[:40]
+    arrays = load_arrays(network.config, "val")
+    x, y = arrays.batch(torch.arange(len(arrays.labels))), arrays.labels
     ball = network.threat()
     attack = WPGD(p=math.inf, norm=ball.norm, delta=ball.delta, loss="ce", steps=2, keep="best", random_start=False)
     left = correct(attack(network.model, x, y).adv_logits, y).double().mean().item()
@@ -91,6 +92,31 @@ def test_masking_is_measured_on_the_validation_set(checkpoint, capsys):
     printed = capsys.readouterr().out
     assert f"{reported:.4f}" in printed
     assert f"{100 * (left - reported):+.1f}" in printed
+
+
+def test_masking_compares_no_other_images_and_no_other_figures(runs, tmp_path, capsys):
+    """Training reported on the whole set, and where it was told to, another figure than the accuracy under attack."""
+    shutil.copytree(runs / "pgd_at_0", tmp_path / "run")
+    best, metrics = str(tmp_path / "run/checkpoints/best.ckpt"), tmp_path / "run/metrics.json"
+    command = [best, "--steps", "1", "--limit", "9"]
+    gradient_masking.main(command)
+    printed = capsys.readouterr().out
+    assert "the first 9 validation images" in printed
+    assert not re.search(r"[+-]\d+\.\d", printed)
+    metrics.write_text('{"val": {"worst_acc": 0.5}}')
+    gradient_masking.main(command)
+    assert "as training reported it" not in capsys.readouterr().out
+    for damaged in ("{", "[]", '{"x": 1}'):
+        metrics.write_text(damaged)
+        with pytest.raises(UserError, match=r"metrics.json is damaged .* remove it"):
+            gradient_masking.main(command)
+
+
+def test_steps_of_no_method_are_refused(checkpoint):
+    with pytest.raises(
+        UserError, match="--only nosuch is the beginning of no method here; choose from PGD-AT, 8 steps"
+    ):
+        step_cost.main([str(checkpoint), "--only", "standard,nosuch"])
 
 
 def test_attacks_are_compared_on_the_same_images(checkpoint, capsys):

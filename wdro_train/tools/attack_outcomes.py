@@ -117,13 +117,17 @@ def draw(runs: Mapping[int, Sequence[Outcome]], ball: WassersteinBall, title: st
         passes = [found.passes for found in mine]
         left.plot(passes, [found.median if math.isfinite(found.median) else math.nan for found in mine], **style)
         right.plot(passes, [found.left(ball.delta, ball.p) for found in mine], label=name, **style)
-    left.set(ylabel=rf"median distance ($\ell_{{{norm}}}$ norm, pixels in [0, 1])", yscale="log")
+    left.set(ylabel=rf"median distance ($\ell_{{{norm}}}$ norm, pixels in [0, 1])")
     right.set(ylabel=rf"accuracy left under $W_{{{order}}}$, $\delta$ = {radius} (upper bound)")
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     for ax in (left, right):
         ax.set(xlabel="passes (forward and backward) per correct image, counted", xscale="log")
         ax.grid(alpha=0.3, which="both")
-    for axis in (left.xaxis, left.yaxis, right.xaxis):
+    logarithmic = [left.xaxis, right.xaxis]
+    if any(0 < found.median < math.inf for outcomes in runs.values() for found in outcomes):
+        left.set_yscale("log")
+        logarithmic.append(left.yaxis)
+    for axis in logarithmic:
         axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())

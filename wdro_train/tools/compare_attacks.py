@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
+from wdro_train.config.writable import refuse_unwritable
 from wdro_train.evaluation.autoattack import autoattack
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
@@ -180,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, Comparison]:
         What every attack found, by the number of steps of MinimalDistance.
     """
     given = _parser().parse_intermixed_args(arguments)
+    if given.out is not None:
+        refuse_unwritable("--out", str(given.out))
     network, typed = given_network(given)
     ball = network.threat(p=given.p, norm=given.norm, delta=given.delta)
     if ball.norm not in (1, 2, math.inf):

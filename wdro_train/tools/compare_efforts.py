@@ -16,13 +16,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.cli import CONF
 from wdro_train.cli.arguments import comma_list
-from wdro_train.config.resolvers import register_resolvers
+from wdro_train.config.writable import refuse_unwritable
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import require, run_reference_attack
 from wdro_train.evaluation.choices import chosen_networks
@@ -33,8 +31,10 @@ from wdro_train.evaluation.piece_store import PieceStore
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import command_line
+from wdro_train.tools.network_arguments import composed
 from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
+from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
 
 HEAD = ("effort", "accuracy left", "passes an image", "rounds", "ended by", "seconds")
@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--efforts", default="quick,auto", help="Names of efforts, by default quick,auto.")
     parser.add_argument("--autoattack", action="store_true", help="Run AutoAttack at the radius, too, which is slow.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Append the rows to this file, a line a network.")
-    parser.add_argument("--config-dir", type=Path, help="A folder with further configuration groups.")
+    parser.add_argument(
+        "--config-dir", type=command_line.folder, help="A folder of groups of your own, as for evaluate.py."
+    )
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="Keys of evaluate.py.")
     given = parser.parse_args(arguments)
     efforts = [name for name in given.efforts.split(",") if name]
@@ -126,12 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         chosen_effort(name)
     if given.autoattack:
         require("pyautoattack")
-    register_resolvers()
-    keys = comma_list(given.keys, "ckpt_path")
-    if given.config_dir is not None:
-        keys.append(f"hydra.searchpath=[file://{given.config_dir.resolve()}]")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("evaluate", keys)
+    elif not efforts:
+        raise UserError("--efforts is empty, so there is nothing to compare; give names, such as quick,auto")
+    if given.json is not None:
+        refuse_unwritable("--json", str(given.json.parent))
+    cfg = composed(comma_list(given.keys, "ckpt_path"), given.config_dir)
     fabric = L.Fabric(accelerator=cfg.accelerator, devices=1)
     rows: list[Row] = []
     for network in chosen_networks(cfg, fabric):
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         )
         if given.json is not None:
             threat = {"p": str(ball.p), "norm": str(ball.norm), "delta": ball.delta, "limit": cfg.limit}
+            given.json.parent.mkdir(parents=True, exist_ok=True)
             with given.json.open("a") as file:
                 file.write(json.dumps({"network": network.name, **threat, "rows": [asdict(r) for r in rows]}) + "\n")
     return rows

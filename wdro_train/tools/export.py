@@ -89,6 +89,8 @@ def _check(network: TrainedNetwork, chosen: Format, path: Path) -> float:
     for count in _BATCHES:
         images = torch.rand(count, *network.shape, generator=generator)
         expected = _logits(network, images)
+        if not expected.isfinite().all():
+            raise UserError(f"{network.name} gives logits that are not finite, which no export mends; train it again")
         if not torch.equal(expected, _logits(network, images)):
             raise UserError(f"{network.name} answers at random, so that no export of it can be checked; fix its draws")
         difference = (_logits(again, images) - expected).abs().max() / expected.abs().max().clamp_min(1e-30)

@@ -22,6 +22,7 @@ from wdro_train.theory.losses import correct
 from wdro_train.tools import command_line
 from wdro_train.tools.loading import BATCH_SIZE, add_loading_options, chosen_network, split_on_device
 from wdro_train.utils import tables
+from wdro_train.utils.errors import UserError
 
 AttackRow = tuple[str, float]
 
@@ -80,15 +81,31 @@ def main(arguments: list[str] | None = None) -> list[AttackRow]:
     )
     add_loading_options(parser)
     given = parser.parse_args(arguments)
+    reported = _reported(Path(given.ckpt).resolve().parent.parent / METRICS_FILE)
     rows = masking_rows(chosen_network(given, given.ckpt), given.steps, given.limit)
-    metrics = Path(given.ckpt).resolve().parent.parent / METRICS_FILE
-    reported = json.loads(metrics.read_text())["val"]["adv_acc"] if metrics.is_file() else None
     body = [["val/adv_acc as training reported it", tables.four_decimals(reported), ""]] if reported is not None else []
     for name, accuracy in rows:
-        change = "" if reported is None else f"{100 * (accuracy - reported):+.1f}"
+        # What training reported is of the whole set.
+        change = "" if reported is None or given.limit is not None else f"{100 * (accuracy - reported):+.1f}"
         body.append([name, tables.four_decimals(accuracy), change])
-    tables.show("accuracy left on the validation set", ["attack", "accuracy", "points"], body)
+    which = "the validation set" if given.limit is None else f"the first {given.limit} validation images"
+    tables.show(f"accuracy left on {which}", ["attack", "accuracy", "points"], body)
     return rows
+
+
+def _reported(metrics: Path) -> float | None:
+    """The accuracy under attack that training reported; None if it reported another figure, or none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not metrics.is_file():
+        return None
+    try:
+        values = json.loads(metrics.read_text("utf-8"))["val"]
+        return float(values["adv_acc"]) if "adv_acc" in values else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{metrics} is damaged ({type(error).__name__}: {error}); remove it") from error
 
 
 if __name__ == "__main__":

@@ -177,9 +177,15 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
     kinds = [kind for kind in methods(ball, given.steps) if covers(kind[2], network.model, x)]
     beginnings = tuple(filter(None, given.only.split(",")))
     if beginnings:
+        names = [name for name, *_ in kinds]
+        for one in beginnings:
+            if not any(name.startswith(one) for name in names):
+                raise UserError(f"--only {one} is the beginning of no method here; choose from {', '.join(names)}")
         kinds = [kind for index, kind in enumerate(kinds) if index == 0 or kind[0].startswith(beginnings)]
-    if given.compile:  # it does not differentiate twice
-        kinds = [kind for kind in kinds if not isinstance(kind[2], FirstOrderPenalty)]
+    twice = [kind for kind in kinds if given.compile and isinstance(kind[2], FirstOrderPenalty)]
+    for name, *_ in twice:
+        print(f"{name} is left out: it differentiates twice, which compiled networks do not")
+    kinds = [kind for kind in kinds if kind not in twice]
     for _, attack, _ in kinds:
         if isinstance(attack, BoundaryAttack | Lagrangian):  # they learn their radius or price from the network
             for _ in range(_ADAPTATION):
