@@ -175,6 +175,43 @@ def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path)
     assert table["pgd_at"]["AutoAttack 0.05"]
 
 
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No network may be loaded: what is wrong is said before any work."""
+
+    def never(*arguments):
+        raise AssertionError("work has begun")
+
+    return lambda: monkeypatch.setattr(compare_methods, "chosen_network", never)
+
+
+@pytest.fixture
+def judged(runs, tmp_path):
+    """A copy of the study, judged on a few images, and the command that did it."""
+    folder = tmp_path / "study"
+    shutil.copytree(runs, folder)
+    command = [str(folder), "--out", str(tmp_path / "out"), "--deltas", "0.02,0.05", "--limit", "4"]
+    compare_methods.main(command)
+    return folder, tmp_path / "out", command
+
+
+def test_figures_of_a_network_that_was_replaced_are_refused(judged, unloaded):
+    folder, out, command = judged
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    shutil.rmtree(folder / "pgd_at_0")
+    shutil.copytree(folder / "pgd_at_1", folder / "pgd_at_0")
+    unloaded()
+    said = f"pgd_at_0 was judged from another checkpoint; give another --out, or remove {out}/runs/pgd_at_0.json"
+    with pytest.raises(UserError, match=said):
+        compare_methods.main(command)
+    assert before == {path: path.read_bytes() for path in out.rglob("*.*")}
+    file = out / "runs/pgd_at_0.json"
+    content = json.loads(file.read_text())
+    del content["checkpoint"]  # as earlier versions wrote it
+    file.write_text(json.dumps(content))
+    compare_methods.main(command)
+
+
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
     (tmp_path / "best").symlink_to(runs / "pgd_at_0")
     with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):

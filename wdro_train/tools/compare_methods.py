@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from rich.progress import track
 
 from wdro_train.certificates.named import named_certificate
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
-from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
+from wdro_train.tools.kept_judgements import finished, judged_before, refuse_other_checkpoints
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import certified_note, figures, summary
 from wdro_train.utils import tables
@@ -45,13 +44,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = _parser().parse_args(arguments)
     resolve_device(given.device)  # refused now, and not after the first run
-    runs = _finished(given.folder)
-    known = _judged(given.out, given.norm, given.deltas, given.limit)
+    runs = finished(given.folder)
+    known = judged_before(given.out, given.norm, given.deltas, given.limit)
     if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
     methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
     chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
     sure = chosen_certificates(given.certificate, sorted(methods))
+    refuse_other_checkpoints(runs, known, given.out)
     _refuse_other_samples(known, chosen, given)
     _refuse_other_certificates(runs, known, sure, given)
     for run in track(runs, description="judging"):
@@ -112,37 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_options(parser)
     return parser
-
-
-def _finished(folder: Path) -> list[Path]:
-    """The folders of the runs that have ended.
-
-    Raises:
-        UserError: A run whose name does not say its method and its seed.
-    """
-    runs = sorted(path.parent.parent for path in folder.glob(f"*/{BEST_CHECKPOINT}"))
-    runs = [run for run in runs if (run / METRICS_FILE).is_file()]
-    for run in runs:
-        if not re.fullmatch(r".+_\d+", run.name):
-            raise UserError(f"{run} is not named <method>_<seed>; rename it, or set hydra.sweep.subdir next time")
-    return runs
-
-
-def _judged(out: Path, norm: float, deltas: Sequence[float], limit: int | None) -> dict[str, JudgedRun]:
-    """The runs that were judged before.
-
-    Raises:
-        UserError: They were judged with another norm, with other radii or on other images.
-    """
-    found: dict[str, JudgedRun] = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("runs/*.json"))}
-    for name, result in found.items():
-        radii, first = result["accuracies"]["2"], result.get("limit")
-        if (result["norm"], set(radii), first) != (f"{norm:g}", {f"{d:g}" for d in deltas}, limit):
-            raise UserError(
-                f"{out}/runs/{name}.json was judged with --norm {result['norm']} --deltas {','.join(radii)}"
-                f"{' without --limit' if first is None else f' --limit {first}'}; give the same, or another --out"
-            )
-    return found
 
 
 def _names(listed: str, methods: Collection[str], option: str) -> list[str]:

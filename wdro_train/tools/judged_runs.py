@@ -16,6 +16,7 @@ from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
+from wdro_train.evaluation.digests import file_digest
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
@@ -67,6 +68,7 @@ class JudgedRun(TypedDict):
     curves: Curves
     accuracies: Accuracies
     passes: float
+    checkpoint: NotRequired[str]  # its digest, which results of earlier versions lack
     certified: NotRequired[CertifiedPart]
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
@@ -113,6 +115,7 @@ def judge_run(
         "curves": curves(curve, deltas),
         "accuracies": accuracies(curve, deltas),
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
+        "checkpoint": file_digest(network.path),
     }
 
 
