@@ -23,6 +23,7 @@ from wdro_train.tools import (
     step_cost,
     wandb_workspace,
 )
+from wdro_train.training.module import CONFIG_KEY
 from wdro_train.utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.covers]
@@ -205,11 +206,44 @@ def test_figures_of_a_network_that_was_replaced_are_refused(judged, unloaded):
     with pytest.raises(UserError, match=said):
         compare_methods.main(command)
     assert before == {path: path.read_bytes() for path in out.rglob("*.*")}
-    file = out / "runs/pgd_at_0.json"
-    content = json.loads(file.read_text())
-    del content["checkpoint"]  # as earlier versions wrote it
-    file.write_text(json.dumps(content))
-    compare_methods.main(command)
+    changed(out / "runs/pgd_at_0.json", checkpoint=None)
+    compare_methods.main(command)  # as earlier versions wrote it
+
+
+def changed(file, **values):
+    """Write other values into a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_runs_of_different_data_are_not_put_into_one_table(judged, unloaded):
+    folder, out, command = judged
+    assert json.loads((out / "runs/pgd_at_0.json").read_text())["data"] == "Digits"
+    checkpoint = folder / "pgd_at_1/checkpoints/best.ckpt"
+    kept = torch.load(checkpoint, weights_only=False)
+    kept[CONFIG_KEY]["data"]["name"] = "Others"
+    torch.save(kept, checkpoint)
+    (out / "runs/pgd_at_1.json").unlink()
+    unloaded()
+    with pytest.raises(UserError, match="pgd_at_0 is about Digits and pgd_at_1 about Others, which no table can hold"):
+        compare_methods.main(command)
+    shutil.rmtree(folder / "pgd_at_1")
+    changed(out / "runs/standard_0.json", images=5, data=None)
+    with pytest.raises(UserError, match="pgd_at_0 is about 4 test images and standard_0 about 5 test images"):
+        compare_methods.main(command)
+    changed(out / "runs/standard_0.json", images=4)
+    compare_methods.main(command)  # as earlier versions wrote it
+
+
+def test_a_run_of_another_number_of_images_is_not_kept(judged):
+    """Without the names of their data, only judging shows how many images they have."""
+    _, out, command = judged
+    (out / "runs/pgd_at_1.json").unlink()
+    for name in ("pgd_at_0", "standard_0"):
+        changed(out / f"runs/{name}.json", images=5, data=None)
+    with pytest.raises(UserError, match="pgd_at_0 is about 5 test images and pgd_at_1 about 4 test images"):
+        compare_methods.main(command)
+    assert not (out / "runs/pgd_at_1.json").exists()
 
 
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):

@@ -20,7 +20,7 @@ from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
-from wdro_train.tools.kept_judgements import finished, judged_before, refuse_other_checkpoints
+from wdro_train.tools.kept_judgements import finished, judged_before, refuse_mixed, refuse_other_checkpoints
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import certified_note, figures, summary
 from wdro_train.utils import tables
@@ -52,11 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
     sure = chosen_certificates(given.certificate, sorted(methods))
     refuse_other_checkpoints(runs, known, given.out)
+    refuse_mixed(known, runs)
     _refuse_other_samples(known, chosen, given)
     _refuse_other_certificates(runs, known, sure, given)
     for run in track(runs, description="judging"):
-        done = _complete(run, known.get(run.name), chosen, sure, given)
-        write_json(given.out / "runs" / f"{run.name}.json", done)
+        known[run.name] = _complete(run, known.get(run.name), chosen, sure, given)
+        refuse_mixed(known)  # before it is kept; how many images a data set has is known only now
+        write_json(given.out / "runs" / f"{run.name}.json", known[run.name])
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     _publish(results, given, chosen["curves"])
 

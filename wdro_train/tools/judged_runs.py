@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.config.run_folders import METRICS_FILE
-from wdro_train.data import ImageSet
+from wdro_train.data import ImageFolderDataModule, ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
@@ -69,6 +70,7 @@ class JudgedRun(TypedDict):
     accuracies: Accuracies
     passes: float
     checkpoint: NotRequired[str]  # its digest, which results of earlier versions lack
+    data: NotRequired[str]  # from `data_name`, which they lack, too
     certified: NotRequired[CertifiedPart]
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
@@ -116,7 +118,19 @@ def judge_run(
         "accuracies": accuracies(curve, deltas),
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
         "checkpoint": file_digest(network.path),
+        "data": data_name(network.config["data"]),
     }
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them.
+
+    Args:
+        data: The configuration of the data.
+    """
+    reader = str(data["_target_"]).rpartition(".")[-1]
+    folder = Path(str(data.get("root") or "")).name if reader == ImageFolderDataModule.__name__ else ""
+    return str(data.get("name") or folder or reader)
 
 
 def passes(network: JudgedNetwork, arrays: ImageSet) -> float:

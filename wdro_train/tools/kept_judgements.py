@@ -10,7 +10,9 @@ from pathlib import Path
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.evaluation.digests import file_digest
-from wdro_train.tools.judged_runs import JudgedRun
+from wdro_train.tools.judged_runs import JudgedRun, data_name
+from wdro_train.training.checkpoint import read_checkpoint
+from wdro_train.training.module import CONFIG_KEY
 from wdro_train.utils.errors import UserError
 
 
@@ -73,3 +75,28 @@ def refuse_other_checkpoints(runs: Sequence[Path], known: Mapping[str, JudgedRun
             raise UserError(
                 f"{run} was judged from another checkpoint; give another --out, or remove {out}/runs/{run.name}.json"
             )
+
+
+def refuse_mixed(results: Mapping[str, JudgedRun], runs: Sequence[Path] = ()) -> None:
+    """Refuse to put runs of different data sets, or of different numbers of test images, into one table.
+
+    Args:
+        results: What was judged, by name.
+        runs: Folders of runs that go into the same table and are not judged yet.
+
+    Raises:
+        UserError: They differ. Results that were written before they named their data count by their images alone.
+    """
+    data = {name: result["data"] for name, result in results.items() if "data" in result}
+    for run in runs:
+        if run.name not in results:
+            data[run.name] = data_name(read_checkpoint(run / BEST_CHECKPOINT)[CONFIG_KEY]["data"])
+    images = {name: f"{result['images']} test images" for name, result in results.items()}
+    for found in (data, images):
+        first = next(iter(found), "")
+        for name, value in found.items():
+            if value != found[first]:
+                raise UserError(
+                    f"{first} is about {found[first]} and {name} about {value}, which no table can hold together; "
+                    "give a folder of runs of the same data, or another --out"
+                )
