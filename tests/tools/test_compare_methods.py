@@ -16,7 +16,7 @@ from wdro_train.certificates import LinearRelaxation
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
-from wdro_train.tools.method_tables import figures
+from wdro_train.tools.method_tables import figures, images_note
 from wdro_train.utils.errors import UserError
 
 STUDIES = ROOT / "docs/results"
@@ -46,6 +46,26 @@ def test_nothing_sticks_out_of_the_figures(study, tmp_path, monkeypatch):
         FigureCanvasAgg(figure).draw()  # and with it the layout
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("digits_resnet18", "the table is on 360 test images"),
+        (
+            "fashion_linf",
+            "the table is on 10000 test images, AutoAttack on the first 500, more effort on the first 2000",
+        ),
+    ],
+)
+def test_the_table_says_on_how_many_images_it_is(study, said):
+    results = [json.loads(path.read_text("utf-8")) for path in (STUDIES / study / "runs").glob("*.json")]
+    assert images_note(results) == said
+
+
+def test_methods_checked_on_other_images_are_named():
+    results = [{"method": name, "images": 50, "check": {"images": n}} for name, n in (("a", 5), ("b", 6), ("a", 5))]
+    assert images_note(results) == "the table is on 50 test images, AutoAttack on the first 5 (a) and 6 (b)"
 
 
 @pytest.mark.slow

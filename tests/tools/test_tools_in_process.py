@@ -44,6 +44,12 @@ def checkpoint(runs):
     return runs / "pgd_at_0/checkpoints/best.ckpt"
 
 
+def changed(file, **values):
+    """Write other values into a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
 def test_steps_are_counted(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(step_cost, "_ADAPTATION", 1)
     found = step_cost.main([str(checkpoint), "--steps", "3", "--repeats", "1", "--batch", "16"])
@@ -155,7 +161,7 @@ def test_methods_are_judged_alike(runs, tmp_path, capsys, monkeypatch):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
-def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path):
+def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path, capsys):
     """Trainings collapse, and then predict one class: no figure may stop the table of the others."""
     folder = tmp_path / "study"
     shutil.copytree(runs, folder)
@@ -167,13 +173,21 @@ def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path)
     last[min(set(range(10)) - set(labels.tolist()))] += 1e6
     torch.save(kept, path)
     options = ["--deltas", "0.02,0.05", "--limit", "4", "--certificate", "ibp", "--effort", "standard"]
-    options += ["--autoattack-images", "4", "--effort-images", "4"]
-    compare_methods.main([str(folder), "--out", str(tmp_path / "out"), *options, "--autoattack", "standard,pgd_at"])
+    command = [str(folder), "--out", str(tmp_path / "out"), *options, "--autoattack", "standard,pgd_at"]
+    compare_methods.main(command)
+    kept = json.loads((tmp_path / "out/runs/standard_0.json").read_text())
+    assert kept["check"]["images"] == kept["effort"]["images"] == 4  # the images of the row, and not 1000 and 2000
+    said = "able is on 4 test images, AutoAttack on the first 4, more effort on the first 4"
+    assert said in " ".join((tmp_path / "out/table.md").read_text().split())
+    assert said in " ".join(capsys.readouterr().out.split())
     table = {row["training"]: row for row in csv.DictReader((tmp_path / "out/table.csv").open())}
     names = ("clean", "W_inf 0.05", "W_2 0.05", "certified W_2 0.05", "AutoAttack 0.05", "W_2 0.05, more effort")
     assert [table["standard"][name] for name in names] == ["0.0"] * 6
     assert "nan" not in " ".join(table["standard"].values())
     assert table["pgd_at"]["AutoAttack 0.05"]
+    changed(tmp_path / "out/runs/standard_0.json", check=kept["check"] | {"images": 1000})
+    with pytest.raises(UserError, match="standard_0 has its check on 1000 images; the others are on 4; remove"):
+        compare_methods.main(command)
 
 
 @pytest.fixture
@@ -208,12 +222,6 @@ def test_figures_of_a_network_that_was_replaced_are_refused(judged, unloaded):
     assert before == {path: path.read_bytes() for path in out.rglob("*.*")}
     changed(out / "runs/pgd_at_0.json", checkpoint=None)
     compare_methods.main(command)  # as earlier versions wrote it
-
-
-def changed(file, **values):
-    """Write other values into a JSON file; None removes one."""
-    content = json.loads(file.read_text()) | values
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def test_runs_of_different_data_are_not_put_into_one_table(judged, unloaded):

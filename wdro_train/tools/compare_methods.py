@@ -22,7 +22,7 @@ from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
 from wdro_train.tools.kept_judgements import finished, judged_before, refuse_mixed, refuse_other_checkpoints
 from wdro_train.tools.loading import add_loading_options, chosen_network
-from wdro_train.tools.method_tables import certified_note, figures, summary
+from wdro_train.tools.method_tables import certified_note, figures, images_note, summary
 from wdro_train.utils import tables
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
@@ -31,7 +31,7 @@ from wdro_train.utils.files import write_csv, write_json, write_text
 _ABOVE_THE_TABLE = """# Full table
 
 Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
-knapsack over `MinimalDistance`.{certified}
+knapsack over `MinimalDistance`. {images}.{certified}
 
 """
 
@@ -90,14 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         "--autoattack-images",
         type=command_line.whole(1),
         default=1000,
-        help="AutoAttack runs on so many images, by default 1000.",
+        help="AutoAttack runs on so many of the judged images, by default 1000.",
     )
     parser.add_argument("--effort", default="", help="These methods are judged once more with ten times the effort.")
     parser.add_argument(
         "--effort-images",
         type=command_line.whole(1),
         default=2000,
-        help="They are judged once more on so many images, by default 2000.",
+        help="They are judged once more on so many of the judged images, by default 2000.",
     )
     parser.add_argument(
         "--certificate",
@@ -140,11 +140,11 @@ def _refuse_other_samples(known: dict[str, JudgedRun], chosen: dict[str, list[st
             ("effort", "effort", result.get("effort"), given.effort_images),
         ):
             asked = result["method"] in chosen[option]
-            if asked and done is not None and done["images"] not in (images, result["images"]):
-                raise UserError(
-                    f"{name} has its {part} on {done['images']} images; give --{option}-images {done['images']}, or "
-                    "another --out"
-                )
+            if asked and done is not None and done["images"] != min(images, total := result["images"]):
+                fix = f"give --{option}-images {done['images']}"
+                if done["images"] > total:  # as earlier versions did with --limit
+                    fix = f"the others are on {total}; remove {given.out}/runs/{name}.json"
+                raise UserError(f"{name} has its {part} on {done['images']} images; {fix}, or give another --out")
 
 
 def _refuse_other_certificates(
@@ -207,10 +207,11 @@ def _complete(
         known["certified"] = certify(network, sure[known["method"]], given.norm, given.deltas, images, curve)
     if known["method"] in chosen["autoattack"] and "check" not in known:
         network = chosen_network(given, checkpoint)
-        known["check"] = check(network, given.norm, max(given.deltas), given.autoattack_images)
+        images = min(given.autoattack_images, known["images"])
+        known["check"] = check(network, given.norm, max(given.deltas), images)
     if known["method"] in chosen["effort"] and "effort" not in known:
         network = chosen_network(given, checkpoint)
-        known["effort"] = effort(network, given.norm, given.deltas, given.effort_images)
+        known["effort"] = effort(network, given.norm, given.deltas, min(given.effort_images, known["images"]))
     return known
 
 
@@ -219,8 +220,10 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     rows = summary(results, given.deltas)
     head, body = list(rows[0]), [list(row.values()) for row in rows]
     write_csv(given.out / "table.csv", rows)
-    about = certified_note(results)
-    text = _ABOVE_THE_TABLE.format(certified=f" {about[0].upper()}{about[1:]}." if about else "")
+    about, images = certified_note(results), images_note(results)
+    text = _ABOVE_THE_TABLE.format(
+        images=images[0].upper() + images[1:], certified=f" {about[0].upper()}{about[1:]}." if about else ""
+    )
     write_text(given.out / "table.md", text + tables.markdown(head, body))
     figures(results, given.deltas, given.out, shown)
     width = tables.rounded_up(100 * band_width(results[0]["images"]), 2)
@@ -230,8 +233,8 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
         body,
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
         f"{width} points higher at 95 %; W_p by the knapsack over MinimalDistance "
-        f"(upper bounds); {about + '; ' if about else ''}passes: forward and backward passes of a training step, in "
-        "pairs an image",
+        f"(upper bounds); {images}; {about + '; ' if about else ''}passes: forward and backward passes of a training "
+        "step, in pairs an image",
     )
 
 
