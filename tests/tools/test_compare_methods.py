@@ -205,6 +205,42 @@ def test_an_empty_folder_says_so(tmp_path):
         compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
 
 
+def finished_run(folder):
+    """A folder that looks like a finished run, until its checkpoint is read."""
+    (folder / "pgd_at_0/checkpoints").mkdir(parents=True)
+    (folder / "pgd_at_0/checkpoints/best.ckpt").write_text("")
+    (folder / "pgd_at_0/metrics.json").write_text('{"command": "", "threat": {}, "epochs": 1}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("deltas", "said"),
+    [
+        ("0.1000001,0.1", "--deltas 0.1000001,0.1 has two radii that agree in six digits; give one"),
+        ("0.05,0.1,0.2", "--deltas 0.05,0.1,0.2 has 3 radii; give one or two"),
+        ("0.1,0.1,0.1", "--deltas 0.1,0.1,0.1 has 3 radii"),
+        ("0.1", "no finished run"),
+        ("0.1,0.1", "no finished run"),
+        ("1/10,0.1", "no finished run"),
+    ],
+)
+def test_radii_that_columns_cannot_tell_apart_are_refused(deltas, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out"), "--deltas", deltas])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out=.*file/out cannot be a folder, since .*file is a file; choose another"):
+        compare_methods.main([str(finished_run(tmp_path / "study")), "--out", str(tmp_path / "file/out")])
+    monkeypatch.setattr(compare_methods, "refuse_mixed", lambda *_: None)  # which would read the checkpoint
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/runs").write_text("")
+    for out in (tmp_path / "out", "/proc/out"):
+        with pytest.raises(UserError, match=f"--out={out} cannot .*; choose another"):
+            compare_methods.main([str(tmp_path / "study"), "--out", str(out)])
+
+
 @pytest.mark.slow
 def test_step_cost(runs, capsys):
     checkpoint = str(runs / "worst_case_0/checkpoints/best.ckpt")

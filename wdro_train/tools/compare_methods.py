@@ -16,6 +16,7 @@ from rich.progress import track
 
 from wdro_train.certificates.named import named_certificate
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
+from wdro_train.config.writable import refuse_unwritable
 from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
@@ -27,6 +28,7 @@ from wdro_train.utils import tables
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_csv, write_json, write_text
+from wdro_train.utils.written import TypedRadius
 
 _ABOVE_THE_TABLE = """# Full table
 
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The command line; None for that of the process.
     """
     given = _parser().parse_args(arguments)
+    refuse_unwritable("--out", str(given.out))
+    _refuse_radii(given.deltas)
     resolve_device(given.device)  # refused now, and not after the first run
     runs = finished(given.folder)
     known = judged_before(given.out, given.norm, given.deltas, given.limit)
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     refuse_mixed(known, runs)
     _refuse_other_samples(known, chosen, given)
     _refuse_other_certificates(runs, known, sure, given)
+    _make_folder(given.out)
     for run in track(runs, description="judging"):
         known[run.name] = _complete(run, known.get(run.name), chosen, sure, given)
         refuse_mixed(known)  # before it is kept; how many images a data set has is known only now
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--deltas",
         type=command_line.radii,
         default="0.05,0.1",
-        help="The table shows these two radii, by default 0.05,0.1.",
+        help="The table shows these radii, one or two, by default 0.05,0.1.",
     )
     parser.add_argument("--limit", type=command_line.whole(1), help="Only the first so many test images are judged.")
     parser.add_argument(
@@ -114,6 +119,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_options(parser)
     return parser
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder of the results now, since some file systems say only then that they take none.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot hold a folder runs ({error.strerror}); choose another") from error
+
+
+def _refuse_radii(deltas: Sequence[TypedRadius]) -> None:
+    """Refuse radii that the columns of the table could not hold, or not tell apart.
+
+    Raises:
+        UserError: There are more than two; or two that are the same as far as results write them, in six digits.
+    """
+    typed = ",".join(delta.text for delta in deltas)
+    if len(deltas) > 2:
+        raise UserError(f"--deltas {typed} has {len(deltas)} radii; give one or two, and another --out for the others")
+    if len(set(deltas)) > len({f"{delta:g}" for delta in deltas}):
+        raise UserError(f"--deltas {typed} has two radii that agree in six digits; give one of them, or others")
 
 
 def _names(listed: str, methods: Collection[str], option: str) -> list[str]:
