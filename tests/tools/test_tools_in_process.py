@@ -12,6 +12,7 @@ from in_process import short_run
 
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.certificates import LinearRelaxation
+from wdro_train.cli.endings import ending
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -252,6 +253,34 @@ def test_a_run_of_another_number_of_images_is_not_kept(judged):
     with pytest.raises(UserError, match="pgd_at_0 is about 5 test images and pgd_at_1 about 4 test images"):
         compare_methods.main(command)
     assert not (out / "runs/pgd_at_1.json").exists()
+
+
+def test_an_interrupted_command_goes_on_from_what_is_finished(runs, tmp_path, monkeypatch):
+    """Ctrl-C during AutoAttack, and once more during the effort: every part that had ended is on the disk."""
+    monkeypatch.setattr(ending, "advice", "nothing was begun")
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "4", "--certificate", "ibp"]
+    command += ["--autoattack", "pgd_at", "--effort", "pgd_at"]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    def never(*arguments):
+        raise AssertionError("done again")
+
+    file, parts = tmp_path / "runs/pgd_at_0.json", {"certified"}
+    for part, finished in (("check", "certified"), ("effort", "check")):
+        with monkeypatch.context() as patch:
+            patch.setattr(compare_methods, part, interrupted)
+            if part == "effort":
+                patch.setattr(compare_methods, "judge_run", never)
+                patch.setattr(compare_methods, "certify", never)
+            with pytest.raises(KeyboardInterrupt):
+                compare_methods.main(command)
+        parts.add(finished)
+        assert {"certified", "check", "effort"} & json.loads(file.read_text()).keys() == parts
+        assert ending.advice == "what is finished is kept, and the same command goes on from it"
+    compare_methods.main(command)
+    assert {"certified", "check", "effort"} <= json.loads(file.read_text()).keys()
 
 
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):

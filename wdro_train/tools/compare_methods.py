@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.progress import track
 
 from wdro_train.certificates.named import named_certificate
+from wdro_train.cli.endings import ending
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.writable import refuse_unwritable
 from wdro_train.theory.band import band_width
@@ -60,10 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     _refuse_other_samples(known, chosen, given)
     _refuse_other_certificates(runs, known, sure, given)
     _make_folder(given.out)
+    ending.advice = "what is finished is kept, and the same command goes on from it"
     for run in track(runs, description="judging"):
-        known[run.name] = _complete(run, known.get(run.name), chosen, sure, given)
-        refuse_mixed(known)  # before it is kept; how many images a data set has is known only now
-        write_json(given.out / "runs" / f"{run.name}.json", known[run.name])
+        _complete(run, known, chosen, sure, given)
     results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
     _publish(results, given, chosen["curves"])
 
@@ -220,29 +220,38 @@ def _refuse_other_certificates(
 
 def _complete(
     run: Path,
-    known: JudgedRun | None,
+    known: dict[str, JudgedRun],
     chosen: dict[str, list[str]],
     sure: dict[str, str],
     given: argparse.Namespace,
-) -> JudgedRun:
-    """What a run was judged, with whatever is asked for and was not done before."""
-    checkpoint, curve = run / BEST_CHECKPOINT, None
-    if known is None:
+) -> None:
+    """Judge a run and do whatever else is asked for, as far as it was not done before; each part is kept at once.
+
+    Raises:
+        UserError: It has other images than the runs that are known.
+    """
+    checkpoint, file, curve = run / BEST_CHECKPOINT, given.out / "runs" / f"{run.name}.json", None
+    if run.name not in known:
         network = chosen_network(given, checkpoint)
         curve = attacked_curve(network, given.norm, given.limit)
-        known = judge_run(network, curve, given.norm, given.deltas, given.limit)
-    if known["method"] in sure and "certified" not in known:
-        images = min(given.certificate_images or known["images"], known["images"])
+        known[run.name] = judge_run(network, curve, given.norm, given.deltas, given.limit)
+        refuse_mixed(known)  # how many images a data set has is known only now
+        write_json(file, known[run.name])
+    done = known[run.name]
+    method, total = done["method"], done["images"]
+    if method in sure and "certified" not in done:
+        images = min(given.certificate_images or total, total)
         network = chosen_network(given, checkpoint)
-        known["certified"] = certify(network, sure[known["method"]], given.norm, given.deltas, images, curve)
-    if known["method"] in chosen["autoattack"] and "check" not in known:
+        done["certified"] = certify(network, sure[method], given.norm, given.deltas, images, curve)
+        write_json(file, done)
+    if method in chosen["autoattack"] and "check" not in done:
         network = chosen_network(given, checkpoint)
-        images = min(given.autoattack_images, known["images"])
-        known["check"] = check(network, given.norm, max(given.deltas), images)
-    if known["method"] in chosen["effort"] and "effort" not in known:
+        done["check"] = check(network, given.norm, max(given.deltas), min(given.autoattack_images, total))
+        write_json(file, done)
+    if method in chosen["effort"] and "effort" not in done:
         network = chosen_network(given, checkpoint)
-        known["effort"] = effort(network, given.norm, given.deltas, min(given.effort_images, known["images"]))
-    return known
+        done["effort"] = effort(network, given.norm, given.deltas, min(given.effort_images, total))
+        write_json(file, done)
 
 
 def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Sequence[str]) -> None:
