@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,22 @@ from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
 from wdro_train.tools.method_tables import figures, images_note
+from wdro_train.tools.study_files import read_judged
 from wdro_train.utils.errors import UserError
 
 STUDIES = ROOT / "docs/results"
+UNREAD = {
+    "command",
+    "trained_for",
+    "epochs",
+    "limit",
+    "delta",
+    "minimal_distance",
+    "usual",
+    "attacked",
+    "attacked_curves",
+}
+"""What neither the table nor the figures hold."""
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +226,50 @@ def finished_run(folder):
     (folder / "pgd_at_0/checkpoints/best.ckpt").write_text("")
     (folder / "pgd_at_0/metrics.json").write_text('{"command": "", "threat": {}, "epochs": 1}')
     return folder
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"x": 1}', "", "null", "\x00", '{"command": 1, "threat": {}, "epochs": 1}']
+)
+def test_damaged_files_are_named_before_any_work(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_methods, "chosen_network", None)
+    command = [str(finished_run(tmp_path / "study")), "--out", str(tmp_path / "out")]
+    file = tmp_path / "out/runs/pgd_at_0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{file} is not what this command writes; remove it to judge its run again"):
+        compare_methods.main(command)
+    file.unlink()
+    file = tmp_path / "study/pgd_at_0/metrics.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{file} is not what train.py writes; train this run again, or remove"):
+        compare_methods.main(command)
+
+
+def test_parts_of_results_that_are_missing_are_noticed(tmp_path):
+    """Whatever is taken out of a result with a certificate, or with both checks, it is refused and breaks nothing."""
+    for source in ("fashion_linf_certified/runs/ibp_0.json", "fashion_linf/runs/pgd_at_0.json"):
+        whole, file = json.loads((STUDIES / source).read_text()), tmp_path / Path(source).name
+        for part in [None, *({"certified", "effort", "check"} & whole.keys())]:
+            for key in (whole if part is None else whole[part]).keys() - UNREAD - ({"clean"} if part else set()):
+                content = json.loads(json.dumps(whole))
+                (content if part is None else content[part])[key] = None
+                file.write_text(json.dumps(content))
+                with pytest.raises(UserError, match="is not what this command writes"):
+                    read_judged(file)
+
+
+def test_a_result_is_about_the_run_that_its_file_names(tmp_path):
+    text = (STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()
+    for name, fits in (("pgd_at_0", True), ("pgd_at_00", True), ("pgd_at_1", False), ("mart_0", False), ("x", False)):
+        (tmp_path / f"{name}.json").write_text(text)
+        with nullcontext() if fits else pytest.raises(UserError, match="is not what this command writes"):
+            assert read_judged(tmp_path / f"{name}.json")["seed"] == 0
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("**/runs/*_0.json")), ids=lambda file: file.parts[-3])
+def test_results_of_earlier_versions_are_accepted(file):
+    assert read_judged(file)["method"]
 
 
 @pytest.mark.parametrize(

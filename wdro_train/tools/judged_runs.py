@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.data import ImageFolderDataModule, ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
@@ -27,6 +25,7 @@ from wdro_train.tools.certified_runs import CertifiedPart
 from wdro_train.tools.compare_attacks import measure
 from wdro_train.tools.loading import BATCH_SIZE, on_device
 from wdro_train.tools.step_cost import count
+from wdro_train.tools.study_files import read_metrics
 from wdro_train.training.adversary import Attacker
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary
 from wdro_train.training.checkpoint import read_checkpoint
@@ -102,7 +101,7 @@ def judge_run(
     """
     run = network.path.parent.parent
     method, _, seed = run.name.rpartition("_")
-    trained = json.loads((run / METRICS_FILE).read_text())
+    trained = read_metrics(run)
     return {
         "method": method,
         "seed": int(seed),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.evaluation.digests import file_digest
 from wdro_train.tools.judged_runs import JudgedRun, data_name
+from wdro_train.tools.study_files import read_judged, read_metrics
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY
 from wdro_train.utils.errors import UserError
@@ -23,13 +24,14 @@ def finished(folder: Path) -> list[Path]:
         folder: Holds one run a subfolder.
 
     Raises:
-        UserError: A run whose name does not say its method and its seed.
+        UserError: A run whose name does not say its method and its seed, or whose `metrics.json` is damaged.
     """
     runs = sorted(path.parent.parent for path in folder.glob(f"*/{BEST_CHECKPOINT}"))
     runs = [run for run in runs if (run / METRICS_FILE).is_file()]
     for run in runs:
         if not re.fullmatch(r".+_\d+", run.name):
             raise UserError(f"{run} is not named <method>_<seed>; rename it, or set hydra.sweep.subdir next time")
+        read_metrics(run)
     return runs
 
 
@@ -43,9 +45,9 @@ def judged_before(out: Path, norm: float, deltas: Sequence[float], limit: int | 
         limit: First so many images; None for all.
 
     Raises:
-        UserError: They were judged with another norm, with other radii or on other images.
+        UserError: They were judged with another norm, with other radii or on other images; or a file is damaged.
     """
-    found: dict[str, JudgedRun] = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("runs/*.json"))}
+    found = {file.stem: cast(JudgedRun, read_judged(file)) for file in sorted(out.glob("runs/*.json"))}
     for name, result in found.items():
         radii, first = result["accuracies"]["2"], result.get("limit")
         if (result["norm"], set(radii), first) != (f"{norm:g}", {f"{d:g}" for d in deltas}, limit):
