@@ -272,6 +272,32 @@ def test_results_of_earlier_versions_are_accepted(file):
     assert read_judged(file)["method"]
 
 
+def test_two_runs_of_one_method_and_seed_are_refused(tmp_path):
+    """Whether both are in the folder, or one among the results."""
+    folder, text = finished_run(tmp_path / "study"), (STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()
+    (folder / "pgd_at_0").rename(folder / "pgd_at_00")
+    (tmp_path / "out/runs").mkdir(parents=True)
+    (tmp_path / "out/runs/pgd_at_0.json").write_text(text)
+    said = f"pgd_at_0 and pgd_at_00 are both seed 0 of pgd_at; remove one of them from {folder} and {tmp_path}/out/runs"
+    with pytest.raises(UserError, match=said):
+        compare_methods.main([str(folder), "--out", str(tmp_path / "out")])
+    finished_run(folder)
+    with pytest.raises(UserError, match="pgd_at_0 and pgd_at_00 are both seed 0"):
+        compare_methods.main([str(folder), "--out", str(tmp_path / "new")])
+
+
+def test_a_bar_in_a_name_is_no_column_of_the_table(tmp_path):
+    """What was judged is published although its run is gone."""
+    content = json.loads((STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()) | {"method": "pgd|at"}
+    (tmp_path / "out/runs").mkdir(parents=True)
+    (tmp_path / "out/runs/pgd|at_0.json").write_text(json.dumps(content))
+    compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    header, _, row = (tmp_path / "out/table.md").read_text().splitlines()[-3:]
+    assert row.startswith(r"| pgd\|at ")
+    assert row.replace(r"\|", "").count("|") == header.count("|")
+    assert next(csv.DictReader((tmp_path / "out/table.csv").open()))["training"] == "pgd|at"
+
+
 @pytest.mark.parametrize(
     ("deltas", "said"),
     [

@@ -21,7 +21,13 @@ from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
-from wdro_train.tools.kept_judgements import finished, judged_before, refuse_mixed, refuse_other_checkpoints
+from wdro_train.tools.kept_judgements import (
+    finished,
+    judged_before,
+    refuse_mixed,
+    refuse_other_checkpoints,
+    refuse_repeated_seeds,
+)
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.tools.method_tables import certified_note, figures, images_note, summary
 from wdro_train.utils import tables
@@ -52,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = judged_before(given.out, given.norm, given.deltas, given.limit)
     if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
+    refuse_repeated_seeds([*(run.name for run in runs), *known], given.folder, given.out)
     methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
     chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
     sure = chosen_certificates(given.certificate, sorted(methods))
@@ -261,7 +268,10 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     text = _ABOVE_THE_TABLE.format(
         images=images[0].upper() + images[1:], certified=f" {about[0].upper()}{about[1:]}." if about else ""
     )
-    write_text(given.out / "table.md", text + tables.markdown(head, body))
+    write_text(
+        given.out / "table.md",
+        text + tables.markdown(head, [[cell.replace("|", "\\|") for cell in row] for row in body]),
+    )
     figures(results, given.deltas, given.out, shown)
     width = tables.rounded_up(100 * band_width(results[0]["images"]), 2)
     tables.show(

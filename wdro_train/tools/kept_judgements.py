@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -76,6 +76,27 @@ def refuse_other_checkpoints(runs: Sequence[Path], known: Mapping[str, JudgedRun
         if kept is not None and kept != file_digest(run / BEST_CHECKPOINT):
             raise UserError(
                 f"{run} was judged from another checkpoint; give another --out, or remove {out}/runs/{run.name}.json"
+            )
+
+
+def refuse_repeated_seeds(names: Iterable[str], folder: Path, out: Path) -> None:
+    """Refuse two runs of one method and one seed, which would count as two.
+
+    Args:
+        names: Of the runs that go into the table, some perhaps more than once.
+        folder: Holds the runs.
+        out: The folder of the results.
+
+    Raises:
+        UserError: Two names differ only in how the seed is written, such as 0 and 00.
+    """
+    found: dict[tuple[str, int], str] = {}
+    for name in sorted(set(names)):
+        method, _, seed = name.rpartition("_")
+        if (other := found.setdefault((method, int(seed)), name)) != name:
+            raise UserError(
+                f"{other} and {name} are both seed {int(seed)} of {method}; remove one of them from {folder} and "
+                f"{out}/runs"
             )
 
 
