@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +18,23 @@ from wdro_train.certificates import LinearRelaxation
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import compare_methods, step_cost
-from wdro_train.tools.method_tables import figures
+from wdro_train.tools.method_tables import figures, images_note
+from wdro_train.tools.study_files import read_judged
 from wdro_train.utils.errors import UserError
 
 STUDIES = ROOT / "docs/results"
+UNREAD = {
+    "command",
+    "trained_for",
+    "epochs",
+    "limit",
+    "delta",
+    "minimal_distance",
+    "usual",
+    "attacked",
+    "attacked_curves",
+}
+"""What neither the table nor the figures hold."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +61,26 @@ def test_nothing_sticks_out_of_the_figures(study, tmp_path, monkeypatch):
         FigureCanvasAgg(figure).draw()  # and with it the layout
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("digits_resnet18", "the table is on 360 test images"),
+        (
+            "fashion_linf",
+            "the table is on 10000 test images, AutoAttack on the first 500, more effort on the first 2000",
+        ),
+    ],
+)
+def test_the_table_says_on_how_many_images_it_is(study, said):
+    results = [json.loads(path.read_text("utf-8")) for path in (STUDIES / study / "runs").glob("*.json")]
+    assert images_note(results) == said
+
+
+def test_methods_checked_on_other_images_are_named():
+    results = [{"method": name, "images": 50, "check": {"images": n}} for name, n in (("a", 5), ("b", 6), ("a", 5))]
+    assert images_note(results) == "the table is on 50 test images, AutoAttack on the first 5 (a) and 6 (b)"
 
 
 @pytest.mark.slow
@@ -183,6 +218,112 @@ def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
         compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def finished_run(folder):
+    """A folder that looks like a finished run, until its checkpoint is read."""
+    (folder / "pgd_at_0/checkpoints").mkdir(parents=True)
+    (folder / "pgd_at_0/checkpoints/best.ckpt").write_text("")
+    (folder / "pgd_at_0/metrics.json").write_text('{"command": "", "threat": {}, "epochs": 1}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"x": 1}', "", "null", "\x00", '{"command": 1, "threat": {}, "epochs": 1}']
+)
+def test_damaged_files_are_named_before_any_work(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_methods, "chosen_network", None)
+    command = [str(finished_run(tmp_path / "study")), "--out", str(tmp_path / "out")]
+    file = tmp_path / "out/runs/pgd_at_0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{file} is not what this command writes; remove it to judge its run again"):
+        compare_methods.main(command)
+    file.unlink()
+    file = tmp_path / "study/pgd_at_0/metrics.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{file} is not what train.py writes; train this run again, or remove"):
+        compare_methods.main(command)
+
+
+def test_parts_of_results_that_are_missing_are_noticed(tmp_path):
+    """Whatever is taken out of a result with a certificate, or with both checks, it is refused and breaks nothing."""
+    for source in ("fashion_linf_certified/runs/ibp_0.json", "fashion_linf/runs/pgd_at_0.json"):
+        whole, file = json.loads((STUDIES / source).read_text()), tmp_path / Path(source).name
+        for part in [None, *({"certified", "effort", "check"} & whole.keys())]:
+            for key in (whole if part is None else whole[part]).keys() - UNREAD - ({"clean"} if part else set()):
+                content = json.loads(json.dumps(whole))
+                (content if part is None else content[part])[key] = None
+                file.write_text(json.dumps(content))
+                with pytest.raises(UserError, match="is not what this command writes"):
+                    read_judged(file)
+
+
+def test_a_result_is_about_the_run_that_its_file_names(tmp_path):
+    text = (STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()
+    for name, fits in (("pgd_at_0", True), ("pgd_at_00", True), ("pgd_at_1", False), ("mart_0", False), ("x", False)):
+        (tmp_path / f"{name}.json").write_text(text)
+        with nullcontext() if fits else pytest.raises(UserError, match="is not what this command writes"):
+            assert read_judged(tmp_path / f"{name}.json")["seed"] == 0
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("**/runs/*_0.json")), ids=lambda file: file.parts[-3])
+def test_results_of_earlier_versions_are_accepted(file):
+    assert read_judged(file)["method"]
+
+
+def test_two_runs_of_one_method_and_seed_are_refused(tmp_path):
+    """Whether both are in the folder, or one among the results."""
+    folder, text = finished_run(tmp_path / "study"), (STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()
+    (folder / "pgd_at_0").rename(folder / "pgd_at_00")
+    (tmp_path / "out/runs").mkdir(parents=True)
+    (tmp_path / "out/runs/pgd_at_0.json").write_text(text)
+    said = f"pgd_at_0 and pgd_at_00 are both seed 0 of pgd_at; remove one of them from {folder} and {tmp_path}/out/runs"
+    with pytest.raises(UserError, match=said):
+        compare_methods.main([str(folder), "--out", str(tmp_path / "out")])
+    finished_run(folder)
+    with pytest.raises(UserError, match="pgd_at_0 and pgd_at_00 are both seed 0"):
+        compare_methods.main([str(folder), "--out", str(tmp_path / "new")])
+
+
+def test_a_bar_in_a_name_is_no_column_of_the_table(tmp_path):
+    """What was judged is published although its run is gone."""
+    content = json.loads((STUDIES / "fashion_linf/runs/pgd_at_0.json").read_text()) | {"method": "pgd|at"}
+    (tmp_path / "out/runs").mkdir(parents=True)
+    (tmp_path / "out/runs/pgd|at_0.json").write_text(json.dumps(content))
+    compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    header, _, row = (tmp_path / "out/table.md").read_text().splitlines()[-3:]
+    assert row.startswith(r"| pgd\|at ")
+    assert row.replace(r"\|", "").count("|") == header.count("|")
+    assert next(csv.DictReader((tmp_path / "out/table.csv").open()))["training"] == "pgd|at"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "said"),
+    [
+        ("0.1000001,0.1", "--deltas 0.1000001,0.1 has two radii that agree in six digits; give one"),
+        ("0.05,0.1,0.2", "--deltas 0.05,0.1,0.2 has 3 radii; give one or two"),
+        ("0.1,0.1,0.1", "--deltas 0.1,0.1,0.1 has 3 radii"),
+        ("0.1", "no finished run"),
+        ("0.1,0.1", "no finished run"),
+        ("1/10,0.1", "no finished run"),
+    ],
+)
+def test_radii_that_columns_cannot_tell_apart_are_refused(deltas, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out"), "--deltas", deltas])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out=.*file/out cannot be a folder, since .*file is a file; choose another"):
+        compare_methods.main([str(finished_run(tmp_path / "study")), "--out", str(tmp_path / "file/out")])
+    monkeypatch.setattr(compare_methods, "refuse_mixed", lambda *_: None)  # which would read the checkpoint
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/runs").write_text("")
+    for out in (tmp_path / "out", "/proc/out"):
+        with pytest.raises(UserError, match=f"--out={out} cannot .*; choose another"):
+            compare_methods.main([str(tmp_path / "study"), "--out", str(out)])
 
 
 @pytest.mark.slow

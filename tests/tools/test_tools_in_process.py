@@ -13,6 +13,7 @@ from in_process import short_run
 
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.certificates import LinearRelaxation
+from wdro_train.cli.endings import ending
 from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -24,6 +25,7 @@ from wdro_train.tools import (
     step_cost,
     wandb_workspace,
 )
+from wdro_train.training.module import CONFIG_KEY
 from wdro_train.utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.covers]
@@ -42,6 +44,12 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(runs):
     return runs / "pgd_at_0/checkpoints/best.ckpt"
+
+
+def changed(file, **values):
+    """Write other values into a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def test_steps_are_counted(checkpoint, capsys, monkeypatch):
@@ -180,7 +188,7 @@ def test_methods_are_judged_alike(runs, tmp_path, capsys, monkeypatch):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
-def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path):
+def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path, capsys):
     """Trainings collapse, and then predict one class: no figure may stop the table of the others."""
     folder = tmp_path / "study"
     shutil.copytree(runs, folder)
@@ -192,13 +200,113 @@ def test_a_network_that_is_never_right_is_judged_like_the_others(runs, tmp_path)
     last[min(set(range(10)) - set(labels.tolist()))] += 1e6
     torch.save(kept, path)
     options = ["--deltas", "0.02,0.05", "--limit", "4", "--certificate", "ibp", "--effort", "standard"]
-    options += ["--autoattack-images", "4", "--effort-images", "4"]
-    compare_methods.main([str(folder), "--out", str(tmp_path / "out"), *options, "--autoattack", "standard,pgd_at"])
+    command = [str(folder), "--out", str(tmp_path / "out"), *options, "--autoattack", "standard,pgd_at"]
+    compare_methods.main(command)
+    kept = json.loads((tmp_path / "out/runs/standard_0.json").read_text())
+    assert kept["check"]["images"] == kept["effort"]["images"] == 4  # the images of the row, and not 1000 and 2000
+    said = "able is on 4 test images, AutoAttack on the first 4, more effort on the first 4"
+    assert said in " ".join((tmp_path / "out/table.md").read_text().split())
+    assert said in " ".join(capsys.readouterr().out.split())
     table = {row["training"]: row for row in csv.DictReader((tmp_path / "out/table.csv").open())}
     names = ("clean", "W_inf 0.05", "W_2 0.05", "certified W_2 0.05", "AutoAttack 0.05", "W_2 0.05, more effort")
     assert [table["standard"][name] for name in names] == ["0.0"] * 6
     assert "nan" not in " ".join(table["standard"].values())
     assert table["pgd_at"]["AutoAttack 0.05"]
+    changed(tmp_path / "out/runs/standard_0.json", check=kept["check"] | {"images": 1000})
+    with pytest.raises(UserError, match="standard_0 has its check on 1000 images; the others are on 4; remove"):
+        compare_methods.main(command)
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No network may be loaded: what is wrong is said before any work."""
+
+    def never(*arguments):
+        raise AssertionError("work has begun")
+
+    return lambda: monkeypatch.setattr(compare_methods, "chosen_network", never)
+
+
+@pytest.fixture
+def judged(runs, tmp_path):
+    """A copy of the study, judged on a few images, and the command that did it."""
+    folder = tmp_path / "study"
+    shutil.copytree(runs, folder)
+    command = [str(folder), "--out", str(tmp_path / "out"), "--deltas", "0.02,0.05", "--limit", "4"]
+    compare_methods.main(command)
+    return folder, tmp_path / "out", command
+
+
+def test_figures_of_a_network_that_was_replaced_are_refused(judged, unloaded):
+    folder, out, command = judged
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    shutil.rmtree(folder / "pgd_at_0")
+    shutil.copytree(folder / "pgd_at_1", folder / "pgd_at_0")
+    unloaded()
+    said = f"pgd_at_0 was judged from another checkpoint; give another --out, or remove {out}/runs/pgd_at_0.json"
+    with pytest.raises(UserError, match=said):
+        compare_methods.main(command)
+    assert before == {path: path.read_bytes() for path in out.rglob("*.*")}
+    changed(out / "runs/pgd_at_0.json", checkpoint=None)
+    compare_methods.main(command)  # as earlier versions wrote it
+
+
+def test_runs_of_different_data_are_not_put_into_one_table(judged, unloaded):
+    folder, out, command = judged
+    assert json.loads((out / "runs/pgd_at_0.json").read_text())["data"] == "Digits"
+    checkpoint = folder / "pgd_at_1/checkpoints/best.ckpt"
+    kept = torch.load(checkpoint, weights_only=False)
+    kept[CONFIG_KEY]["data"]["name"] = "Others"
+    torch.save(kept, checkpoint)
+    (out / "runs/pgd_at_1.json").unlink()
+    unloaded()
+    with pytest.raises(UserError, match="pgd_at_0 is about Digits and pgd_at_1 about Others, which no table can hold"):
+        compare_methods.main(command)
+    shutil.rmtree(folder / "pgd_at_1")
+    changed(out / "runs/standard_0.json", images=5, data=None)
+    with pytest.raises(UserError, match="pgd_at_0 is about 4 test images and standard_0 about 5 test images"):
+        compare_methods.main(command)
+    changed(out / "runs/standard_0.json", images=4)
+    compare_methods.main(command)  # as earlier versions wrote it
+
+
+def test_a_run_of_another_number_of_images_is_not_kept(judged):
+    """Without the names of their data, only judging shows how many images they have."""
+    _, out, command = judged
+    (out / "runs/pgd_at_1.json").unlink()
+    for name in ("pgd_at_0", "standard_0"):
+        changed(out / f"runs/{name}.json", images=5, data=None)
+    with pytest.raises(UserError, match="pgd_at_0 is about 5 test images and pgd_at_1 about 4 test images"):
+        compare_methods.main(command)
+    assert not (out / "runs/pgd_at_1.json").exists()
+
+
+def test_an_interrupted_command_goes_on_from_what_is_finished(runs, tmp_path, monkeypatch):
+    """Ctrl-C during AutoAttack, and once more during the effort: every part that had ended is on the disk."""
+    monkeypatch.setattr(ending, "advice", "nothing was begun")
+    command = [str(runs), "--out", str(tmp_path), "--deltas", "0.02,0.05", "--limit", "4", "--certificate", "ibp"]
+    command += ["--autoattack", "pgd_at", "--effort", "pgd_at"]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    def never(*arguments):
+        raise AssertionError("done again")
+
+    file, parts = tmp_path / "runs/pgd_at_0.json", {"certified"}
+    for part, finished in (("check", "certified"), ("effort", "check")):
+        with monkeypatch.context() as patch:
+            patch.setattr(compare_methods, part, interrupted)
+            if part == "effort":
+                patch.setattr(compare_methods, "judge_run", never)
+                patch.setattr(compare_methods, "certify", never)
+            with pytest.raises(KeyboardInterrupt):
+                compare_methods.main(command)
+        parts.add(finished)
+        assert {"certified", "check", "effort"} & json.loads(file.read_text()).keys() == parts
+        assert ending.advice == "what is finished is kept, and the same command goes on from it"
+    compare_methods.main(command)
+    assert {"certified", "check", "effort"} <= json.loads(file.read_text()).keys()
 
 
 def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):

@@ -7,32 +7,39 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.progress import track
 
 from wdro_train.certificates.named import named_certificate
+from wdro_train.cli.endings import ending
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
-from wdro_train.config.run_folders import METRICS_FILE
+from wdro_train.config.writable import refuse_unwritable
 from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
 from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
+from wdro_train.tools.kept_judgements import (
+    finished,
+    judged_before,
+    refuse_mixed,
+    refuse_other_checkpoints,
+    refuse_repeated_seeds,
+)
 from wdro_train.tools.loading import add_loading_options, chosen_network
-from wdro_train.tools.method_tables import certified_note, figures, summary
+from wdro_train.tools.method_tables import certified_note, figures, images_note, summary
 from wdro_train.utils import tables
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.files import write_csv, write_json, write_text
+from wdro_train.utils.written import TypedRadius
 
 _ABOVE_THE_TABLE = """# Full table
 
 Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
-knapsack over `MinimalDistance`.{certified}
+knapsack over `MinimalDistance`. {images}.{certified}
 
 """
 
@@ -44,21 +51,26 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The command line; None for that of the process.
     """
     given = _parser().parse_args(arguments)
+    refuse_unwritable("--out", str(given.out))
+    _refuse_radii(given.deltas)
     resolve_device(given.device)  # refused now, and not after the first run
-    runs = _finished(given.folder)
-    known = _judged(given.out, given.norm, given.deltas, given.limit)
+    runs = finished(given.folder)
+    known = judged_before(given.out, given.norm, given.deltas, given.limit)
     if not runs and not known:
         raise UserError(f"no finished run in {given.folder}; give the folder of a sweep")
+    refuse_repeated_seeds([*(run.name for run in runs), *known], given.folder, given.out)
     methods = {name.rpartition("_")[0] for name in [*(run.name for run in runs), *known]}
     chosen = {option: _names(getattr(given, option), methods, option) for option in ("autoattack", "effort", "curves")}
     sure = chosen_certificates(given.certificate, sorted(methods))
+    refuse_other_checkpoints(runs, known, given.out)
+    refuse_mixed(known, runs)
     _refuse_other_samples(known, chosen, given)
     _refuse_other_certificates(runs, known, sure, given)
+    _make_folder(given.out)
+    ending.advice = "what is finished is kept, and the same command goes on from it"
     for run in track(runs, description="judging"):
-        done = _complete(run, known.get(run.name), chosen, sure, given)
-        write_json(given.out / "runs" / f"{run.name}.json", done)
-    results = [json.loads(file.read_text()) for file in sorted((given.out / "runs").glob("*.json"))]
-    _publish(results, given, chosen["curves"])
+        _complete(run, known, chosen, sure, given)
+    _publish([known[name] for name in sorted(known)], given, chosen["curves"])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--deltas",
         type=command_line.radii,
         default="0.05,0.1",
-        help="The table shows these two radii, by default 0.05,0.1.",
+        help="The table shows these radii, one or two, by default 0.05,0.1.",
     )
     parser.add_argument("--limit", type=command_line.whole(1), help="Only the first so many test images are judged.")
     parser.add_argument(
@@ -88,14 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         "--autoattack-images",
         type=command_line.whole(1),
         default=1000,
-        help="AutoAttack runs on so many images, by default 1000.",
+        help="AutoAttack runs on so many of the judged images, by default 1000.",
     )
     parser.add_argument("--effort", default="", help="These methods are judged once more with ten times the effort.")
     parser.add_argument(
         "--effort-images",
         type=command_line.whole(1),
         default=2000,
-        help="They are judged once more on so many images, by default 2000.",
+        help="They are judged once more on so many of the judged images, by default 2000.",
     )
     parser.add_argument(
         "--certificate",
@@ -114,35 +126,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _finished(folder: Path) -> list[Path]:
-    """The folders of the runs that have ended.
+def _make_folder(out: Path) -> None:
+    """Make the folder of the results now, since some file systems say only then that they take none.
 
     Raises:
-        UserError: A run whose name does not say its method and its seed.
+        UserError: It cannot be made.
     """
-    runs = sorted(path.parent.parent for path in folder.glob(f"*/{BEST_CHECKPOINT}"))
-    runs = [run for run in runs if (run / METRICS_FILE).is_file()]
-    for run in runs:
-        if not re.fullmatch(r".+_\d+", run.name):
-            raise UserError(f"{run} is not named <method>_<seed>; rename it, or set hydra.sweep.subdir next time")
-    return runs
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot hold a folder runs ({error.strerror}); choose another") from error
 
 
-def _judged(out: Path, norm: float, deltas: Sequence[float], limit: int | None) -> dict[str, JudgedRun]:
-    """The runs that were judged before.
+def _refuse_radii(deltas: Sequence[TypedRadius]) -> None:
+    """Refuse radii that the columns of the table could not hold, or not tell apart.
 
     Raises:
-        UserError: They were judged with another norm, with other radii or on other images.
+        UserError: There are more than two; or two that are the same as far as results write them, in six digits.
     """
-    found: dict[str, JudgedRun] = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("runs/*.json"))}
-    for name, result in found.items():
-        radii, first = result["accuracies"]["2"], result.get("limit")
-        if (result["norm"], set(radii), first) != (f"{norm:g}", {f"{d:g}" for d in deltas}, limit):
-            raise UserError(
-                f"{out}/runs/{name}.json was judged with --norm {result['norm']} --deltas {','.join(radii)}"
-                f"{' without --limit' if first is None else f' --limit {first}'}; give the same, or another --out"
-            )
-    return found
+    typed = ",".join(delta.text for delta in deltas)
+    if len(deltas) > 2:
+        raise UserError(f"--deltas {typed} has {len(deltas)} radii; give one or two, and another --out for the others")
+    if len(set(deltas)) > len({f"{delta:g}" for delta in deltas}):
+        raise UserError(f"--deltas {typed} has two radii that agree in six digits; give one of them, or others")
 
 
 def _names(listed: str, methods: Collection[str], option: str) -> list[str]:
@@ -169,11 +175,11 @@ def _refuse_other_samples(known: dict[str, JudgedRun], chosen: dict[str, list[st
             ("effort", "effort", result.get("effort"), given.effort_images),
         ):
             asked = result["method"] in chosen[option]
-            if asked and done is not None and done["images"] not in (images, result["images"]):
-                raise UserError(
-                    f"{name} has its {part} on {done['images']} images; give --{option}-images {done['images']}, or "
-                    "another --out"
-                )
+            if asked and done is not None and done["images"] != min(images, total := result["images"]):
+                fix = f"give --{option}-images {done['images']}"
+                if done["images"] > total:  # as earlier versions did with --limit
+                    fix = f"the others are on {total}; remove {given.out}/runs/{name}.json"
+                raise UserError(f"{name} has its {part} on {done['images']} images; {fix}, or give another --out")
 
 
 def _refuse_other_certificates(
@@ -219,28 +225,38 @@ def _refuse_other_certificates(
 
 def _complete(
     run: Path,
-    known: JudgedRun | None,
+    known: dict[str, JudgedRun],
     chosen: dict[str, list[str]],
     sure: dict[str, str],
     given: argparse.Namespace,
-) -> JudgedRun:
-    """What a run was judged, with whatever is asked for and was not done before."""
-    checkpoint, curve = run / BEST_CHECKPOINT, None
-    if known is None:
+) -> None:
+    """Judge a run and do whatever else is asked for, as far as it was not done before; each part is kept at once.
+
+    Raises:
+        UserError: It has other images than the runs that are known.
+    """
+    checkpoint, file, curve = run / BEST_CHECKPOINT, given.out / "runs" / f"{run.name}.json", None
+    if run.name not in known:
         network = chosen_network(given, checkpoint)
         curve = attacked_curve(network, given.norm, given.limit)
-        known = judge_run(network, curve, given.norm, given.deltas, given.limit)
-    if known["method"] in sure and "certified" not in known:
-        images = min(given.certificate_images or known["images"], known["images"])
+        known[run.name] = judge_run(network, curve, given.norm, given.deltas, given.limit)
+        refuse_mixed(known)  # how many images a data set has is known only now
+        write_json(file, known[run.name])
+    done = known[run.name]
+    method, total = done["method"], done["images"]
+    if method in sure and "certified" not in done:
+        images = min(given.certificate_images or total, total)
         network = chosen_network(given, checkpoint)
-        known["certified"] = certify(network, sure[known["method"]], given.norm, given.deltas, images, curve)
-    if known["method"] in chosen["autoattack"] and "check" not in known:
+        done["certified"] = certify(network, sure[method], given.norm, given.deltas, images, curve)
+        write_json(file, done)
+    if method in chosen["autoattack"] and "check" not in done:
         network = chosen_network(given, checkpoint)
-        known["check"] = check(network, given.norm, max(given.deltas), given.autoattack_images)
-    if known["method"] in chosen["effort"] and "effort" not in known:
+        done["check"] = check(network, given.norm, max(given.deltas), min(given.autoattack_images, total))
+        write_json(file, done)
+    if method in chosen["effort"] and "effort" not in done:
         network = chosen_network(given, checkpoint)
-        known["effort"] = effort(network, given.norm, given.deltas, given.effort_images)
-    return known
+        done["effort"] = effort(network, given.norm, given.deltas, min(given.effort_images, total))
+        write_json(file, done)
 
 
 def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Sequence[str]) -> None:
@@ -248,9 +264,14 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     rows = summary(results, given.deltas)
     head, body = list(rows[0]), [list(row.values()) for row in rows]
     write_csv(given.out / "table.csv", rows)
-    about = certified_note(results)
-    text = _ABOVE_THE_TABLE.format(certified=f" {about[0].upper()}{about[1:]}." if about else "")
-    write_text(given.out / "table.md", text + tables.markdown(head, body))
+    about, images = certified_note(results), images_note(results)
+    text = _ABOVE_THE_TABLE.format(
+        images=images[0].upper() + images[1:], certified=f" {about[0].upper()}{about[1:]}." if about else ""
+    )
+    write_text(
+        given.out / "table.md",
+        text + tables.markdown(head, [[cell.replace("|", "\\|") for cell in row] for row in body]),
+    )
     figures(results, given.deltas, given.out, shown)
     width = tables.rounded_up(100 * band_width(results[0]["images"]), 2)
     tables.show(
@@ -259,8 +280,8 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
         body,
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
         f"{width} points higher at 95 %; W_p by the knapsack over MinimalDistance "
-        f"(upper bounds); {about + '; ' if about else ''}passes: forward and backward passes of a training step, in "
-        "pairs an image",
+        f"(upper bounds); {images}; {about + '; ' if about else ''}passes: forward and backward passes of a training "
+        "step, in pairs an image",
     )
 
 

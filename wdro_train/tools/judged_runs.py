@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.config.run_folders import METRICS_FILE
-from wdro_train.data import ImageSet
+from wdro_train.data import ImageFolderDataModule, ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
+from wdro_train.evaluation.digests import file_digest
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
@@ -25,6 +25,7 @@ from wdro_train.tools.certified_runs import CertifiedPart
 from wdro_train.tools.compare_attacks import measure
 from wdro_train.tools.loading import BATCH_SIZE, on_device
 from wdro_train.tools.step_cost import count
+from wdro_train.tools.study_files import read_metrics
 from wdro_train.training.adversary import Attacker
 from wdro_train.training.callbacks import AdversarialWeightPerturbation, DistributionalAdversary
 from wdro_train.training.checkpoint import read_checkpoint
@@ -67,6 +68,8 @@ class JudgedRun(TypedDict):
     curves: Curves
     accuracies: Accuracies
     passes: float
+    checkpoint: NotRequired[str]  # its digest, which results of earlier versions lack
+    data: NotRequired[str]  # from `data_name`, which they lack, too
     certified: NotRequired[CertifiedPart]
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
@@ -98,7 +101,7 @@ def judge_run(
     """
     run = network.path.parent.parent
     method, _, seed = run.name.rpartition("_")
-    trained = json.loads((run / METRICS_FILE).read_text())
+    trained = read_metrics(run)
     return {
         "method": method,
         "seed": int(seed),
@@ -113,7 +116,20 @@ def judge_run(
         "curves": curves(curve, deltas),
         "accuracies": accuracies(curve, deltas),
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
+        "checkpoint": file_digest(network.path),
+        "data": data_name(network.config["data"]),
     }
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them.
+
+    Args:
+        data: The configuration of the data.
+    """
+    reader = str(data["_target_"]).rpartition(".")[-1]
+    folder = Path(str(data.get("root") or "")).name if reader == ImageFolderDataModule.__name__ else ""
+    return str(data.get("name") or folder or reader)
 
 
 def passes(network: JudgedNetwork, arrays: ImageSet) -> float:

@@ -85,6 +85,26 @@ def certified_note(results: Sequence[JudgedRun]) -> str:
     return f"certified figures are lower bounds, rounded down, by {'; '.join(parts)}"
 
 
+def images_note(results: Sequence[JudgedRun]) -> str:
+    """On how many images the columns are, in words; those that are empty are left out.
+
+    Args:
+        results: One a run.
+    """
+    found: dict[str, dict[int, list[str]]] = {"AutoAttack": {}, "more effort": {}}
+    for result in results:
+        for name, part in (("AutoAttack", result.get("check")), ("more effort", result.get("effort"))):
+            if part is not None and result["method"] not in (methods := found[name].setdefault(part["images"], [])):
+                methods.append(result["method"])
+    parts = [f"the table is on {results[0]['images']} test images"]
+    for name, counts in found.items():
+        if counts:
+            alone = len(counts) == 1
+            told = [f"{images}" + ("" if alone else f" ({', '.join(counts[images])})") for images in counts]
+            parts.append(f"{name} on the first {' and '.join(told)}")
+    return ", ".join(parts)
+
+
 def _spread(values: list[float], written: Callable[[float, int], str] = "{:.{}f}".format) -> str:
     """Mean and standard deviation in per cent; empty where there are no values."""
     if not values:
