@@ -50,12 +50,24 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("study", sorted(path.parent.name for path in STUDIES.glob("*/clean_against_w2.png")))
-def test_nothing_sticks_out_of_the_figures(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("copies", "name"),
+    [
+        (1, lambda method, _: method),
+        (3, lambda method, k: f"{method}-{k}"),
+        (2, lambda method, k: f"{method}-limit{k}-from-the-best-epoch-of-another-run-with-a-long-name"),
+    ],
+    ids=["as_it_is", "many", "long"],
+)
+def test_nothing_sticks_out_of_the_figures(study, copies, name, tmp_path, monkeypatch):
     """Labels and legends of the figures of every study of the documents, with its own methods, lie inside of them."""
     results = [json.loads(path.read_text("utf-8")) for path in (STUDIES / study / "runs").glob("*.json")]
+    results = [result | {"method": name(result["method"], k)} for result in results for k in range(copies)]
     seen = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
-    figures(results, [float(radius) for radius in results[0]["accuracies"]["2"]], tmp_path, [])
+    figures(
+        results, [float(radius) for radius in results[0]["accuracies"]["2"]], tmp_path, {r["method"] for r in results}
+    )
     assert len(seen) == 2
     for figure in seen:
         FigureCanvasAgg(figure).draw()  # and with it the layout

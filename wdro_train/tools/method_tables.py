@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -141,7 +142,8 @@ def figures(
 
 def _curves(groups: dict[str, list[JudgedRun]], ranked: list[str], shown: list[str]) -> Figure:
     """Worst-case accuracy against the radius, mean over seeds; a method has its colour and dashes by its rank."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    columns = int(min(max(9.8 / (0.6 + 0.08 * max(map(len, shown))), 1), 3))  # of the legend; a letter is 0.08 inches
+    figure = Figure(figsize=(10, 3.6 + 0.21 * math.ceil(len(shown) / columns)), layout="constrained")
     for ax, p in zip(figure.subplots(1, 2, sharey=True), ("2", "inf"), strict=True):
         for method in shown:
             group, rank = groups[method], ranked.index(method)
@@ -162,7 +164,7 @@ def _curves(groups: dict[str, list[JudgedRun]], ranked: list[str], shown: list[s
             "the distribution's may lie beyond",
             fontsize=8,
         )
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
     return figure
 
 
@@ -184,7 +186,8 @@ def _certified(ax: Axes, group: list[JudgedRun], p: str, attacked: Floats, colou
 
 def _clean_against_w2(groups: dict[str, list[JudgedRun]], ranked: list[str], delta: float) -> Figure:
     """Clean accuracy against worst-case accuracy under W_2, a cross a method."""
-    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
+    width = 5.5 + max(0.07 * max(map(len, ranked)) + 0.5, 2.4)  # of the axes, and of the legend beside them
+    figure = Figure(figsize=(width, max(4.5, 0.17 * len(ranked) + 0.8)), layout="constrained")
     ax = figure.subplots()
     for rank, method in enumerate(ranked):
         pairs = [(r["clean"], r["accuracies"]["2"][f"{delta:g}"]) for r in groups[method]]
