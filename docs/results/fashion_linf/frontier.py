@@ -31,6 +31,7 @@ TRIED = {
     "baseline": ("PGD-AT", "^", "#0072B2"),
     "plain": ("worst case, D <= 0.2", "v", "#CC79A7"),
     "inside": ("the same with steps inside delta", "o", "#D55E00"),
+    "longer": ("TRADES-like, D <= 0.18, eight epochs", "*", "#E69F00"),
     "wide": ("width 32", "D", "#56B4E9"),
     "other": ("other attempts", "x", "#009E73"),
 }
