@@ -1,8 +1,10 @@
 """The study's table comes from its runs; a step's cost is counted."""
 
 import csv
+import errno
 import json
 import math
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from wdro_train.tools import compare_methods, step_cost
 from wdro_train.tools.method_tables import figures, images_note
 from wdro_train.tools.study_files import read_judged
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.files import write_csv, write_json, write_text
 
 STUDIES = ROOT / "docs/results"
 UNREAD = {
@@ -225,6 +228,21 @@ def test_a_run_without_a_seed_in_its_name_says_so(runs, tmp_path):
     (tmp_path / "best").symlink_to(runs / "pgd_at_0")
     with pytest.raises(UserError, match=r"best is not named <method>_<seed>"):
         compare_methods.main([str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "write", [write_text, write_json, lambda path, _, **options: write_csv(path, [{"a": 1}], **options)]
+)
+def test_a_full_disk_names_the_option(write, tmp_path, monkeypatch):
+    """Results go where `--out` says, and no key `run_dir` would move them."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*--out"):
+        write(tmp_path / "table.csv", "text", setting="--out")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_empty_folder_says_so(tmp_path):

@@ -34,6 +34,11 @@ def test_channels_last_is_a_layout_and_no_other_network():
     assert_same(found, trained(NetworkExecution()))
 
 
+def test_nothing_is_prepared_that_is_not_compiled():
+    """A batch of zeros on the device is memory that large images have not to spare; the door is not even looked at."""
+    NetworkExecution(channels_last=True).on_fit_start(object(), object())
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_to_the_same_weights():
     found = trained(NetworkExecution(compile=True))

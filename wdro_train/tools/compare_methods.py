@@ -241,29 +241,29 @@ def _complete(
         curve = attacked_curve(network, given.norm, given.limit)
         known[run.name] = judge_run(network, curve, given.norm, given.deltas, given.limit)
         refuse_mixed(known)  # how many images a data set has is known only now
-        write_json(file, known[run.name])
+        write_json(file, known[run.name], setting="--out")
     done = known[run.name]
     method, total = done["method"], done["images"]
     if method in sure and "certified" not in done:
         images = min(given.certificate_images or total, total)
         network = chosen_network(given, checkpoint)
         done["certified"] = certify(network, sure[method], given.norm, given.deltas, images, curve)
-        write_json(file, done)
+        write_json(file, done, setting="--out")
     if method in chosen["autoattack"] and "check" not in done:
         network = chosen_network(given, checkpoint)
         done["check"] = check(network, given.norm, max(given.deltas), min(given.autoattack_images, total))
-        write_json(file, done)
+        write_json(file, done, setting="--out")
     if method in chosen["effort"] and "effort" not in done:
         network = chosen_network(given, checkpoint)
         done["effort"] = effort(network, given.norm, given.deltas, min(given.effort_images, total))
-        write_json(file, done)
+        write_json(file, done, setting="--out")
 
 
 def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Sequence[str]) -> None:
     """Write the table and the figures, and print the table."""
     rows = summary(results, given.deltas)
     head, body = list(rows[0]), [list(row.values()) for row in rows]
-    write_csv(given.out / "table.csv", rows)
+    write_csv(given.out / "table.csv", rows, setting="--out")
     about, images = certified_note(results), images_note(results)
     text = _ABOVE_THE_TABLE.format(
         images=images[0].upper() + images[1:], certified=f" {about[0].upper()}{about[1:]}." if about else ""
@@ -271,6 +271,7 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
     write_text(
         given.out / "table.md",
         text + tables.markdown(head, [[cell.replace("|", "\\|") for cell in row] for row in body]),
+        setting="--out",
     )
     figures(results, given.deltas, given.out, shown)
     width = tables.rounded_up(100 * band_width(results[0]["images"]), 2)

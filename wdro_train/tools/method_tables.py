@@ -135,7 +135,7 @@ def figures(
         folder / "clean_against_w2.png": _clean_against_w2(groups, ranked, max(deltas)),
     }
     for path, figure in drawn.items():
-        with replacing(path) as file:
+        with replacing(path, setting="--out") as file:
             figure.savefig(file, format="png", dpi=120)
     return list(drawn)
 

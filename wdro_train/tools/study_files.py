@@ -3,32 +3,78 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.tools.accuracies import ORDERS
 from wdro_train.utils.errors import UserError
 
-_NUMBER = (int, float)
-_Kinds = Mapping[str, type | tuple[type, ...]]
-_METRICS: _Kinds = {"command": str, "threat": dict, "epochs": int}
-_JUDGED: _Kinds = {
-    "method": str,
-    "seed": int,
-    "images": int,
-    "norm": str,
-    "clean": _NUMBER,
-    "deltas": list,
-    "passes": _NUMBER,
-}
-_PARTS: Mapping[str, _Kinds] = {
-    "certified": {"method": str, "images": int},
-    "check": {"images": int, "autoattack": _NUMBER},
-    "effort": {"images": int},
-}
-_ACCURACIES = {"certified": "accuracies", "effort": "more"}  # of a part, by order and radius
+_ByOrder = dict[str, dict[str, float]]  # and by radius
+
+
+class _Metrics(BaseModel):
+    """What is read of the `metrics.json` of a run."""
+
+    model_config = ConfigDict(strict=True)
+    command: str
+    threat: dict[str, Any]
+    epochs: int
+
+
+class _Check(BaseModel):
+    model_config = ConfigDict(strict=True)
+    images: int
+    autoattack: float
+
+
+class _Effort(BaseModel):
+    model_config = ConfigDict(strict=True)
+    images: int
+    more: _ByOrder
+
+
+class _Certified(BaseModel):
+    model_config = ConfigDict(strict=True)
+    method: str
+    images: int
+    accuracies: _ByOrder
+    curves: dict[str, list[float]]
+
+
+class _Judged(BaseModel):
+    """What is read of `runs/<method>_<seed>.json`; a part that was not asked for is not there."""
+
+    model_config = ConfigDict(strict=True)
+    method: str
+    seed: int
+    images: int
+    norm: str
+    clean: float
+    deltas: list[float]
+    passes: float
+    accuracies: _ByOrder
+    curves: dict[str, list[float]]
+    certified: _Certified | None = None
+    check: _Check | None = None
+    effort: _Effort | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Every order has a point of the curve for each radius, and the radii of the table are those of every part."""
+        if any(getattr(self, name) is None for name in self.model_fields_set):
+            raise ValueError("a part is empty")
+        tables = [self.accuracies, *([self.certified.accuracies] if self.certified else [])]
+        tables += [self.effort.more] if self.effort else []
+        radii = self.accuracies.get("2", {}).keys()
+        if not all(p in one and one[p].keys() == radii for one in tables for p in ORDERS):
+            raise ValueError("an order or a radius is missing")
+        drawn = [self.curves, *([self.certified.curves] if self.certified else [])]
+        if not all(len(one.get(p, [])) == len(self.deltas) for one in drawn for p in ORDERS):
+            raise ValueError("a curve has another length than its radii")
+        return self
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -42,7 +88,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     """
     file = run / METRICS_FILE
     content = _object(file)
-    if not _has(content, _METRICS):
+    if not _fits(content, _Metrics):
         raise UserError(f"{file} is not what train.py writes; train this run again, or remove the file to leave it out")
     return cast(dict[str, Any], content)
 
@@ -58,7 +104,7 @@ def read_judged(file: Path) -> dict[str, Any]:
     """
     content = _object(file)
     method, _, seed = file.stem.rpartition("_")
-    if not _is_judged(content) or method != content["method"] or seed.lstrip("0") != f"{content['seed'] or ''}":
+    if not _fits(content, _Judged) or method != content["method"] or seed.lstrip("0") != f"{content['seed'] or ''}":
         raise UserError(f"{file} is not what this command writes; remove it to judge its run again")
     return cast(dict[str, Any], content)
 
@@ -71,43 +117,9 @@ def _object(file: Path) -> Any:
         return None
 
 
-def _has(content: Any, kinds: _Kinds) -> bool:
-    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
-
-
-def _is_judged(content: Any) -> bool:
-    if not _has(content, _JUDGED) or not _numbers(content["deltas"]):
+def _fits(content: Any, model: type[BaseModel]) -> bool:
+    try:
+        model.model_validate(content)
+    except ValidationError:
         return False
-    radii = content.get("accuracies", {}).get("2") if isinstance(content.get("accuracies"), dict) else None
-    if not isinstance(radii, dict) or not _by_order(content, "accuracies", radii):
-        return False
-    if not _is_curve(content, len(content["deltas"])):
-        return False
-    for name, kinds in _PARTS.items():
-        part = content.get(name, {})
-        if name in content and not _has(part, kinds):
-            return False
-        if name in content and name in _ACCURACIES and not _by_order(part, _ACCURACIES[name], radii):
-            return False
-    return "certified" not in content or _is_curve(content["certified"], len(content["deltas"]))
-
-
-def _by_order(content: dict[str, Any], key: str, radii: Mapping[str, Any]) -> bool:
-    """Whether it has a number for each order and each radius."""
-    found = content.get(key)
-    return isinstance(found, dict) and all(
-        isinstance(found.get(p), dict) and found[p].keys() == radii.keys() and _numbers(found[p].values())
-        for p in ORDERS
-    )
-
-
-def _is_curve(content: dict[str, Any], length: int) -> bool:
-    """Whether it has a curve of that many points for each order."""
-    found = content.get("curves")
-    return isinstance(found, dict) and all(
-        isinstance(found.get(p), list) and len(found[p]) == length and _numbers(found[p]) for p in ORDERS
-    )
-
-
-def _numbers(values: Any) -> bool:
-    return all(isinstance(value, _NUMBER) for value in values)
+    return True

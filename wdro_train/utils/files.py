@@ -56,40 +56,43 @@ def replacing(path: str | Path, *, setting: str = "run_dir") -> Iterator[BinaryI
             scratch.unlink()
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, *, setting: str = "run_dir") -> None:
     """Write a text file in UTF-8; see `replacing`.
 
     Args:
         path: The target.
         text: Its new content.
+        setting: What chooses the folder, for the error message.
     """
-    with replacing(path) as file:
+    with replacing(path, setting=setting) as file:
         file.write(text.encode())
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
+def write_json(path: str | Path, value: Any, indent: int | None = None, *, setting: str = "run_dir") -> None:
     """Write a JSON file that every reader understands; see `replacing` and `as_json`.
 
     Args:
         path: The target.
         value: Dictionaries, lists, numbers and strings.
         indent: Spaces a level; None for one line.
+        setting: What chooses the folder, for the error message.
     """
-    write_text(path, json.dumps(as_json(value), indent=indent, allow_nan=False) + "\n")
+    write_text(path, json.dumps(as_json(value), indent=indent, allow_nan=False) + "\n", setting=setting)
 
 
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], *, setting: str = "run_dir") -> None:
     """Write a table with a line of names; see `replacing`.
 
     Args:
         path: The target.
         rows: At least one; all have the same keys.
+        setting: What chooses the folder, for the error message.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), setting=setting)
 
 
 def as_json(value: Any) -> Any:

@@ -37,6 +37,8 @@ class NetworkExecution(L.Callback):
         Raises:
             UserError: The device has no compiler, or it does not take this network.
         """
+        if not self.compile:
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
         x = None
         if isinstance(data, ImageDataModule):
