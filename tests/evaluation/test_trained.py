@@ -89,7 +89,7 @@ def test_a_run_and_its_checkpoint_are_the_same_network_ready_to_classify(run, mo
     ],
 )
 def test_what_the_images_are_called(data, name):
-    assert trained._dataset(data) == name
+    assert trained.data_name(data) == name
 
 
 def test_without_a_best_epoch_it_is_the_last_one(run):

@@ -167,13 +167,17 @@ def _trained(checkpoint: Path, report: str | Path | None, allowed: Collection[st
         threat=loaded.threat(),
         figures=figures,
         path=checkpoint,
-        dataset=_dataset(data),
+        dataset=data_name(data),
         command="" if of_run is None else of_run.command,
     )
 
 
-def _dataset(data: Mapping[str, Any]) -> str:
-    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them."""
+def data_name(data: Mapping[str, Any]) -> str:
+    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them.
+
+    Args:
+        data: The configuration of the data.
+    """
     reader = str(data["_target_"]).rpartition(".")[-1]
     folder = Path(str(data.get("root") or "")).name if reader == ImageFolderDataModule.__name__ else ""
     return str(data.get("name") or folder or reader)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import torch
 
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
-from wdro_train.data import ImageFolderDataModule, ImageSet
+from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
 from wdro_train.evaluation.digests import file_digest
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
+from wdro_train.evaluation.trained import data_name
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
@@ -119,17 +119,6 @@ def judge_run(
         "checkpoint": file_digest(network.path),
         "data": data_name(network.config["data"]),
     }
-
-
-def data_name(data: Mapping[str, Any]) -> str:
-    """What the images are called: the data set's name, the folder they lie in, or else the class that reads them.
-
-    Args:
-        data: The configuration of the data.
-    """
-    reader = str(data["_target_"]).rpartition(".")[-1]
-    folder = Path(str(data.get("root") or "")).name if reader == ImageFolderDataModule.__name__ else ""
-    return str(data.get("name") or folder or reader)
 
 
 def passes(network: JudgedNetwork, arrays: ImageSet) -> float:

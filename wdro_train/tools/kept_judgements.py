@@ -10,7 +10,8 @@ from typing import cast
 from wdro_train.config.checkpoint_files import BEST_CHECKPOINT
 from wdro_train.config.run_folders import METRICS_FILE
 from wdro_train.evaluation.digests import file_digest
-from wdro_train.tools.judged_runs import JudgedRun, data_name
+from wdro_train.evaluation.trained import data_name
+from wdro_train.tools.judged_runs import JudgedRun
 from wdro_train.tools.study_files import read_judged, read_metrics
 from wdro_train.training.checkpoint import read_checkpoint
 from wdro_train.training.module import CONFIG_KEY
