@@ -9,7 +9,8 @@ from torch import nn
 
 from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.elimination import Elimination, Heat
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheImage, Round, Wanted
+from wdro_train.attacks.rounds import AnyRival, Round, Wanted
+from wdro_train.attacks.starts import AtRandom, AtTheImage
 from wdro_train.theory.losses import margin
 
 INF = math.inf

@@ -12,7 +12,8 @@ from torch import nn
 from wdro_train.attacks import WPGD, MinimalDistance
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import AnyRival, AtRandom, OneRival, Wanted
+from wdro_train.attacks.rounds import AnyRival, OneRival, Wanted
+from wdro_train.attacks.starts import AtRandom
 from wdro_train.theory.box import reach
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import correct, margin

@@ -14,7 +14,8 @@ from wdro_train.attacks.elimination import Elimination, Heat, RandomHeat
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.random_search import RandomSearch, _squares
-from wdro_train.attacks.rounds import AtStripes, AtTheFlip, AtTheImage, Wanted
+from wdro_train.attacks.rounds import Wanted
+from wdro_train.attacks.starts import AtStripes, AtTheFlip, AtTheImage
 from wdro_train.theory.ground_norm import GroundNorm
 from wdro_train.theory.losses import margin
 from wdro_train.utils.pass_counter import PassCounter

@@ -13,7 +13,8 @@ from torch import nn
 from wdro_train.attacks import MinimalDistance, minimum_norm_rounds
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
-from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRival, Round, Wanted
+from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, OneRival, Round, Wanted
+from wdro_train.attacks.starts import AroundTheFlip, AtRandom, AtTheFlip, AtTheImage
 from wdro_train.theory.losses import margin
 from wdro_train.utils.pass_counter import PassCounter
 
@@ -27,6 +28,7 @@ ROUNDS = [
     AdaptiveRound("adaptive", AtRandom(), AnyRival("ce"), 20),
     MinimumNorm("minimum norm, random", AtRandom(), AnyRival("soft_margin"), 10),
     MinimumNorm("minimum norm, rival", AtTheImage(), OneRival(0), 10),
+    MinimumNorm("minimum norm, around the flip", AroundTheFlip(), AnyRival("soft_margin"), 10),
 ]
 DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}
 

@@ -9,8 +9,9 @@ from oracles import further, norm, reference_images, reference_network
 from torch import nn
 
 from wdro_train.attacks import MinimalDistance
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtTheFlip, Round, Wanted
+from wdro_train.attacks.rounds import AnyRival, Round, Wanted
 from wdro_train.attacks.search_network import SearchArithmetic
+from wdro_train.attacks.starts import AtRandom, AtTheFlip
 from wdro_train.theory.losses import correct, margin
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.utils.errors import UserError

@@ -17,7 +17,8 @@ from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.random_search import RandomSearch
-from wdro_train.attacks.rounds import AnyRival, AtRandom, AtStripes, AtTheFlip, Round
+from wdro_train.attacks.rounds import AnyRival, Round
+from wdro_train.attacks.starts import AtRandom, AtStripes, AtTheFlip
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.distances import find_distances, flipped_points
 from wdro_train.evaluation.effort import FirstSearch, UntilConverged, chosen_effort, still_wanted

@@ -19,7 +19,8 @@ from wdro_train.attacks.further_run import FurtherRun
 from wdro_train.attacks.nearest_flip_search import minus_margin_to_rival
 from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.random_search import RandomSearch
-from wdro_train.attacks.rounds import FurtherSearch, Start, Wanted, rivals_by_strength
+from wdro_train.attacks.rounds import FurtherSearch, Wanted, rivals_by_strength
+from wdro_train.attacks.starts import Start
 
 
 @dataclass(frozen=True)

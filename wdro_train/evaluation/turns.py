@@ -12,18 +12,8 @@ from wdro_train.attacks.marginal_rounds import BeyondReach, WithinReach
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.nearby_rounds import Nearby
 from wdro_train.attacks.random_search import RandomSearch
-from wdro_train.attacks.rounds import (
-    AdaptiveRound,
-    AnyRival,
-    AtRandom,
-    AtStripes,
-    AtTheFlip,
-    AtTheImage,
-    FurtherSearch,
-    OneRival,
-    Round,
-    Start,
-)
+from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, FurtherSearch, OneRival, OneRun, Round
+from wdro_train.attacks.starts import AroundTheFlip, AtRandom, AtStripes, AtTheFlip, AtTheImage, Start
 from wdro_train.theory.ball import WassersteinBall
 
 _RANKS = ("1st", "2nd", "3rd")
@@ -51,24 +41,32 @@ def marginal_turns(steps: int) -> Turns:
     Args:
         steps: Of a round of middle length in the first turn; in the others they are twice as long.
     """
-    again, short, long = _again(steps), _within(steps), _within(2 * steps)
+    again, short, long = _again(steps), _within(_brief(steps)), _within(_thorough(2 * steps))
     image, noise = (
         BeyondReach(
             f"elimination of rivals, from {what}, images out of reach", Elimination("elimination", _heats(start, steps))
         )
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
-    return (again, image, *short), long, (again, noise, *long), long
+    return (again, image, *short), long, (*long, again, noise), long
 
 
-def _within(steps: int) -> tuple[WithinReach, ...]:
-    again, (first, second, _) = _again(steps), _aimed(steps)
-    flip, small = _flip(steps), Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
-    softened = Round("from the flip, softened margin", AtTheFlip(), AnyRival("soft_margin"), steps, 3.0)
-    return tuple(
-        WithinReach(f"{one.kind}, images that are moved", one)
-        for one in (again, flip, again, small, again, first, softened, second)
-    )
+def _brief(steps: int) -> tuple[OneRun, ...]:
+    again, around, (first, second, _) = _again(steps), _around(steps), _aimed(steps)
+    return around, _flip(steps), again, _small(steps), around, first, around, second
+
+
+def _thorough(steps: int) -> tuple[OneRun, ...]:
+    """What is left after brief runs lies near known flips and in other directions, and not straight on from the flips.
+
+    docs/results/distances_effort.md has what each kind finds.
+    """
+    again, around, (first, second, _) = _again(steps), _around(steps), _aimed(steps)
+    return around, again, around, first, _small(steps), around, again, around, second
+
+
+def _within(runs: tuple[OneRun, ...]) -> tuple[WithinReach, ...]:
+    return tuple(WithinReach(f"{one.kind}, images that are moved", one) for one in runs)
 
 
 def equal_turns(steps: int) -> Turns:
@@ -116,6 +114,10 @@ def _again(steps: int) -> MinimumNorm:
     return MinimumNorm("minimum norm, from a random point", AtRandom(), AnyRival("soft_margin"), steps)
 
 
+def _around(steps: int) -> MinimumNorm:
+    return MinimumNorm("minimum norm, from around the flip", AroundTheFlip(), AnyRival("soft_margin"), steps)
+
+
 def _aimed(steps: int) -> list[MinimumNorm]:
     return [MinimumNorm(f"minimum norm, {_RANKS[k]} rival", AtRandom(), OneRival(k), steps) for k in range(3)]
 
@@ -145,6 +147,10 @@ def _last(steps: int) -> tuple[RandomHeat, ...]:
 
 def _flip(steps: int) -> Round:
     return Round("from the flip, margin", AtTheFlip(), AnyRival("margin"), steps, 3.0)
+
+
+def _small(steps: int) -> Round:
+    return Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
 
 
 def _image(steps: int) -> Round:

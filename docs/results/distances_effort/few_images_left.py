@@ -20,7 +20,8 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.gradient import forward
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, AtRandom, AtTheFlip, AtTheImage, OneRun, Round, Wanted
+from wdro_train.attacks.rounds import AdaptiveRound, AnyRival, OneRun, Round, Wanted
+from wdro_train.attacks.starts import AtRandom, AtTheFlip, AtTheImage
 from wdro_train.evaluation.autoattack import autoattack
 from wdro_train.evaluation.networks import load_arrays, network_trained_elsewhere
 from wdro_train.theory.ball import WassersteinBall

@@ -19,7 +19,8 @@ from wdro_train.attacks import MinimalDistance
 from wdro_train.attacks.minimum_norm_rounds import MinimumNorm
 from wdro_train.attacks.mode import attack_mode
 from wdro_train.attacks.nearest_flips import NearestFlips
-from wdro_train.attacks.rounds import AnyRival, AtRandom, OneRival
+from wdro_train.attacks.rounds import AnyRival, OneRival
+from wdro_train.attacks.starts import AtRandom
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.effort import still_wanted
 from wdro_train.evaluation.networks import load_network
