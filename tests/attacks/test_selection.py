@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -71,6 +72,9 @@ def test_equal_prices_stand_or_fall_together():
     assert price == 0  # two of the three would fit
 
 
+keeper_of = partial(make_keeper, model=torch.nn.Identity())  # which no keeper here asks
+
+
 def accuracy(model, x, y):
     return correct(model(x), y).double().mean().item()
 
@@ -90,18 +94,61 @@ def test_cheapest_is_the_strongest_choice(p, norm, loss):
         "steps": 8,
         "random_start": False,
     }
-    results = {k: WPGD(**options, keep=k)(model, x, y) for k in ("last", "best", "cheapest")}
+    results = {k: WPGD(**options, keep=k)(model, x, y) for k in ("last", "best", "cheapest", "nearest")}
     ball = WassersteinBall(p, norm, options["delta"])
     left = {}
     for name, result in results.items():
         left[name] = accuracy(model, result.x_adv, y)
         assert ball.spent(result.distances) <= ball.delta * (1 + 1e-6)
-    for name in ("best", "cheapest"):
+    for name in ("best", "cheapest", "nearest"):
         assert torch.equal(correct(results[name].adv_logits, y), correct(model(results[name].x_adv), y))
-    assert left["cheapest"] <= left["best"] <= left["last"]
+    assert left["nearest"] <= left["cheapest"] <= left["best"] <= left["last"]
     assert left["best"] < accuracy(model, x, y) - 0.04
-    moved = results["cheapest"].distances > 0
-    assert not correct(results["cheapest"].adv_logits, y)[moved].any()  # no budget on images that do not flip
+    for name in ("cheapest", "nearest"):
+        moved = results[name].distances > 0
+        assert not correct(results[name].adv_logits, y)[moved].any()  # no budget on images that do not flip
+
+
+@pytest.mark.parametrize("norm", [1.5, 2, INF])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_flips_are_brought_back_to_the_boundary(norm, random_start):
+    """Where one long step overshoots, what is returned lies within 2^-5 of its way of the first flip on it."""
+    x, y = random_batch(40)
+    model = small_network()
+    options = {"p": 2, "norm": norm, "delta": 2.0, "steps": 1, "step_size": 3, "random_start": random_start}
+    result = WPGD(**options, keep="nearest")(model, x, y, generator=torch.Generator().manual_seed(0))
+    moved = (result.distances > 0).nonzero().squeeze(1)
+    assert len(moved) > 5
+    way = result.x_adv[moved] - x[moved]
+    assert not correct(model(x[moved] + way), y[moved]).any()
+    # The last halving that did not flip is one of these shares of the whole way, k / 32, of which the flip is (k + 1).
+    nearer = [correct(model(x[moved] + way * k / (k + 1)), y[moved]) for k in range(32)]
+    assert torch.stack(nearer).any(0).all()
+    assert torch.equal(correct(result.adv_logits, y), correct(model(result.x_adv), y))
+
+
+def test_bringing_back_looks_at_each_flip_once():
+    x, y = random_batch(40)
+    model = small_network()
+    y = model(x).argmax(1)
+    seen = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        options = {"p": 2, "norm": 2, "delta": 2.0, "steps": 4, "random_start": False}
+        WPGD(**options, keep="cheapest")(model, x, y)
+        without = sum(seen)
+        seen.clear()
+        attack = WPGD(**options, keep="nearest")
+        attack(model, x, y)
+    finally:
+        handle.remove()
+    most = 6 * len(x)
+    assert without < sum(seen) <= without + most
+
+
+def test_bringing_back_needs_images_that_are_judged_alone():
+    with pytest.raises(UserError, match=r"attack\.keep='nearest' .* choose attack\.batch_norm=eval"):
+        WPGD(p=2, norm=2, delta=1, keep="nearest", batch_norm="train")
 
 
 def test_best_is_the_minimum_over_iterates():
@@ -146,7 +193,7 @@ def test_images_that_were_wrong_go_back_to_where_they_were_free():
     """After a random start the noise on misclassified images costs budget and wins nothing."""
     x = torch.full((3, 1, 2, 2), 0.5)
     y, noise = torch.tensor([0, 0, 0]), x + 0.1
-    keeper = make_keeper("cheapest", WassersteinBall(2, 2, 1), x, y, None, LocalReducer())
+    keeper = keeper_of("cheapest", WassersteinBall(2, 2, 1), x, y, None, LocalReducer())
     keeper.offer(x, torch.eye(3)[[1, 0, 0]], torch.zeros(3))
     keeper.offer(noise, torch.eye(3)[[1, 1, 0]], torch.zeros(3))
     assert keeper.finished.tolist() == [True, True, False]
@@ -156,7 +203,15 @@ def test_images_that_were_wrong_go_back_to_where_they_were_free():
 def test_flips_that_are_not_paid_for_stay_clean():
     x = torch.full((3, 1, 1, 1), 0.5)
     moved = x + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)
-    keeper = make_keeper("cheapest", WassersteinBall(1, 2, 0.15), x, torch.zeros(3).long(), None, LocalReducer())
+    keeper = make_keeper(
+        "cheapest",
+        WassersteinBall(1, 2, 0.15),
+        x,
+        torch.zeros(3).long(),
+        None,
+        LocalReducer(),
+        model=torch.nn.Identity(),
+    )
     right, wrong = torch.eye(3)[[0, 0, 0]], torch.eye(3)[[1, 1, 1]]
     keeper.offer(x, right, torch.zeros(3))
     keeper.offer(moved, wrong, torch.ones(3))
@@ -167,7 +222,9 @@ def test_flips_that_are_not_paid_for_stay_clean():
 
 def test_best_breaks_ties_by_mean_loss():
     x = torch.full((2, 1, 1, 1), 0.5)
-    keeper = make_keeper("best", WassersteinBall(2, 2, 1), x, torch.zeros(2).long(), None, LocalReducer())
+    keeper = make_keeper(
+        "best", WassersteinBall(2, 2, 1), x, torch.zeros(2).long(), None, LocalReducer(), model=torch.nn.Identity()
+    )
     half = torch.eye(3)[[0, 1]]
     for shift, loss in ((0.1, 1.0), (0.2, 3.0), (0.3, 2.0)):
         keeper.offer(x + shift, half, torch.full((2,), loss))
@@ -179,5 +236,5 @@ def test_best_breaks_ties_by_mean_loss():
 
 def test_unknown_keep():
     x, y = random_batch(3)
-    with pytest.raises(UserError, match=r"attack\.keep='all' is unknown; choose last, best or cheapest"):
-        make_keeper("all", WassersteinBall(2, 2, 1), x, y, None, LocalReducer())
+    with pytest.raises(UserError, match=r"attack\.keep='all' is unknown; choose last, best, cheapest or nearest"):
+        keeper_of("all", WassersteinBall(2, 2, 1), x, y, None, LocalReducer())

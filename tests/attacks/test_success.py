@@ -16,6 +16,7 @@ ATTACKS = {
     "last": WPGD(**BALL, steps=3),
     "best": WPGD(**BALL, steps=3, keep="best"),
     "cheapest": WPGD(**BALL, steps=3, keep="cheapest"),
+    "nearest": WPGD(**BALL | {"delta": 0.03}, steps=3, keep="nearest"),  # at 0.1 nothing would be left
     "train mode": WPGD(**BALL, steps=3, batch_norm="train"),
     "fgsm": WFGSM(**BALL),
     "kl": KLPGD(**BALL, steps=3),

@@ -61,7 +61,7 @@ ATTACKS = {
     "w_fgsm": partial(WFGSM, **THREAT),
     **{
         f"w_pgd, {keep}": partial(WPGD, **THREAT, steps=2, keep=keep, random_start=False)
-        for keep in ("last", "best", "cheapest")
+        for keep in ("last", "best", "cheapest", "nearest")
     },
     "w_pgd, running scope": partial(WPGD, **THREAT, steps=2, random_start=True, scope="running"),
     "pool": lambda: Pool([WPGD(**THREAT, steps=2, loss=loss, random_start=False) for loss in ("ce", "redlr")]),

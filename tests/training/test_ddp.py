@@ -23,6 +23,7 @@ ATTACKS = {
     "w_pgd": partial(WPGD, steps=3, random_start=True),
     "best": partial(WPGD, steps=3, keep="best", random_start=False),
     "cheapest": partial(WPGD, steps=4, keep="cheapest", loss="redlr", random_start=False),
+    "nearest": partial(WPGD, steps=4, keep="nearest", loss="redlr", random_start=False),
 }
 SCOPES = ("batch", "running")
 NORMS = {"inf": 0.1, "2": 0.6, "3": 0.3}

@@ -13,11 +13,11 @@ from wdro_train.attacks.base import Attacked, AttackResult
 from wdro_train.attacks.gradient import forward, input_gradient
 from wdro_train.attacks.marginal import DualAscent, Marginal
 from wdro_train.attacks.mode import batch_under_attack
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.attacks.network_check import check_logits
 from wdro_train.attacks.random_start import random_start
 from wdro_train.theory.ball import WassersteinBall
-from wdro_train.theory.box import free_gradient, move, projected_step
-from wdro_train.theory.ground_norm import per_image
+from wdro_train.theory.box import free_gradient, projected_step
 from wdro_train.theory.losses import LossFunction, resolve_loss
 from wdro_train.theory.losses import correct as is_correct
 from wdro_train.theory.power_mean import moment, power_mean
@@ -217,13 +217,7 @@ class _FirstFlipSearch:
         rows = self.flips.isfinite().nonzero().squeeze(1)
         if not len(rows) or not self.attack.bisections:
             return
-        x, u = self.x[rows], self.points[rows] - self.x[rows]
-        low = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
-        high = torch.ones_like(low)
-        for _ in range(self.attack.bisections):
-            middle = (low + high) / 2
-            point = move(x, per_image(middle, x) * u)
-            flipped = ~is_correct(forward(self.model, point), self.y[rows])
-            high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
-        self.points[rows] = move(x, per_image(high, x) * u)
-        self.flips[rows] = self.ground.distances(self.points[rows] - x)
+        known = NearestFlips(self.ground, self.model, self.x[rows], self.y[rows], None)
+        known.points, known.distances = self.points[rows], self.flips[rows]
+        known.pull_back(self.attack.bisections)
+        self.points[rows], self.flips[rows] = known.points, known.distances

@@ -102,6 +102,14 @@ class NearestFlips:
             if not (found & self.distances.isinf()).any():
                 return
 
+    def pull_back(self, halvings: int) -> None:
+        """Bring the flips back along the way from their images, as far as they stay flips, and no further.
+
+        Args:
+            halvings: How often the way is halved; each is a forward pass.
+        """
+        self._bisect(self.points - self.x, torch.zeros_like(self.distances), halvings)
+
     def refine(self, near: bool = False, within: Tensor | None = None) -> None:
         """Bring the flips down to the boundary.
 

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from wdro_train.attacks.gradient import forward
+from wdro_train.attacks.nearest_flips import NearestFlips
 from wdro_train.theory.ball import WassersteinBall
 from wdro_train.theory.ground_norm import DISTANCE_ROUNDING, choose_images
 from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import Reducer
 from wdro_train.utils.errors import UserError
 
-Keep = Literal["last", "best", "cheapest"]
+Keep = Literal["last", "best", "cheapest", "nearest"]
+
+# Halvings of the way from an image to its flip: what is left, 3 % of it, is less than a step of an attack.
+_HALVINGS = 5
 
 
 class Keeper(ABC):
@@ -154,6 +161,56 @@ class CheapestFlips(Keeper):
         return choose_images(paid, self.x_adv, self.clean)
 
 
+class BroughtBackFlips(CheapestFlips):
+    """The cheapest flips, each brought back to the boundary when it is found, so that it takes less of the budget.
+
+    Steps of an attack overshoot the boundary. Bisection looks at each image that flips in six forward passes, once.
+
+    Args:
+        ball: See `Keeper`.
+        x: See `Keeper`.
+        y: See `Keeper`.
+        weight: See `Keeper`.
+        reducer: See `Keeper`.
+        model: Maps images to logits; flips are offered inside `attack_mode`.
+        batch_size: Images per forward pass; None for all at once.
+    """
+
+    def __init__(
+        self,
+        ball: WassersteinBall,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        reducer: Reducer,
+        model: nn.Module,
+        batch_size: int | None,
+    ) -> None:
+        super().__init__(ball, x, y, weight, reducer)
+        self._model, self._batch_size = model, batch_size
+
+    @torch.no_grad()
+    def offer(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
+        """Show an iterate, and bring back the flips that it is the first to find."""
+        known = self.finished
+        super().offer(x_adv, logits, losses)
+        if known is None or self.finished is None:
+            return
+        rows = (self.finished & ~known).nonzero().squeeze(1)
+        if len(rows):
+            self._bring_back(rows)
+
+    def _bring_back(self, rows: Tensor) -> None:
+        assert self._price is not None
+        flips = NearestFlips(self.ball.ground, self._model, self.clean[rows], self.y[rows], self._batch_size)
+        flips.points, flips.distances = self.x_adv[rows], self._price[rows]
+        flips.pull_back(_HALVINGS)
+        logits = forward(self._model, flips.points, self._batch_size).to(self.logits)
+        self.x_adv = self.x_adv.index_copy(0, rows, flips.points)
+        self.logits = self.logits.index_copy(0, rows, logits)
+        self._price = self._price.index_copy(0, rows, flips.distances)
+
+
 def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, reducer: Reducer) -> Tensor:
     """The largest price up to which all flips together fit into the ball, (1/N) sum price^p <= delta^p.
 
@@ -181,7 +238,15 @@ def affordable_price(ball: WassersteinBall, prices: Tensor, weight: Tensor, redu
 
 
 def make_keeper(
-    keep: Keep, ball: WassersteinBall, x: Tensor, y: Tensor, weight: Tensor | None, reducer: Reducer
+    keep: Keep,
+    ball: WassersteinBall,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    reducer: Reducer,
+    *,
+    model: nn.Module,
+    batch_size: int | None = None,
 ) -> Keeper | None:
     """The keeper of that name; None for `last`, which needs to see nothing.
 
@@ -190,7 +255,11 @@ def make_keeper(
     """
     if keep == "last":
         return None
-    kinds: dict[str, type[Keeper]] = {"best": BestIterate, "cheapest": CheapestFlips}
+    kinds: dict[str, Callable[[WassersteinBall, Tensor, Tensor, Tensor | None, Reducer], Keeper]] = {
+        "best": BestIterate,
+        "cheapest": CheapestFlips,
+        "nearest": partial(BroughtBackFlips, model=model, batch_size=batch_size),
+    }
     if keep not in kinds:
-        raise UserError(f"attack.keep={keep!r} is unknown; choose last, best or cheapest")
+        raise UserError(f"attack.keep={keep!r} is unknown; choose last, best, cheapest or nearest")
     return kinds[keep](ball, x, y, weight, reducer)

@@ -52,7 +52,9 @@ class WPGD:
         keep: What is returned: the `last` iterate, the `best` one (lowest accuracy over the batch), or the
             `cheapest` flips: images stop where they first flip, the budget moves on to the others, and the
             flips that it pays for are returned, cheapest first. `cheapest` is the strongest against accuracy,
-            `last` is the one to train on.
+            `last` is the one to train on. `nearest`: the cheapest flips, each brought back to the boundary by bisection
+            where it is found (six forward passes of each image that flips), so that longer steps waste no budget;
+            with it 20 steps and a `step_size` of 3 leave less than 50 usual ones.
         box: Use the free gradient and project after clamping; False is the paper's order.
         scope: Over what Upsilon and the spent budget are taken: `batch` (the global batch), `running`, or
             a `Scope`.
@@ -82,6 +84,11 @@ class WPGD:
             raise UserError(f"attack.steps={steps} makes no step; choose at least 1")
         if not step_size > 0:
             raise UserError(f"attack.step_size={step_size} does not ascend; choose a positive one")
+        if keep == "nearest" and batch_norm == "train":
+            raise UserError(
+                "attack.keep='nearest' looks at single images again, which BatchNorm in train mode couples; "
+                "choose attack.batch_norm=eval or attack.keep=cheapest"
+            )
         self.ball = WassersteinBall(p, norm, delta).require_first_order("W-PGD")
         self.loss = resolve_loss(loss)
         self.steps = int(steps)
@@ -116,7 +123,7 @@ class WPGD:
         first: InputGradient | None = None
         with attack_mode(model, self.batch_norm):
             x, y = x.clone().float(), y.clone().long()
-            keeper = make_keeper(self.keep, self.ball, x, y, weight, reducer)
+            keeper = make_keeper(self.keep, self.ball, x, y, weight, reducer, model=model, batch_size=self.batch_size)
             x_adv = x
             if self.random_start:
                 x_adv = random_start(self.ball, x, reducer, generator)

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +27,13 @@ from wdro_train.theory.losses import correct
 from wdro_train.tools.loading import split_on_device
 from wdro_train.utils.pass_counter import PassCounter
 
-IMAGES, STEPS, FEW = 1000, 50, 10
-BALLS = [(2, math.inf, 0.1), (2, math.inf, 0.025), (2, 2.0, 1.0)]
+IMAGES = 1000
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {"steps": 50, "keep": "cheapest"},
+    "ours_10": {"steps": 10, "keep": "cheapest"},
+    "ours_20_nearest": {"steps": 20, "step_size": 3.0, "keep": "nearest"},
+}
+BALLS: list[tuple[float, float, float]] = [(2, math.inf, 0.1), (2, math.inf, 0.025), (2, 2.0, 1.0)]
 BALLS += [(math.inf, norm, delta) for _, norm, delta in BALLS]
 
 
@@ -56,22 +62,22 @@ def main() -> None:
     model = network.model.eval()
     x, y = split_on_device(network, "test", IMAGES)
 
-    def theirs(ball: dict[str, float], loss: str) -> float:
+    def theirs(ball: dict[str, Any], loss: str) -> float:
         q, s = (1 if math.isinf(ball[key]) else 2 for key in ("p", "norm"))
         attack = attacker.wpgd(q, s, ball["delta"], kinds[loss], x, y)
         return float(attack.attack(model, verbose=False)["acc_min"])
 
-    def ours(ball: dict[str, Any], loss: str, steps: int) -> float:
-        attack = WPGD(**ball, loss=loss, steps=steps, random_start=False, keep="cheapest")
+    def ours(ball: dict[str, Any], loss: str, **settings: Any) -> float:
+        attack = WPGD(**ball, loss=loss, random_start=False, **settings)
         with torch.no_grad():
             return float(correct(model(attack(model, x, y).x_adv), y).double().mean())
 
     for p, norm, delta in BALLS:
         for loss in kinds if p == 2 else ("ce",):
-            ball = {"p": p, "norm": norm, "delta": delta}
-            row = {"theirs": measured(model, lambda ball=ball, loss=loss: theirs(ball, loss))}
-            for name, steps in (("ours", STEPS), ("ours_few", FEW)):
-                row[name] = measured(model, lambda ball=ball, loss=loss, steps=steps: ours(ball, loss, steps))
+            ball: dict[str, Any] = {"p": p, "norm": norm, "delta": delta}
+            row = {"theirs": measured(model, partial(theirs, ball, loss))}
+            for name, settings in OURS.items():
+                row[name] = measured(model, partial(ours, ball, loss, **settings))
             named = {key: str(value) if math.isinf(value) else value for key, value in ball.items()}
             print(json.dumps(named | {"loss": loss} | row), flush=True)
 

@@ -32,7 +32,9 @@ class WPGDSettings(AttackSettings):
     steps: fields.Count = 8
     step_size: fields.Positive = 1.875
     random_start: fields.Flag = True
-    keep: Annotated[Literal["last", "best", "cheapest"], Said("is unknown", "choose last, best or cheapest")] = "last"
+    keep: Annotated[
+        Literal["last", "best", "cheapest", "nearest"], Said("is unknown", "choose last, best, cheapest or nearest")
+    ] = "last"
 
 
 class LagrangianSettings(AttackSettings):
