@@ -14,8 +14,9 @@ def report(exact=None, certificate=True, about=THE_NETWORK, encloses=True):
         {} if exact is None else {"exact": exact}
     )
     attack = {"steps": 30, "restarts": 1, "targets": 0}
-    model = {"name": "net", "images": 4, "certificate": sure if certificate else None}
+    model = {"name": "net", "images": 4, "trained_with": {}, "certificate": sure if certificate else None}
     return {
+        "config": {"attack": {"delta": "1/10"}},
         "threat": {"delta": 0.1},
         "models": [model | {"distances": {"attack": attack, "values": [0.0, 0.15, 0.2, "inf"]}}],
     }
@@ -29,7 +30,7 @@ def test_accuracies_are_those_of_the_knapsacks(tmp_path, monkeypatch, capsys):
     head, _, row = capsys.readouterr().out.strip().split("\n")
     assert head.split(" | ")[4:7] == ["W_inf", "W_2", "W_1"]
     # W_1: a budget of 4 * 0.1 moves 0.05, 0.2 and half of 0.3; or 0.15, 0.2 and, of infinity, nothing.
-    assert "| net | 4 | 0.1 | 75.00 | 50.00 .. 75.00 |" in row
+    assert "| net | 4 | 1/10 | 75.00 | 50.00 .. 75.00 |" in row
     assert "12.50 .. 25.00 | exact, 10 s: 2 of 3 decided | 30 steps, 1 restarts, 0 targets |" in row
     assert math.isclose(0.05 + 0.2 + 0.3 / 2, 4 * 0.1)
 

@@ -18,6 +18,7 @@ from wdro_train.evaluation.networks import load_arrays, load_network
 from wdro_train.theory.losses import correct
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import (
+    attack_cost,
     certificate_tightness,
     compare_attacks,
     compare_methods,
@@ -351,3 +352,12 @@ def test_a_workspace_is_sent_or_refused_in_a_sentence(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["wandb_workspace"])
     with pytest.raises(UserError, match="--entity is missing"):
         wandb_workspace.main()
+
+
+def test_radii_are_written_as_they_were_typed(checkpoint, capsys):
+    few = ["--images", "8", "--repeats", "1", "--steps", "1"]
+    attack_cost.main([str(checkpoint), *few, "--delta", "4/255"])
+    assert "radius 4/255," in " ".join(capsys.readouterr().out.split())
+    attack_cost.main([str(checkpoint), *few])
+    typed = load_network(checkpoint, device=torch.device("cpu")).config["attack"]["delta"]
+    assert f"radius {typed}," in " ".join(capsys.readouterr().out.split())

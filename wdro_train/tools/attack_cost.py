@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
     )
     add_network_arguments(parser)
     given = parser.parse_intermixed_args(arguments)
-    network, _ = given_network(given)
+    network, written = given_network(given)
     ball = network.threat(p=given.p, norm=given.norm, delta=given.delta)
     x, y = split_on_device(network, "test", given.images)
     network.model.eval()
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> list[AttackCost]:
         for name, attack in track(kinds, description="timing")
     ]
     tables.show(
-        f"{network.path}: attacks on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}, "
+        f"{network.path}: attacks on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {written(ball.delta)}, "
         f"{given.steps} steps, {torch.get_num_threads()} threads",
         ["attack", "passes", "times the limit"],
         [[one.name, f"{one.passes:.2f}", f"{one.ratio:.2f}"] for one in found],

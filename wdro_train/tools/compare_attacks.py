@@ -35,7 +35,6 @@ from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
-from wdro_train.utils.written import WrittenRadii
 
 
 def measure(
@@ -183,12 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, Comparison]:
     given = _parser().parse_intermixed_args(arguments)
     if given.out is not None:
         refuse_unwritable("--out", str(given.out))
-    network, typed = given_network(given)
+    network, written = given_network(given)
     ball = network.threat(p=given.p, norm=given.norm, delta=given.delta)
     if ball.norm not in (1, 2, math.inf):
         raise UserError(f"norm={ball.norm:g} has no attacks of other authors; choose --norm 1, 2 or inf")
-    texts = WrittenRadii(None, [given.delta, *typed])
-    radius = WrittenRadii(texts(ball.delta))(ball.delta)
+    radius = written(ball.delta)
     x, y = split_on_device(network, given.split, given.limit)
     title = f"{network.name}: {len(y)} {given.split} images, l_{ball.norm:g}"
     found = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from wdro_train.evaluation.report.fields import contradicted, encloses, to_float, to_floats
 from wdro_train.evaluation.report.schema import ModelReport, Report
+from wdro_train.evaluation.report.sentences import written_radii
 from wdro_train.theory.robustness_curve import RobustnessCurve
 from wdro_train.tools import command_line
 from wdro_train.utils.errors import UserError
@@ -79,7 +80,7 @@ def enclosures(report: Report) -> list[list[str]]:
         [
             str(model["name"]),
             str(model["images"]),
-            f"{delta:.4g}",
+            written_radii(report)(delta),
             *enclosed(model, delta).cells(),
             certificate_in_words(model),
             attack_in_words(model),

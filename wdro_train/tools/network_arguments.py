@@ -20,6 +20,7 @@ from wdro_train.tools import command_line
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.utils.devices import resolve_device
 from wdro_train.utils.errors import UserError
+from wdro_train.utils.written import WrittenRadii
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +61,14 @@ def add_threat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delta", type=_radius, help="The radius. By default it is the one of the training.")
 
 
-def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
+def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, WrittenRadii]:
     """Load what the command line names.
 
     Args:
         given: The parsed command line.
 
     Returns:
-        The network, and the radii that were typed for it or stand in the configuration of its data.
+        The network, and how radii are written: as they were typed here, for its training or for its data.
 
     Raises:
         UserError: No such checkpoint, several, or keys that do not fit.
@@ -80,7 +81,7 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
         if not Path(one).is_file():
             raise UserError(f"there is no checkpoint at {one}")
     cfg = composed(keys, given.config_dir) if keys else None
-    typed = [] if cfg is None else [cfg.attack.delta]
+    typed: list[Any] = [given.delta, *([] if cfg is None else [cfg.attack.delta])]
     if cfg is None:
         network = chosen_network(given, *checkpoints)
     elif checkpoints:
@@ -90,8 +91,9 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, list[Any]]:
         raise UserError(f"{' '.join(keys)} names no network; give model=... and data=..., or a checkpoint")
     else:
         network = network_trained_elsewhere(cfg, resolve_device(given.device))
-    data = network.config.get("data", {}).get("delta") or {}
-    return network, [*typed, *(one for one in data.values() if isinstance(one, str))]
+    typed += [(network.config.get("attack") or {}).get("delta")]
+    typed += [one for one in ((network.config.get("data") or {}).get("delta") or {}).values() if isinstance(one, str)]
+    return network, WrittenRadii(None, typed)
 
 
 def composed(keys: list[str], folder: Path | None = None) -> DictConfig:

@@ -41,6 +41,7 @@ from wdro_train.utils import tables
 from wdro_train.utils.devices import synchronize
 from wdro_train.utils.errors import UserError
 from wdro_train.utils.pass_counter import PassCounter
+from wdro_train.utils.written import WrittenRadii
 
 # Steps on the batch before the timing, so that an attack with a state stops where it would in training.
 _ADAPTATION = 200
@@ -211,8 +212,9 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
         *(["channels_last"] if given.channels_last else []),
         *(["compile"] if given.compile else []),
     ]
+    radius = WrittenRadii((network.config.get("attack") or {}).get("delta"))(ball.delta)
     tables.show(
-        f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {ball.delta:g}, "
+        f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {radius}, "
         f"{', '.join(how)}, {x.device.type}",
         ["method", "passes", "relative", "time", "images/s"],
         [
