@@ -28,6 +28,7 @@ ROUNDS = [
     AdaptiveRound("adaptive", AtRandom(), AnyRival("ce"), 20),
     MinimumNorm("minimum norm, random", AtRandom(), AnyRival("soft_margin"), 10),
     MinimumNorm("minimum norm, rival", AtTheImage(), OneRival(0), 10),
+    Round("around the flip", AroundTheFlip(), AnyRival("margin"), 10),
     MinimumNorm("minimum norm, around the flip", AroundTheFlip(), AnyRival("soft_margin"), 10),
 ]
 DELTA = {INF: 0.1, 2: 1.0, 1: 5.0}

@@ -61,8 +61,8 @@ def _thorough(steps: int) -> tuple[OneRun, ...]:
 
     docs/results/distances_effort.md has what each kind finds.
     """
-    again, around, (first, second, _) = _again(steps), _around(steps), _aimed(steps)
-    return around, again, around, first, _small(steps), around, again, around, second
+    again, around, near, (first, second, _) = _again(steps), _around(steps), _near(steps), _aimed(steps)
+    return around, again, near, first, _small(steps), around, again, near, second
 
 
 def _within(runs: tuple[OneRun, ...]) -> tuple[WithinReach, ...]:
@@ -151,6 +151,10 @@ def _flip(steps: int) -> Round:
 
 def _small(steps: int) -> Round:
     return Round("from the flip, margin, small steps", AtTheFlip(), AnyRival("margin"), steps, 1.0)
+
+
+def _near(steps: int) -> Round:
+    return Round("from around the flip, margin, small steps", AroundTheFlip(), AnyRival("margin"), steps, 1.0)
 
 
 def _image(steps: int) -> Round:

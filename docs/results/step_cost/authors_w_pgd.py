@@ -31,7 +31,7 @@ IMAGES = 1000
 OURS: dict[str, dict[str, Any]] = {
     "ours": {"steps": 50, "keep": "cheapest"},
     "ours_10": {"steps": 10, "keep": "cheapest"},
-    "ours_20_nearest": {"steps": 20, "step_size": 3.0, "keep": "nearest"},
+    "ours_16_nearest": {"steps": 16, "step_size": 3.0, "keep": "nearest"},
 }
 BALLS: list[tuple[float, float, float]] = [(2, math.inf, 0.1), (2, math.inf, 0.025), (2, 2.0, 1.0)]
 BALLS += [(math.inf, norm, delta) for _, norm, delta in BALLS]
