@@ -282,6 +282,18 @@ def test_a_run_of_another_number_of_images_is_not_kept(judged):
     assert not (out / "runs/pgd_at_1.json").exists()
 
 
+def test_other_images_of_the_same_name_and_number_are_noticed(judged):
+    _, out, command = judged
+    results = {file.stem: json.loads(file.read_text()) for file in out.glob("runs/*.json")}
+    assert len({result["test_images"] for result in results.values()}) == 1
+    (out / "runs/pgd_at_1.json").unlink()
+    for name in ("pgd_at_0", "standard_0"):
+        changed(out / f"runs/{name}.json", test_images="0" * 64)
+    with pytest.raises(UserError, match="pgd_at_0 is about test images of digest 000000000000 and pgd_at_1"):
+        compare_methods.main(command)
+    assert not (out / "runs/pgd_at_1.json").exists()
+
+
 def test_an_interrupted_command_goes_on_from_what_is_finished(runs, tmp_path, monkeypatch):
     """Ctrl-C during AutoAttack, and once more during the effort: every part that had ended is on the disk."""
     monkeypatch.setattr(ending, "advice", "nothing was begun")

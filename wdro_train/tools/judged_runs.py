@@ -14,7 +14,7 @@ from wdro_train.data import ImageSet
 from wdro_train.evaluation import robustness_curve
 from wdro_train.evaluation.array_batches import ArrayBatches
 from wdro_train.evaluation.autoattack import autoattack
-from wdro_train.evaluation.digests import file_digest
+from wdro_train.evaluation.digests import batch_digest, file_digest
 from wdro_train.evaluation.networks import JudgedNetwork, load_arrays
 from wdro_train.evaluation.trained import data_name
 from wdro_train.theory.ball import WassersteinBall
@@ -70,6 +70,7 @@ class JudgedRun(TypedDict):
     passes: float
     checkpoint: NotRequired[str]  # its digest, which results of earlier versions lack
     data: NotRequired[str]  # from `data_name`, which they lack, too
+    test_images: NotRequired[str]  # from `images_digest`, as well
     certified: NotRequired[CertifiedPart]
     check: NotRequired[AutoAttackCheck]
     effort: NotRequired[EffortCheck]
@@ -118,7 +119,18 @@ def judge_run(
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
         "checkpoint": file_digest(network.path),
         "data": data_name(network.config["data"]),
+        "test_images": images_digest(load_arrays(network.config, "test", limit)),
     }
+
+
+def images_digest(arrays: ImageSet) -> str:
+    """SHA-256 of all labels and of the first batch of a set, by which it is told from others of its name and size.
+
+    Args:
+        arrays: The set; no more than a batch of it is decoded.
+    """
+    first, _ = next(iter(ArrayBatches(arrays, BATCH_SIZE)))
+    return batch_digest(first, arrays.labels)
 
 
 def passes(network: JudgedNetwork, arrays: ImageSet) -> float:

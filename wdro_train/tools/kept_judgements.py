@@ -102,7 +102,7 @@ def refuse_repeated_seeds(names: Iterable[str], folder: Path, out: Path) -> None
 
 
 def refuse_mixed(results: Mapping[str, JudgedRun], runs: Sequence[Path] = ()) -> None:
-    """Refuse to put runs of different data sets, or of different numbers of test images, into one table.
+    """Refuse to put runs of different data sets, or of different test images, into one table.
 
     Args:
         results: What was judged, by name.
@@ -116,7 +116,9 @@ def refuse_mixed(results: Mapping[str, JudgedRun], runs: Sequence[Path] = ()) ->
         if run.name not in results:
             data[run.name] = data_name(read_checkpoint(run / BEST_CHECKPOINT)[CONFIG_KEY]["data"])
     images = {name: f"{result['images']} test images" for name, result in results.items()}
-    for found in (data, images):
+    digests = {name: result["test_images"] for name, result in results.items() if "test_images" in result}
+    content = {name: f"test images of digest {digest[:12]}" for name, digest in digests.items()}
+    for found in (data, images, content):
         first = next(iter(found), "")
         for name, value in found.items():
             if value != found[first]:
