@@ -35,7 +35,7 @@ BUDGET = 450.0
 MARGINAL_BUDGET = 600.0
 # The images that are moved at the least cost, up to this share of what the worst case pays for all, are cheap: rounds
 # cannot save more than this share on all of them together.
-_CHEAP = 0.05
+_CHEAP = 0.02
 
 
 def budget_for(ball: WassersteinBall, times: float = 1.0) -> float:
