@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import tempfile
+from pathlib import Path
 
 import torch
 
@@ -71,7 +72,8 @@ def main() -> None:
                 break
             found = after(found, kind)
         first = found.curve.accuracy(BALL.delta, BALL.p)
-        print(json.dumps({"network": str(given.checkpoint), "passes": found.passes, "accuracy": first}), flush=True)
+        about = {"network": Path(given.checkpoint).parent.parent.name}
+        print(json.dumps(about | {"passes": found.passes, "accuracy": first}), flush=True)
         for kind in KINDS:
             now, lowered = found, []
             for _ in range(RUNS):
