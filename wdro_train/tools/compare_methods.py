@@ -38,8 +38,8 @@ from wdro_train.utils.written import TypedRadius
 
 _ABOVE_THE_TABLE = """# Full table
 
-Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds; W_p by the
-knapsack over `MinimalDistance`. {images}.{certified}
+Accuracy in %, mean ± standard deviation over seeds. W_p and AutoAttack figures are attacks' upper bounds, rounded
+to nearest; W_p by the knapsack over `MinimalDistance`. {images}.{certified}
 
 """
 
@@ -281,8 +281,8 @@ def _publish(results: Sequence[JudgedRun], given: argparse.Namespace, shown: Seq
         body,
         "mean and standard deviation over seeds, %; for each, the distribution's accuracy is at most "
         f"{width} points higher at 95 %; W_p by the knapsack over MinimalDistance "
-        f"(upper bounds); {images}; {about + '; ' if about else ''}passes: forward and backward passes of a training "
-        "step, in pairs an image",
+        f"(upper bounds, rounded to nearest); {images}; {about + '; ' if about else ''}passes: forward and backward "
+        "passes of a training step, in pairs an image",
     )
 
 
