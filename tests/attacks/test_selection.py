@@ -11,6 +11,7 @@ from oracles import on_ranks, random_batch, reference_images, reference_network,
 from wdro_train.attacks import WFGSM, WPGD, Pool
 from wdro_train.attacks.selection import affordable_price, make_keeper
 from wdro_train.theory.ball import WassersteinBall
+from wdro_train.theory.ground_norm import per_image
 from wdro_train.theory.losses import correct
 from wdro_train.utils.distributed import LocalReducer
 from wdro_train.utils.errors import UserError
@@ -112,19 +113,58 @@ def test_cheapest_is_the_strongest_choice(p, norm, loss):
 @pytest.mark.parametrize("norm", [1.5, 2, INF])
 @pytest.mark.parametrize("random_start", [False, True])
 def test_flips_are_brought_back_to_the_boundary(norm, random_start):
-    """Where one long step overshoots, what is returned lies within 2^-5 of its way of the first flip on it."""
+    """Where one long step overshoots, a point nearer by 2^-5 of the way of the step is no flip."""
     x, y = random_batch(40)
     model = small_network()
     options = {"p": 2, "norm": norm, "delta": 2.0, "steps": 1, "step_size": 3, "random_start": random_start}
-    result = WPGD(**options, keep="nearest")(model, x, y, generator=torch.Generator().manual_seed(0))
-    moved = (result.distances > 0).nonzero().squeeze(1)
+    first, back = (
+        WPGD(**options, keep=keep)(model, x, y, generator=torch.Generator().manual_seed(0))
+        for keep in ("cheapest", "nearest")
+    )
+    moved = ((first.distances > 0) & (back.distances > 0)).nonzero().squeeze(1)
     assert len(moved) > 5
-    way = result.x_adv[moved] - x[moved]
-    assert not correct(model(x[moved] + way), y[moved]).any()
-    # The last halving that did not flip is one of these shares of the whole way, k / 32, of which the flip is (k + 1).
-    nearer = [correct(model(x[moved] + way * k / (k + 1)), y[moved]) for k in range(32)]
-    assert torch.stack(nearer).any(0).all()
-    assert torch.equal(correct(result.adv_logits, y), correct(model(result.x_adv), y))
+    share = back.distances[moved] / first.distances[moved]
+    torch.testing.assert_close(share * 32, (share * 32).round(), atol=1e-3, rtol=0)
+    assert (share < 1).float().mean() > 0.5
+    short = per_image(share - 1 / 32, x[moved]) * (first.x_adv[moved] - x[moved])
+    assert correct(model(x[moved] + short), y[moved]).all()
+    assert torch.equal(correct(back.adv_logits, y), correct(model(back.x_adv), y))
+
+
+class RoundsByBatch(torch.nn.Module):
+    """Kernels round otherwise for other numbers of images; here by much."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits + 2e-3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(len(x)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("delta", [0.05, 0.1, 0.2])
+def test_no_image_is_paid_for_that_its_own_logits_call_correct(steps, delta):
+    x, y = random_batch(40)
+    result = WPGD(p=2, norm=2, delta=delta, steps=steps, keep="nearest", random_start=False)(RoundsByBatch(), x, y)
+    assert not correct(result.adv_logits, y)[result.distances > 0].any()
+
+
+def test_at_p_inf_nothing_is_brought_back():
+    x, y = random_batch(40)
+    model, options = small_network(), {"p": INF, "norm": 2, "delta": 1.0, "steps": 4, "random_start": False}
+    seen = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        results = []
+        for keep in ("cheapest", "nearest"):
+            seen.clear()
+            results.append((WPGD(**options, keep=keep)(model, x, y).x_adv, list(seen)))
+    finally:
+        handle.remove()
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
 
 
 def test_bringing_back_looks_at_each_flip_once():
@@ -203,15 +243,7 @@ def test_images_that_were_wrong_go_back_to_where_they_were_free():
 def test_flips_that_are_not_paid_for_stay_clean():
     x = torch.full((3, 1, 1, 1), 0.5)
     moved = x + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1)
-    keeper = make_keeper(
-        "cheapest",
-        WassersteinBall(1, 2, 0.15),
-        x,
-        torch.zeros(3).long(),
-        None,
-        LocalReducer(),
-        model=torch.nn.Identity(),
-    )
+    keeper = keeper_of("cheapest", WassersteinBall(1, 2, 0.15), x, torch.zeros(3).long(), None, LocalReducer())
     right, wrong = torch.eye(3)[[0, 0, 0]], torch.eye(3)[[1, 1, 1]]
     keeper.offer(x, right, torch.zeros(3))
     keeper.offer(moved, wrong, torch.ones(3))
@@ -222,9 +254,7 @@ def test_flips_that_are_not_paid_for_stay_clean():
 
 def test_best_breaks_ties_by_mean_loss():
     x = torch.full((2, 1, 1, 1), 0.5)
-    keeper = make_keeper(
-        "best", WassersteinBall(2, 2, 1), x, torch.zeros(2).long(), None, LocalReducer(), model=torch.nn.Identity()
-    )
+    keeper = keeper_of("best", WassersteinBall(2, 2, 1), x, torch.zeros(2).long(), None, LocalReducer())
     half = torch.eye(3)[[0, 1]]
     for shift, loss in ((0.1, 1.0), (0.2, 3.0), (0.3, 2.0)):
         keeper.offer(x + shift, half, torch.full((2,), loss))

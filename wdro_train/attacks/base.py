@@ -61,8 +61,9 @@ class AttackResult:
         x_adv: Perturbed images in [0, 1], float32, shape [B, C, H, W].
         distances: ||x'_i - x_i||_s, float64, shape [B].
         upsilon: (E ||grad J||_*^q)^(1/q) at the attack's first iterate, over the attack's scope; float64 scalar.
-        dual_norms: ||grad J||_* at the first iterate, float64, shape [B]. With W-PGD's keep="cheapest", images that
-            are misclassified at the first iterate count as gradient 0, in Upsilon too, since the attack leaves them.
+        dual_norms: ||grad J||_* at the first iterate, float64, shape [B]. With W-PGD's keep="cheapest" or "nearest",
+            images that are misclassified at the first iterate count as gradient 0, in Upsilon too, since the attack
+            leaves them.
         losses: J at the first iterate, shape [B].
         logits: Logits at the first iterate (the clean images unless the start is random), shape [B, m].
         zero_gradients: Number of images whose first gradient vanished, int64 scalar.

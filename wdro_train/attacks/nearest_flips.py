@@ -108,7 +108,7 @@ class NearestFlips:
         Args:
             halvings: How often the way is halved; each is a forward pass.
         """
-        self._bisect(self.points - self.x, torch.zeros_like(self.distances), halvings)
+        self._bisect(self.points - self.x, None, halvings)
 
     def refine(self, near: bool = False, within: Tensor | None = None) -> None:
         """Bring the flips down to the boundary.
@@ -124,7 +124,7 @@ class NearestFlips:
         if near:
             self._bisect(whole, torch.full_like(self.distances, 1 - _NEAR), _NEAR_BISECTIONS)
         else:
-            self._bisect(whole, torch.zeros_like(self.distances), _BISECTIONS)
+            self._bisect(whole, None, _BISECTIONS)
         if within is not None:
             rows = (self.distances <= within).nonzero().squeeze(1)
             if len(rows):
@@ -180,20 +180,32 @@ class NearestFlips:
             return choose_images(known & flipped & (shortest < self.distances), way, self.points - self.x)
 
     @torch.no_grad()
-    def _bisect(self, way: Tensor, low: Tensor, halvings: int) -> None:
+    def _bisect(self, way: Tensor, low: Tensor | None, halvings: int) -> None:
         """Pull every flip back along a way on which it lies.
 
         Args:
             way: From each image to its flip or, outside the box, to where clamping gives the flip, shape [N, ...].
             low: The share of the way to look at first, as a guess of a point that is not flipped, shape [N]; where it
-                is flipped the search goes on below it.
+                is flipped the search goes on below it. None for the image itself, which need not be looked at.
             halvings: How often.
         """
+
+        def at(share: Tensor) -> Tensor:
+            return (self.x + per_image(share, way) * way).clamp(0, 1)
+
+        def flips(share: Tensor) -> Tensor:
+            return ~correct(forward(self.model, at(share), self.batch_size), self.y)
+
         high = torch.ones_like(self.distances)
-        if low.any():
-            flipped = self.check((self.x + per_image(low, way) * way).clamp(0, 1))
+        if low is None:
+            low = torch.zeros_like(high)
+        else:
+            flipped = flips(low)
             high, low = torch.where(flipped, low, high), torch.where(flipped, 0.0, low)
         for _ in range(halvings):
             middle = (low + high) / 2
-            flipped = self.check((self.x + per_image(middle, way) * way).clamp(0, 1))
+            flipped = flips(middle)
             high, low = torch.where(flipped, middle, high), torch.where(flipped, low, middle)
+        # Along a way the distance grows with the share, so that the last flip is the nearest.
+        point = at(high)
+        self.take(point, self.ground.distances(point.double() - self.x.double()), high < 1)

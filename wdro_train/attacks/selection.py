@@ -164,7 +164,8 @@ class CheapestFlips(Keeper):
 class BroughtBackFlips(CheapestFlips):
     """The cheapest flips, each brought back to the boundary when it is found, so that it takes less of the budget.
 
-    Steps of an attack overshoot the boundary. Bisection looks at each image that flips in six forward passes, once.
+    Steps of an attack overshoot the boundary. Bisection looks at each image that flips in six forward passes, once. At
+    p = inf nothing is brought back, as there every flip inside the radius is paid for.
 
     Args:
         ball: See `Keeper`.
@@ -194,7 +195,7 @@ class BroughtBackFlips(CheapestFlips):
         """Show an iterate, and bring back the flips that it is the first to find."""
         known = self.finished
         super().offer(x_adv, logits, losses)
-        if known is None or self.finished is None:
+        if known is None or self.finished is None or math.isinf(self.ball.p):
             return
         rows = (self.finished & ~known).nonzero().squeeze(1)
         if len(rows):
@@ -205,7 +206,10 @@ class BroughtBackFlips(CheapestFlips):
         flips = NearestFlips(self.ball.ground, self._model, self.clean[rows], self.y[rows], self._batch_size)
         flips.points, flips.distances = self.x_adv[rows], self._price[rows]
         flips.pull_back(_HALVINGS)
+        # A flip that stays where it is was seen in another batch, in which kernels may have rounded otherwise.
+        nearer = flips.distances < self._price[rows]
         logits = forward(self._model, flips.points, self._batch_size).to(self.logits)
+        logits = torch.where(nearer[:, None], logits, self.logits[rows])
         self.x_adv = self.x_adv.index_copy(0, rows, flips.points)
         self.logits = self.logits.index_copy(0, rows, logits)
         self._price = self._price.index_copy(0, rows, flips.distances)

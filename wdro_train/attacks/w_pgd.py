@@ -28,9 +28,10 @@ from wdro_train.utils.errors import UserError
 class WPGD:
     """Many steps of W-FGSM: x <- project(x + alpha h(g) (||g||_* / Upsilon_t)^(q-1)), alpha = step_size delta / steps.
 
-    Theory, section 4. A step takes one forward and one backward pass (with `keep="cheapest"` over the images that have
-    not flipped yet only), and unless the last iterate is kept the attack ends with one more forward pass. Under DDP a
-    step takes two small collectives, three unless the last iterate is kept. Departures from the 2023 code:
+    Theory, section 4. A step takes one forward and one backward pass (with `keep="cheapest"` or `"nearest"` over the
+    images that have not flipped yet only), and unless the last iterate is kept the attack ends with one more forward
+    pass. Under DDP a step takes two small collectives, three unless the last iterate is kept. Departures from the 2023
+    code:
 
     - the projection comes after the clamping, so that no budget is lost to the box;
     - images without gradient (under ReDLR: those already misclassified) hold their place when the others are
@@ -52,9 +53,9 @@ class WPGD:
         keep: What is returned: the `last` iterate, which is the one to train on; the `best` one (lowest accuracy over
             the batch); the `cheapest` flips: images stop where they first flip, the budget moves on to the others, and
             the flips that it pays for are returned, cheapest first; or the `nearest` ones: the same, each brought back
-            to the boundary by bisection when it is found (six forward passes of each image that flips), so that long
-            steps waste no budget. `nearest` is the strongest against accuracy: 16 steps and a `step_size` of 3 leave
-            less than 50 of the usual size with `cheapest`.
+            to the boundary by bisection when it is found (at p < inf, by six forward passes of each image that flips),
+            so that long steps waste no budget. `nearest` is the strongest against accuracy: on the network of
+            docs/results/step_cost.md 16 steps and a `step_size` of 3 leave no more than 50 usual ones with `cheapest`.
         box: Use the free gradient and project after clamping; False is the paper's order.
         scope: Over what Upsilon and the spent budget are taken: `batch` (the global batch), `running`, or
             a `Scope`.
@@ -169,7 +170,7 @@ class WPGD:
     def _gradient(
         self, model: nn.Module, x_adv: Tensor, y: Tensor, loss: LossFunction, keeper: Keeper | None
     ) -> InputGradient:
-        """The gradient at the iterate; finished images are not looked at again (one transfer to the host a step).
+        """The gradient at the iterate; finished images are not looked at again, at one transfer to the host a step.
 
         In `train` mode BatchNorm couples the images, so all of them stay in.
         """

@@ -57,7 +57,7 @@ def _brief(steps: int) -> tuple[OneRun, ...]:
 
 
 def _thorough(steps: int) -> tuple[OneRun, ...]:
-    """What is left after brief runs lies near known flips and in other directions, and not straight on from the flips.
+    """Most runs start a random way from the image or from the flip: those straight from the flip end where they did.
 
     docs/results/distances_effort.md has what each kind finds.
     """

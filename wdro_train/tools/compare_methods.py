@@ -20,12 +20,13 @@ from wdro_train.config.writable import refuse_unwritable
 from wdro_train.theory.band import band_width
 from wdro_train.tools import command_line
 from wdro_train.tools.certified_runs import certify, chosen_certificates, refuse_uncovered
-from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, judge_run
+from wdro_train.tools.judged_runs import JudgedRun, attacked_curve, check, effort, images_digest, judge_run
 from wdro_train.tools.kept_judgements import (
     finished,
     judged_before,
     refuse_mixed,
     refuse_other_checkpoints,
+    refuse_other_images,
     refuse_repeated_seeds,
 )
 from wdro_train.tools.loading import add_loading_options, chosen_network
@@ -238,8 +239,10 @@ def _complete(
     checkpoint, file, curve = run / BEST_CHECKPOINT, given.out / "runs" / f"{run.name}.json", None
     if run.name not in known:
         network = chosen_network(given, checkpoint)
+        test_images = images_digest(network, given.limit)
+        refuse_other_images(run.name, test_images, known)
         curve = attacked_curve(network, given.norm, given.limit)
-        known[run.name] = judge_run(network, curve, given.norm, given.deltas, given.limit)
+        known[run.name] = judge_run(network, curve, given.norm, given.deltas, given.limit, test_images)
         refuse_mixed(known)  # how many images a data set has is known only now
         write_json(file, known[run.name], setting="--out")
     done = known[run.name]

@@ -89,7 +89,12 @@ def attacked_curve(network: JudgedNetwork, norm: float, limit: int | None) -> Ro
 
 
 def judge_run(
-    network: JudgedNetwork, curve: RobustnessCurve, norm: float, deltas: Sequence[float], limit: int | None
+    network: JudgedNetwork,
+    curve: RobustnessCurve,
+    norm: float,
+    deltas: Sequence[float],
+    limit: int | None,
+    test_images: str,
 ) -> JudgedRun:
     """Judge one run on its test set: curves, accuracies, and what a training step costs.
 
@@ -99,6 +104,7 @@ def judge_run(
         norm: Ground norm.
         deltas: Radii of the table.
         limit: First so many images only; None for all.
+        test_images: Their digest, from `images_digest`.
     """
     run = network.path.parent.parent
     method, _, seed = run.name.rpartition("_")
@@ -119,16 +125,18 @@ def judge_run(
         "passes": passes(network, load_arrays(network.config, "train", _COUNTED)),
         "checkpoint": file_digest(network.path),
         "data": data_name(network.config["data"]),
-        "test_images": images_digest(load_arrays(network.config, "test", limit)),
+        "test_images": test_images,
     }
 
 
-def images_digest(arrays: ImageSet) -> str:
-    """SHA-256 of all labels and of the first batch of a set, by which it is told from others of its name and size.
+def images_digest(network: JudgedNetwork, limit: int | None) -> str:
+    """SHA-256 of all labels and of the first batch of a test set, by which it is told from others of its name and size.
 
     Args:
-        arrays: The set; no more than a batch of it is decoded.
+        network: The network of the run.
+        limit: First so many images only; None for all. No more than a batch of them is decoded.
     """
+    arrays = load_arrays(network.config, "test", limit)
     first, _ = next(iter(ArrayBatches(arrays, BATCH_SIZE)))
     return batch_digest(first, arrays.labels)
 

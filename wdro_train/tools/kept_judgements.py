@@ -116,13 +116,38 @@ def refuse_mixed(results: Mapping[str, JudgedRun], runs: Sequence[Path] = ()) ->
         if run.name not in results:
             data[run.name] = data_name(read_checkpoint(run / BEST_CHECKPOINT)[CONFIG_KEY]["data"])
     images = {name: f"{result['images']} test images" for name, result in results.items()}
-    digests = {name: result["test_images"] for name, result in results.items() if "test_images" in result}
-    content = {name: f"test images of digest {digest[:12]}" for name, digest in digests.items()}
-    for found in (data, images, content):
-        first = next(iter(found), "")
-        for name, value in found.items():
-            if value != found[first]:
-                raise UserError(
-                    f"{first} is about {found[first]} and {name} about {value}, which no table can hold together; "
-                    "give a folder of runs of the same data, or another --out"
-                )
+    for found in (data, images, _content(results)):
+        _refuse_differing(found)
+
+
+def refuse_other_images(name: str, digest: str, results: Mapping[str, JudgedRun]) -> None:
+    """Refuse to judge a run on other images than those of the results beside which it would stand.
+
+    Args:
+        name: Of the run.
+        digest: Of its test images, from `images_digest`.
+        results: What was judged, by name.
+
+    Raises:
+        UserError: They differ. Results that were written before they had this digest pass.
+    """
+    _refuse_differing(_content(results) | {name: _in_words(digest)})
+
+
+def _content(results: Mapping[str, JudgedRun]) -> dict[str, str]:
+    return {name: _in_words(result["test_images"]) for name, result in results.items() if "test_images" in result}
+
+
+def _in_words(digest: str) -> str:
+    return f"test images of digest {digest[:12]}"
+
+
+def _refuse_differing(found: Mapping[str, str]) -> None:
+    """Refuse to put runs into one table of which something differs that is the same of all runs of a table."""
+    first = next(iter(found), "")
+    for name, value in found.items():
+        if value != found[first]:
+            raise UserError(
+                f"{first} is about {found[first]} and {name} about {value}, which no table can hold together; "
+                "give a folder of runs of the same data, or another --out"
+            )

@@ -91,9 +91,9 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, WrittenRadi
         raise UserError(f"{' '.join(keys)} names no network; give model=... and data=..., or a checkpoint")
     else:
         network = network_trained_elsewhere(cfg, resolve_device(given.device))
-    typed += [(network.config.get("attack") or {}).get("delta")]
-    typed += [one for one in ((network.config.get("data") or {}).get("delta") or {}).values() if isinstance(one, str)]
-    return network, WrittenRadii(None, typed)
+    trained, data = (network.config.get(part) or {} for part in ("attack", "data"))
+    texts = [trained.get("delta"), *(data.get("delta") or {}).values()]
+    return network, WrittenRadii(None, [*typed, *(one for one in texts if isinstance(one, str))])
 
 
 def composed(keys: list[str], folder: Path | None = None) -> DictConfig:

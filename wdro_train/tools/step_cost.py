@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
         *(["channels_last"] if given.channels_last else []),
         *(["compile"] if given.compile else []),
     ]
-    radius = WrittenRadii((network.config.get("attack") or {}).get("delta"))(ball.delta)
+    radius = WrittenRadii(network.config["attack"]["delta"])(ball.delta)
     tables.show(
         f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {radius}, "
         f"{', '.join(how)}, {x.device.type}",

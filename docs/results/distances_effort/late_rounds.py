@@ -1,6 +1,6 @@
 """What rounds of different kind still find at p < inf after others have been through; rows as JSON.
 
-    python docs/results/distances_effort/late_rounds.py CKPT 346
+    python docs/results/distances_effort/late_rounds.py CKPT 345
 
 1,000 test images of Fashion-MNIST, W_2, l_inf, radius 0.1, seed 0. The search goes on as `auto` does for so many passes
 an image; then each kind of round, of 60 steps, is run three times on the images that the worst case moves, always from
