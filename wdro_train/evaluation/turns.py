@@ -48,7 +48,7 @@ def marginal_turns(steps: int) -> Turns:
         )
         for what, start in (("the image", AtTheImage()), ("random points", AtRandom()))
     )
-    return (again, image, *short), long, (*long, again, noise), long
+    return (again, image, *short), (*long, again), (*long, noise), long
 
 
 def _brief(steps: int) -> tuple[OneRun, ...]:
