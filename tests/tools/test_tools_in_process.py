@@ -371,3 +371,22 @@ def test_radii_are_written_as_they_were_typed(checkpoint, capsys):
     few = ["--images", "8", "--repeats", "1", "--steps", "1"]
     attack_cost.main([str(checkpoint), *few, "--delta", "4/255"])
     assert "radius 4/255," in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("attack", None, "does not say for which p and norm and delta it was trained; give them"),
+        ("attack", ["x"], "does not say for which p and norm and delta it was trained; give them"),
+        ("attack", "x", "does not say for which p and norm and delta it was trained; give them"),
+        ("attack", {"p": 2, "norm": "inf"}, "does not say for which delta it was trained; give them"),
+        ("data", {"delta": ["0.1"]}, "choose the model and data it was trained with"),
+    ],
+)
+def test_a_checkpoint_whose_radii_are_none_is_refused_in_a_sentence(checkpoint, part, value, said, tmp_path):
+    kept = torch.load(checkpoint, weights_only=False)
+    config = kept[CONFIG_KEY]
+    config[part] = config[part] | value if part == "data" else value
+    torch.save(kept, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=said):
+        attack_cost.main([str(tmp_path / "best.ckpt"), "--images", "8", "--repeats", "1", "--steps", "1"])

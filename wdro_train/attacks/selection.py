@@ -164,8 +164,7 @@ class CheapestFlips(Keeper):
 class BroughtBackFlips(CheapestFlips):
     """The cheapest flips, each brought back to the boundary when it is found, so that it takes less of the budget.
 
-    Steps of an attack overshoot the boundary. Bisection looks at each image that flips in six forward passes, once. At
-    p = inf nothing is brought back, as there every flip inside the radius is paid for.
+    Steps of an attack overshoot the boundary. Bisection looks at each image that flips in six forward passes, once.
 
     Args:
         ball: See `Keeper`.
@@ -195,7 +194,7 @@ class BroughtBackFlips(CheapestFlips):
         """Show an iterate, and bring back the flips that it is the first to find."""
         known = self.finished
         super().offer(x_adv, logits, losses)
-        if known is None or self.finished is None or math.isinf(self.ball.p):
+        if known is None or self.finished is None:
             return
         rows = (self.finished & ~known).nonzero().squeeze(1)
         if len(rows):
@@ -262,7 +261,10 @@ def make_keeper(
     kinds: dict[str, Callable[[WassersteinBall, Tensor, Tensor, Tensor | None, Reducer], Keeper]] = {
         "best": BestIterate,
         "cheapest": CheapestFlips,
-        "nearest": partial(BroughtBackFlips, model=model, batch_size=batch_size),
+        # At p = inf every flip inside the radius is paid for, however near.
+        "nearest": CheapestFlips
+        if math.isinf(ball.p)
+        else partial(BroughtBackFlips, model=model, batch_size=batch_size),
     }
     if keep not in kinds:
         raise UserError(f"attack.keep={keep!r} is unknown; choose last, best, cheapest or nearest")

@@ -57,10 +57,16 @@ class JudgedNetwork:
             p: Another Wasserstein order.
             norm: Another ground norm.
             delta: Another radius.
+
+        Raises:
+            UserError: What is not given does not stand in the configuration of the training.
         """
         given: dict[str, Any] = {"p": p, "norm": norm, "delta": delta}
-        trained = self.config["attack"]
-        return WassersteinBall(**{key: trained[key] if value is None else value for key, value in given.items()})
+        trained = self.config.get("attack")
+        known = trained if isinstance(trained, Mapping) else {}
+        if lacking := [key for key, value in given.items() if value is None and key not in known]:
+            raise UserError(f"{self.path} does not say for which {' and '.join(lacking)} it was trained; give them")
+        return WassersteinBall(**{key: known[key] if value is None else value for key, value in given.items()})
 
     def construct(self, group: str) -> Any:
         """An object of the training configuration, such as its attack.

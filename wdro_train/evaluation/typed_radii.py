@@ -19,7 +19,17 @@ def typed_radii(config: Mapping[str, Any], trained: Iterable[Mapping[str, Any]],
     typed = [(config.get("attack") or {}).get("delta")]
     for part in ("curve", "poster", "first_order"):
         typed += (config.get(part) or {}).get("deltas") or []
-    for one in trained:
-        radii = [(one.get("attack") or {}).get("delta"), *((one.get("data") or {}).get("delta") or {}).values()]
-        typed += [radius for radius in radii if isinstance(radius, str)]  # numbers there follow from such texts
+    typed += [text for one in trained for text in trained_radii(one)]
     return WrittenRadii(WrittenRadii(None, typed)(threat) if threat > 0 else None, typed)
+
+
+def trained_radii(config: Mapping[str, Any]) -> list[str]:
+    """The radii of a training and of its data as they were typed; numbers there follow from such texts.
+
+    Args:
+        config: Of the training, from a file that may be damaged.
+    """
+    attack, data = (part if isinstance(part := config.get(name), Mapping) else {} for name in ("attack", "data"))
+    of_data = data.get("delta")
+    radii = [attack.get("delta"), *(of_data.values() if isinstance(of_data, Mapping) else [])]
+    return [radius for radius in radii if isinstance(radius, str)]

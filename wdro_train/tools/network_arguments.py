@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wdro_train.cli import CONF
 from wdro_train.config.resolvers import register_resolvers
 from wdro_train.evaluation.networks import JudgedNetwork, load_network, network_trained_elsewhere
+from wdro_train.evaluation.typed_radii import trained_radii
 from wdro_train.tools import command_line
 from wdro_train.tools.loading import add_loading_options, chosen_network
 from wdro_train.utils.devices import resolve_device
@@ -91,9 +92,7 @@ def given_network(given: argparse.Namespace) -> tuple[JudgedNetwork, WrittenRadi
         raise UserError(f"{' '.join(keys)} names no network; give model=... and data=..., or a checkpoint")
     else:
         network = network_trained_elsewhere(cfg, resolve_device(given.device))
-    trained, data = (network.config.get(part) or {} for part in ("attack", "data"))
-    texts = [trained.get("delta"), *(data.get("delta") or {}).values()]
-    return network, WrittenRadii(None, [*typed, *(one for one in texts if isinstance(one, str))])
+    return network, WrittenRadii(None, [*typed, *trained_radii(network.config)])
 
 
 def composed(keys: list[str], folder: Path | None = None) -> DictConfig:

@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from wdro_train.attacks import KLPGD, WFGSM, WPGD, WRM, Attack, BoundaryAttack, Fixed, Lagrangian
+from wdro_train.evaluation.typed_radii import trained_radii
 from wdro_train.objectives import (
     Adversarial,
     ChecksNetwork,
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
         *(["channels_last"] if given.channels_last else []),
         *(["compile"] if given.compile else []),
     ]
-    radius = WrittenRadii(network.config["attack"]["delta"])(ball.delta)
+    radius = WrittenRadii(None, trained_radii(network.config))(ball.delta)
     tables.show(
         f"{network.path}: a training step on {len(y)} images, W_{ball.p:g}, l_{ball.norm:g}, radius {radius}, "
         f"{', '.join(how)}, {x.device.type}",
